@@ -1,0 +1,1 @@
+"""The configs that Hydra composes; see the entry points in the package root."""

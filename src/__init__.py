@@ -1,0 +1,1 @@
+"""unlora: LoRA-first unlearning for language models."""

@@ -1,0 +1,134 @@
+"""Data: from the rows of a data set to the tokens of a batch.
+
+    rows -> qa / text -> Encoded -> Parts, KeyedSampler -> collate -> batch
+
+A config names each part of the data (``train``, ``forget``, ``retain``, ``alternate``) and in it one
+or more data sets, each with a handler:
+
+* ``QADataset``: columns ``question_key`` and ``answer_key``;
+* ``QAwithIdkDataset``: the same, with a refusal as alternate answer to each question;
+* ``PretrainingDataset``: running text in column ``text_key``.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from unlora.data.chat import Chat, Encoded
+from unlora.data.pairs import Parts
+from unlora.data.qa import answers, refusals
+from unlora.data.rows import load_rows
+from unlora.data.text import chunks
+from unlora.errors import InputError
+from unlora.registry import unknown
+
+HANDLERS = ("QADataset", "QAwithIdkDataset", "PretrainingDataset")
+logger = logging.getLogger(__name__)
+
+
+def load_part(
+    part: Mapping[str, Mapping[str, Any]],
+    chat: Chat,
+    *,
+    datasets_dir: str | None = None,
+    idk_seed: int | None = None,
+) -> list[Encoded]:
+    """All rows of one part of the data.
+
+    Args:
+        part: name -> ``{"handler": ..., "args": {"hf_args": ..., ...}}``.
+        idk_seed: with it, refusals to the questions instead of their answers.
+    """
+    encoded: list[Encoded] = []
+    for name, config in part.items():
+        handler, args = config.get("handler"), dict(config.get("args") or {})
+        if handler not in HANDLERS:
+            raise InputError(unknown(f"handler of data set {name}", handler, HANDLERS))
+        try:
+            rows = load_rows(**args.pop("hf_args"), datasets_dir=datasets_dir)
+            found = _encode(handler, rows, args, chat, idk_seed)
+        except InputError as error:
+            raise InputError(f"Data set {name}: {error}") from error
+        if not found:
+            raise InputError(f"Data set {name} has no rows.")
+        cut = sum(row.cut > 0 for row in found)
+        logger.info("%s: %d rows, %d of them cut to the maximal length", name, len(found), cut)
+        encoded += found
+    return encoded
+
+
+def load_parts(
+    data: Mapping[str, Any],
+    chat: Chat,
+    needed: tuple[str, ...],
+    *,
+    seed: int,
+    datasets_dir: str | None = None,
+) -> Parts:
+    """The parts of the data that an objective needs, and no others.
+
+    Alternate answers that no data set gives are refusals to the forget questions.
+
+    Args:
+        data: the section ``data`` of a config: part -> data sets, and ``anchor``.
+        needed: of ``forget``, ``retain``, ``alternate``.
+
+    Raises:
+        InputError: a part that is needed is not configured.
+    """
+    loaded = {}
+    for part in needed:
+        idk_seed = None
+        source = data.get(part)
+        if part == "retain" and not source:
+            source = data.get("train")
+        if part == "alternate" and not source:
+            source, idk_seed = data.get("forget"), seed
+        if not source:
+            raise InputError(
+                f"The objective needs {part} data, but data.{part} is not set. "
+                f"Add it with data/datasets@data.{part}=NAME."
+            )
+        loaded[part] = load_part(source, chat, datasets_dir=datasets_dir, idk_seed=idk_seed)
+    if "alternate" in loaded and len(loaded["alternate"]) != len(loaded["forget"]):
+        raise InputError(
+            f"There are {len(loaded['alternate'])} alternate answers for "
+            f"{len(loaded['forget'])} forget rows; give one for each."
+        )
+    anchor = str(data.get("anchor") or "forget")
+    if anchor not in ("forget", "retain"):
+        raise InputError(unknown("data.anchor", anchor, ("forget", "retain")))
+    return Parts(loaded, anchor if anchor in loaded else next(iter(loaded)))
+
+
+def _encode(
+    handler: str,
+    rows: list[dict],
+    args: dict[str, Any],
+    chat: Chat,
+    idk_seed: int | None,
+) -> list[Encoded]:
+    known = {
+        "QADataset": ("question_key", "answer_key", "max_length"),
+        "QAwithIdkDataset": ("question_key", "answer_key", "max_length", "idk_path"),
+        "PretrainingDataset": ("text_key", "max_length"),
+    }[handler]
+    for key in args:
+        if key not in known:
+            raise InputError(unknown(f"argument of {handler}", key, ("hf_args", *known)))
+    if handler == "PretrainingDataset":
+        if idk_seed is not None:
+            raise InputError(
+                "running text has no question to refuse. Choose an objective without alternate "
+                "answers, or set data.alternate."
+            )
+        key = args.get("text_key", "text")
+        for number, row in enumerate(rows):
+            if key not in row:
+                raise InputError(f"row {number} has no column {key!r}; it has: {', '.join(row)}.")
+        texts = [str(row[key]) for row in rows]
+        return chunks(chat.tokenizer, texts, max_length=args.get("max_length", 2048))
+    idk_path = args.pop("idk_path", None)
+    if idk_seed is None:
+        return answers(rows, chat, **args)
+    return refusals(rows, chat, seed=idk_seed, idk_path=idk_path, **args)

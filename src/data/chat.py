@@ -1,0 +1,188 @@
+"""Questions and answers as tokens: which are read, which are scored.
+
+    <|im_start|>user  Who wrote it? <|im_end|> <|im_start|>assistant   Ana  Silva <|im_end|>
+    ------------------------------ prompt ------------------------   -------- scored -------
+
+The answer and exactly one end token are scored. The border is found by character offsets of the
+whole text, tokenised once, so a merge across the border hides no answer token.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from transformers import PreTrainedTokenizerBase
+
+from unlora.errors import InputError
+from unlora.outputs import IGNORE_INDEX
+
+STAND_IN = "A"  # answers begin with a letter; stands for the answer where only the prompt is wanted
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example as token ids.
+
+    Attributes:
+        labels: the ids again where a token is scored, ``IGNORE_INDEX`` elsewhere.
+        cut: number of tokens that were dropped to keep within the maximal length.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    cut: int = 0
+
+    @property
+    def prompt_length(self) -> int:
+        """Number of tokens before the first scored one."""
+        return next(i for i, label in enumerate(self.labels) if label != IGNORE_INDEX)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """How one model is asked: its tokenizer and the ``template_args`` of its config.
+
+    With ``apply_chat_template`` the tokenizer's own template is used, with ``system_prompt`` and
+    ``date_string`` where given; otherwise the ``*_tag`` strings are put around question and answer.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template_args: Mapping[str, object]
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer.is_fast:
+            raise InputError(
+                f"The tokenizer {self.tokenizer.name_or_path!r} has no fast version; answers are "
+                "found by character offsets, which only fast tokenizers give. Convert it first."
+            )
+        if self.template_args.get("apply_chat_template") and not self.tokenizer.chat_template:
+            raise InputError(
+                f"apply_chat_template is true, but the tokenizer {self.tokenizer.name_or_path!r} "
+                "has no chat template. Set model.template_args.apply_chat_template=false and give "
+                "the *_tag strings, or use a tokenizer with a template."
+            )
+
+    @cached_property
+    def end_id(self) -> int:
+        """The token that ends an answer in this template, e.g. ``<|im_end|>``."""
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        if self._uses_template:
+            turns = self._messages("Q", (), answer=STAND_IN * 8)
+            text = self._render(turns, add_generation_prompt=False)
+            tail = text.rpartition(STAND_IN * 8)[2]
+        else:
+            tail = str(self.template_args.get("asst_end_tag") or "")
+        for token in self.tokenizer(tail, add_special_tokens=False).input_ids:
+            if token in special:
+                return token
+        if self.tokenizer.eos_token_id is None:
+            raise InputError(
+                f"The tokenizer {self.tokenizer.name_or_path!r} has no end-of-sequence token."
+            )
+        return self.tokenizer.eos_token_id
+
+    def encode(
+        self,
+        question: str,
+        answer: str,
+        *,
+        max_length: int = 512,
+        examples: Sequence[tuple[str, str]] = (),
+    ) -> Encoded:
+        """Question and answer as tokens; the answer and one end token are scored.
+
+        Args:
+            max_length: in tokens. A row that is longer loses the beginning of its prompt (the
+                question stands at the end of it), down to half of the length, then the end of
+                its answer, end token included.
+            examples: (question, answer) pairs shown before the question.
+
+        Raises:
+            InputError: the answer is empty, so there is nothing to score.
+        """
+        if not answer.strip():
+            raise InputError(f"The answer to {question!r} is empty; there is nothing to score.")
+        prompt = self._prompt_text(question, examples)
+        encoding = self.tokenizer(
+            prompt + answer,
+            add_special_tokens=not self._uses_template,
+            return_offsets_mapping=True,
+        )
+        ids = list(encoding.input_ids)
+        offsets = list(encoding.offset_mapping)
+        while ids and ids[-1] == self.tokenizer.eos_token_id and offsets[-1][0] == offsets[-1][1]:
+            ids.pop(), offsets.pop()  # some tokenizers end every text themselves
+        bos = self.tokenizer.bos_token_id
+        if len(ids) > 1 and bos is not None and ids[0] == ids[1] == bos:
+            ids, offsets = ids[1:], offsets[1:]  # the text brought its own
+        start = next(i for i, (_, end) in enumerate(offsets) if end > len(prompt))
+        return _fit(ids[:start], [*ids[start:], self.end_id], max_length)
+
+    def prompt(self, question: str, *, examples: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """What generation continues: the unscored beginning of :meth:`encode`."""
+        row = self.encode(question, STAND_IN, examples=examples, max_length=1 << 30)
+        return row.input_ids[: row.prompt_length]
+
+    @property
+    def _uses_template(self) -> bool:
+        return bool(self.template_args.get("apply_chat_template"))
+
+    def _prompt_text(self, question: str, examples: Sequence[tuple[str, str]]) -> str:
+        if self._uses_template:
+            return self._render(self._messages(question, examples), add_generation_prompt=True)
+        tag = {key: str(value or "") for key, value in self.template_args.items()}
+        ask = lambda q: "".join(  # noqa: E731
+            (tag.get("user_start_tag", ""), q, tag.get("user_end_tag", ""),
+             tag.get("asst_start_tag", ""))
+        )  # fmt: skip
+        shown = "".join(ask(q) + a + tag.get("asst_end_tag", "") for q, a in examples)
+        return tag.get("system_prompt_with_special_tokens", "") + shown + ask(question)
+
+    def _messages(
+        self, question: str, examples: Sequence[tuple[str, str]], answer: str | None = None
+    ) -> list[dict[str, str]]:
+        system = self.template_args.get("system_prompt")
+        turns = [("system", str(system))] if system else []
+        for shown_question, shown_answer in examples:
+            turns += [("user", shown_question), ("assistant", shown_answer)]
+        turns.append(("user", question))
+        if answer is not None:
+            turns.append(("assistant", answer))
+        return [{"role": role, "content": content} for role, content in turns]
+
+    def _render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        date = self.template_args.get("date_string")
+        return self.tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **({"date_string": date} if date else {}),
+        )
+
+
+def encode_text(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, max_length: int, prefix: str = ""
+) -> Encoded:
+    """Plain text as tokens, all of it scored except ``prefix``; no end token is added."""
+    encoding = tokenizer(prefix + text, return_offsets_mapping=True)
+    start = next(
+        (i for i, (_, end) in enumerate(encoding.offset_mapping) if end > len(prefix)),
+        len(encoding.input_ids),
+    )
+    ids = list(encoding.input_ids)
+    if ids and ids[-1] == tokenizer.eos_token_id and encoding.offset_mapping[-1] == (0, 0):
+        ids.pop()
+    if start >= len(ids):
+        raise InputError(f"The text {text!r} is empty; there is nothing to score.")
+    return _fit(ids[:start], ids[start:], max_length)
+
+
+def _fit(prompt: list[int], answer: list[int], max_length: int) -> Encoded:
+    """Join prompt and answer within ``max_length`` tokens; see :meth:`Chat.encode`."""
+    room = max_length - min(len(answer), max_length // 2)
+    kept_prompt = prompt[max(0, len(prompt) - room) :]
+    kept_answer = answer[: max_length - len(kept_prompt)]
+    cut = len(prompt) + len(answer) - len(kept_prompt) - len(kept_answer)
+    return Encoded(
+        kept_prompt + kept_answer, [IGNORE_INDEX] * len(kept_prompt) + kept_answer, cut
+    )

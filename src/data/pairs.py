@@ -1,0 +1,69 @@
+"""Which forget row meets which retain row."""
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unlora.data.chat import Encoded
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Several data sets drawn from together; one of them, the anchor, sets the length of an epoch.
+
+    Attributes:
+        rows: part -> its rows. ``alternate`` holds one row for each forget row, in its order.
+        anchor: the part of which every row is seen once in an epoch.
+    """
+
+    rows: Mapping[str, Sequence[Encoded]]
+    anchor: str
+
+    def __len__(self) -> int:
+        return len(self.rows[self.anchor])
+
+    def __getitem__(self, index: Mapping[str, int]) -> dict[str, Encoded]:
+        return {part: rows[index[part]] for part, rows in self.rows.items()}
+
+
+class KeyedSampler:
+    """Rows of all parts for every step, fixed by (seed, epoch) alone.
+
+    It reads no global random state, so it is the same for any number of processes and workers,
+    and after a resumption. Every part runs through a permutation of its rows before one repeats;
+    the anchor starts a new permutation with every epoch.
+    """
+
+    def __init__(self, parts: Parts, seed: int):
+        self.parts, self.seed, self.epoch = parts, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate and the trainer at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self) -> Iterator[dict[str, int]]:
+        drawn = {
+            part: self._draws(part, len(rows))
+            for part, rows in self.parts.rows.items()
+            if part != "alternate"
+        }
+        for i in range(len(self)):
+            index = {part: int(rows[i]) for part, rows in drawn.items()}
+            if "alternate" in self.parts.rows:
+                index["alternate"] = index["forget"]
+            yield index
+
+    def _draws(self, part: str, size: int) -> np.ndarray:
+        """The rows of ``part`` for each step of this epoch."""
+        first = self.epoch * len(self)
+        cycles = range(first // size, (first + len(self) - 1) // size + 1)
+        order = np.concatenate([self._permutation(part, cycle, size) for cycle in cycles])
+        return order[first % size :][: len(self)]
+
+    def _permutation(self, part: str, cycle: int, size: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, zlib.crc32(part.encode()), cycle]).permutation(size)

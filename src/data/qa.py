@@ -1,0 +1,76 @@
+"""Question-answer data sets as rows to train on."""
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+
+import numpy as np
+
+from unlora.data.chat import Chat, Encoded
+from unlora.errors import InputError
+
+
+def answers(
+    rows: Sequence[Mapping[str, object]],
+    chat: Chat,
+    *,
+    question_key: str = "question",
+    answer_key: str = "answer",
+    max_length: int = 512,
+) -> list[Encoded]:
+    """Every question with its answer; a list of answers gives one row for each.
+
+    Raises:
+        InputError: a column is missing, or an answer is empty.
+    """
+    encoded = []
+    for number, row in enumerate(rows):
+        for key in (question_key, answer_key):
+            if key not in row:
+                raise InputError(
+                    f"Row {number} has no column {key!r}; it has: {', '.join(map(str, row))}. "
+                    "Set question_key and answer_key to the columns of your data."
+                )
+        given = row[answer_key]
+        for answer in given if isinstance(given, (list, tuple)) else [given]:
+            encoded.append(chat.encode(str(row[question_key]), str(answer), max_length=max_length))
+    return encoded
+
+
+def refusals(
+    rows: Sequence[Mapping[str, object]],
+    chat: Chat,
+    *,
+    seed: int,
+    question_key: str = "question",
+    answer_key: str = "answer",
+    max_length: int = 512,
+    idk_path: str | None = None,
+) -> list[Encoded]:
+    """Every question with a way to say "I don't know", drawn with ``seed``.
+
+    Args:
+        idk_path: text file with one refusal a line; the ones of this package if not given.
+    """
+    if idk_path is None:
+        text = resources.files("unlora.data").joinpath("refusals.txt").read_text("utf-8")
+    else:
+        try:
+            with open(idk_path, encoding="utf-8") as file:
+                text = file.read()
+        except OSError as error:
+            raise InputError(f"idk_path {idk_path!r} cannot be read: {error.strerror}.") from error
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise InputError(f"idk_path {idk_path!r} holds no refusal; it needs one a line.")
+    drawn = np.random.default_rng(seed).integers(len(lines), size=len(rows))
+    questions = [
+        {question_key: row[question_key], answer_key: lines[i]}
+        for row, i in zip(rows, drawn, strict=True)
+    ]
+    return answers(
+        questions,
+        chat,
+        question_key=question_key,
+        answer_key=answer_key,
+        max_length=max_length,
+    )

@@ -1,0 +1,337 @@
+"""LoRA on a root model, with the adapters that its lineage already has."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from unlora.errors import InputError
+from unlora.model.guards import Probe
+from unlora.model.lineage import ADAPTER_WEIGHTS, Lineage
+from unlora.model.reference import POLICY, freeze_reference
+from unlora.registry import unknown
+
+LINEAGE_MODES = ("auto", "merge", "stack", "continue")
+logger = logging.getLogger(__name__)
+
+
+class LoRAModelForCausalLM:
+    """Builds a causal language model with a LoRA adapter to train.
+
+    The result is a plain peft ``PeftModelForCausalLM`` with two attributes of ours: ``lineage`` (what
+    it stands on) and ``target`` (a :class:`Probe` of the model that its lineage names).
+    """
+
+    @staticmethod
+    def from_pretrained(
+        path_or_repo: str,
+        lora_config: Mapping[str, Any] | None = None,
+        *,
+        lineage: str = "auto",
+        **model_args: Any,
+    ) -> PeftModel:
+        """Load a root model or a run folder and put an adapter on it.
+
+        Args:
+            path_or_repo: hub repository, model folder, or run folder with an adapter.
+            lora_config: keyword arguments of ``peft.LoraConfig``.
+            lineage: what happens to the adapters that are there already. ``merge``: into the
+                weights, in memory. ``stack``: they stay beside the new one, frozen.
+                ``continue``: the last one is trained further, a frozen twin is the reference.
+                ``auto``: merge, or stack where the weights are quantised.
+            model_args: keyword arguments of ``AutoModelForCausalLM.from_pretrained``.
+
+        Raises:
+            InputError: no such model, a link is missing or changed, or the adapter does not fit.
+        """
+        if lineage not in LINEAGE_MODES:
+            raise InputError(unknown("model.lineage", lineage, LINEAGE_MODES))
+        origin = Lineage.read(path_or_repo)
+        if lineage == "continue" and not origin.links:
+            raise InputError(
+                f"model.lineage is 'continue', but {path_or_repo!r} has no adapter to continue. "
+                "Give a run folder with an adapter, or leave model.lineage out."
+            )
+        config = None
+        if lineage != "continue":
+            config = checked_lora_config(lora_config or {}, root_config(origin.root, model_args))
+        base, origin = load_root(origin, model_args)
+        quantised = getattr(base, "is_quantized", False)
+        if lineage == "auto":
+            lineage = "stack" if quantised else "merge"
+        if lineage == "merge" and quantised and origin.links:
+            raise InputError(
+                "model.lineage is 'merge', but the base is quantised, and merging into quantised "
+                "weights changes the answers. Set model.lineage=stack."
+            )
+        model = attach(base, origin)
+        target = Probe.take(model)
+        if lineage == "continue":
+            model = _continue(model, origin, merge=not quantised)
+        elif lineage == "stack" and origin.links:
+            model.add_adapter(POLICY, config)
+            _activate_policy(model)
+        else:
+            model = get_peft_model(merge_adapters(model), config)
+        kept = origin.links[:-1] if lineage == "continue" else origin.links
+        model.lineage = Lineage(origin.root, kept, origin.fingerprint)
+        model.target = target
+        return model
+
+
+def root_config(root: str, model_args: Mapping[str, Any]) -> PretrainedConfig:
+    """The architecture of a root model, read before any weights.
+
+    Raises:
+        InputError: the repository is unknown, gated or out of reach; one sentence says which.
+    """
+    passed = {k: model_args[k] for k in ("revision", "trust_remote_code") if k in model_args}
+    try:
+        return AutoConfig.from_pretrained(root, **passed)
+    except (OSError, ValueError) as error:
+        raise InputError(_why_not_loaded(root, error)) from error
+
+
+def load_root(
+    lineage: Lineage, model_args: Mapping[str, Any]
+) -> tuple[PreTrainedModel, Lineage]:
+    """The root model's weights, and the lineage with the root's fingerprint filled in."""
+    args = dict(model_args)
+    if isinstance(args.get("quantization_config"), Mapping):
+        from transformers import BitsAndBytesConfig
+
+        args["quantization_config"] = BitsAndBytesConfig(**args["quantization_config"])
+    if args.get("device_map"):
+        args["device_map"] = _device_map(args["device_map"])
+    try:
+        base = AutoModelForCausalLM.from_pretrained(lineage.root, **args)
+    except (OSError, ValueError) as error:
+        raise InputError(_why_not_loaded(lineage.root, error)) from error
+    found = lineage.fingerprint
+    if found is None:
+        from unlora.model.lineage import fingerprint
+
+        found = (
+            fingerprint(lineage.root)
+            if lineage.local_root
+            else getattr(base.config, "_commit_hash", None)
+        )
+    return base, Lineage(lineage.root, lineage.links, found)
+
+
+def attach(base: PreTrainedModel, lineage: Lineage) -> PreTrainedModel | PeftModel:
+    """Put every adapter of the lineage on its root, unmerged, frozen and switched on."""
+    if not lineage.links:
+        return base
+    model: Any = base
+    for number, link in enumerate(lineage.links):
+        name = f"link{number}"
+        try:
+            if number == 0:
+                model = PeftModel.from_pretrained(base, str(link.path), adapter_name=name)
+            else:
+                model.load_adapter(str(link.path), name)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise InputError(
+                f"The adapter {str(link.path)!r} does not fit the model {lineage.root!r}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+    model.base_model.set_adapter([f"link{n}" for n in range(len(lineage.links))])
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def merge_adapters(model: nn.Module) -> PreTrainedModel:
+    """Add every adapter that is on to the weights, in float32, and return the plain model.
+
+    A head that shares its weights with the input embedding gets its own copy first: an adapter on
+    the head must not change what the model reads.
+    """
+    if not isinstance(model, PeftModel):
+        return model
+    head = model.get_output_embeddings()
+    if isinstance(head, LoraLayer):
+        _untie(model.get_base_model(), head)
+    for layer in [m for m in model.modules() if isinstance(m, LoraLayer)]:
+        weight = layer.get_base_layer().weight
+        stored = weight.dtype
+        weight.data = weight.data.float()
+        layer.merge()
+        weight.data = weight.data.to(stored)
+    base = model.base_model.unload()
+    for attribute in ("peft_config", "_hf_peft_config_loaded"):
+        vars(base).pop(attribute, None)
+    return base
+
+
+def checked_lora_config(
+    lora_config: Mapping[str, Any], architecture: PretrainedConfig
+) -> LoraConfig:
+    """A ``LoraConfig`` whose target modules exist in this architecture.
+
+    Raises:
+        InputError: an unknown parameter, or a target that matches nothing.
+    """
+    given = {k: list(v) if isinstance(v, tuple) else v for k, v in lora_config.items()}
+    allowed = LoraConfig.__dataclass_fields__
+    for key in given:
+        if key not in allowed:
+            raise InputError(unknown("key of lora_config", key, allowed))
+    if given.get("bias", "none") != "none":
+        raise InputError(
+            f"lora_config.bias is {given['bias']!r}, but the reference is this model with its "
+            "adapter off, and trained biases would stay on. Set model.lora_config.bias=none."
+        )
+    config = LoraConfig(**{"task_type": "CAUSAL_LM", **given})
+    targets = config.target_modules
+    if targets is None or targets == "all-linear":
+        return config
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(architecture)
+    names = [name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)]
+    short = {name.rpartition(".")[2] for name in names}
+    if isinstance(targets, str):
+        import re
+
+        try:
+            matched = any(re.fullmatch(targets, name) for name in names)
+        except re.error as error:
+            raise InputError(
+                f"lora_config.target_modules {targets!r} is not a regular expression: {error}."
+            ) from error
+        if not matched:
+            raise InputError(
+                f"lora_config.target_modules {targets!r} matches no linear layer of "
+                f"{architecture.model_type}; it has: {', '.join(sorted(short))}. "
+                "Give a list of names, a regular expression, or all-linear."
+            )
+        return config
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise InputError(
+                unknown(f"target module of {architecture.model_type}", target, short)
+            )
+    return config
+
+
+def save_adapter(model: PeftModel, folder: Path, state_dict: dict | None = None) -> None:
+    """Write the trained adapter, its config and its lineage; no weights of the base.
+
+    Args:
+        state_dict: of the whole model, where it had to be gathered from several devices.
+    """
+    model.save_pretrained(
+        str(folder),
+        state_dict=state_dict,
+        selected_adapters=[POLICY],
+        # "auto" would copy the whole head into the file when the head has an adapter
+        save_embedding_layers=False,
+    )
+    model.lineage.write(folder)
+    (folder / "README.md").write_text(_card(model.lineage), "utf-8")
+
+
+def describe_size(model: PeftModel, folder: Path) -> str:
+    """Trainable share and file size, as measured."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(
+        p.numel() for n, p in model.named_parameters() if not p.requires_grad and "lora_" not in n
+    )
+    megabytes = (folder / ADAPTER_WEIGHTS).stat().st_size / 1e6
+    return (
+        f"{trained:,} trained parameters beside {frozen:,} frozen ones "
+        f"({trained / frozen:.2%}), {megabytes:.1f} MB on disk"
+    )
+
+
+def _continue(model: PeftModel, lineage: Lineage, *, merge: bool) -> PeftModel:
+    """Train the last link further; the links before it are merged or stay frozen beside it."""
+    last = lineage.links[-1]
+    before = [f"link{n}" for n in range(len(lineage.links) - 1)]
+    model.delete_adapter(f"link{len(before)}")
+    if before and merge:
+        model.base_model.set_adapter(before)
+        model = merge_adapters(model)
+    if before and not merge:
+        model.load_adapter(str(last.path), POLICY, is_trainable=True)
+    else:
+        base = model if merge and before else model.base_model.unload()
+        model = PeftModel.from_pretrained(
+            base, str(last.path), adapter_name=POLICY, is_trainable=True
+        )
+    _activate_policy(model)
+    freeze_reference(model)
+    return model
+
+
+def _activate_policy(model: PeftModel) -> None:
+    """Switch on all adapters; only the policy's learns. It comes first: peft saves the first."""
+    links = [name for name in model.peft_config if name.startswith("link")]
+    model.base_model.set_adapter([POLICY, *links])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name and f".{POLICY}." in name)
+
+
+def _untie(base: PreTrainedModel, head: LoraLayer) -> None:
+    layer = head.get_base_layer()
+    if layer.weight is base.get_input_embeddings().weight:
+        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+        base.config.tie_word_embeddings = False
+        base.config.get_text_config().tie_word_embeddings = False
+
+
+def _device_map(device_map: Any) -> Any:
+    """``auto`` as asked on one process; each of several processes gets a device of its own."""
+    if not torch.cuda.is_available():
+        return None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return {"": int(os.environ.get("LOCAL_RANK", "0"))}
+    return device_map
+
+
+def _why_not_loaded(root: str, error: Exception) -> str:
+    """One sentence for what transformers and huggingface_hub say in many."""
+    names = {type(e).__name__ for e in _causes(error)}
+    text = str(error)
+    if "GatedRepoError" in names or "gated repo" in text:
+        return (
+            f"The repository {root!r} is gated: accept its licence on the hub and log in with "
+            "`hf auth login` or set HF_TOKEN, or choose ungated weights with "
+            "model.model_args.pretrained_model_name_or_path."
+        )
+    if "RepositoryNotFoundError" in names or "is not a valid model identifier" in text:
+        return (
+            f"There is no model {root!r}, neither as a folder nor on the hub (or it is private "
+            "and needs HF_TOKEN). Check model.model_args.pretrained_model_name_or_path."
+        )
+    offline = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError"}
+    if names & offline or "connect" in text:
+        return (
+            f"The model {root!r} is not in the local cache and the hub cannot be reached. Give a "
+            "folder with model.model_args.pretrained_model_name_or_path."
+        )
+    return f"The model {root!r} cannot be loaded: {text.splitlines()[0] if text else error!r}"
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    found = []
+    while error is not None:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _card(lineage: Lineage) -> str:
+    below = f"`{lineage.root}`" + "".join(f" + `{link.path}`" for link in lineage.links)
+    return (
+        f"# LoRA adapter\n\nThis adapter belongs on {below}, in that order; `lineage.json` has the "
+        "hashes. On anything else it is another model.\n\n"
+        "`unlora export` writes it as one standalone adapter on the root model, or merged.\n"
+    )

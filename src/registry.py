@@ -1,0 +1,59 @@
+"""Named functions that configs may ask for."""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
+
+from unlora.errors import InputError
+
+Entry = TypeVar("Entry")
+
+
+class Registry(Generic[Entry]):
+    """A read-only mapping from the name in a config to the object it stands for.
+
+    Args:
+        kind: what the entries are, in the words of an error message ("objective").
+        package: every module of this package is imported on first use, so adding an
+            entry means adding a file and nothing else.
+    """
+
+    def __init__(self, kind: str, package: str):
+        self.kind, self.package = kind, package
+        self._entries: dict[str, Entry] = {}
+
+    def add(self, name: str, entry: Entry) -> None:
+        if name in self._entries:
+            raise ValueError(
+                f"{self.kind} {name!r} is already defined; give the new one another name"
+            )
+        self._entries[name] = entry
+
+    def __getitem__(self, name: str) -> Entry:
+        self._import_all()
+        if name not in self._entries:
+            raise InputError(unknown(self.kind, name, self._entries))
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        self._import_all()
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        self._import_all()
+        return iter(sorted(self._entries))
+
+    def _import_all(self) -> None:
+        for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
+            importlib.import_module(f"{self.package}.{module.name}")
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> str:
+    """The message for a name nobody defined: what was asked, the nearest, and all there are."""
+    known = sorted(map(str, known))
+    folded = {entry.lower(): entry for entry in known}
+    near = difflib.get_close_matches(str(name).lower(), folded, n=1)
+    hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
+    return f"Unknown {kind} {name!r}.{hint} Known: {', '.join(known) or 'none'}."

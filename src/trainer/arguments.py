@@ -1,0 +1,72 @@
+"""``trainer.args`` of a config as Hugging Face's TrainingArguments."""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from unlora.errors import InputError
+from unlora.registry import unknown
+
+# configs of Open-Unlearning set these; the installed transformers may no longer know them
+IGNORED = ("logging_dir", "overwrite_output_dir", "save_safetensors", "do_train", "do_eval")
+OURS = ("warmup_epochs", "warmup_ratio")
+logger = logging.getLogger(__name__)
+
+
+def training_arguments(
+    given: Mapping[str, Any], *, output_dir: str, dtype: torch.dtype | str = torch.float32
+) -> TrainingArguments:
+    """Check names and values, and fill in what depends on the machine.
+
+    Args:
+        given: TrainingArguments, and ``warmup_epochs``; see :func:`set_warmup` for that.
+        dtype: of the weights; bfloat16 weights train in bfloat16 where the device can.
+
+    Raises:
+        InputError: an unknown name, or a value that TrainingArguments refuses.
+    """
+    known = {field.name for field in fields(TrainingArguments) if field.init}
+    args = {}
+    for key, value in given.items():
+        if key in known and not (key in OURS or key in IGNORED):
+            args[key] = value
+        elif key in IGNORED:
+            logger.info("trainer.args.%s has no effect here", key)
+        elif key not in OURS:
+            raise InputError(unknown("key of trainer.args", key, known | set(OURS)))
+    args["output_dir"] = output_dir
+    args["remove_unused_columns"] = False
+    if args.get("gradient_checkpointing"):
+        # re-entrant checkpointing gives adapters no gradient unless the inputs require one
+        args.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
+    if args.get("bf16") is None:
+        gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        args["bf16"] = gpu and dtype == torch.bfloat16 and not args.get("fp16")
+    if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        args["use_cpu"] = True
+        if args.get("dataloader_pin_memory") is None:
+            args["dataloader_pin_memory"] = False
+    try:
+        return TrainingArguments(**args)
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(f"trainer.args: {' '.join(str(error).split())}") from error
+
+
+def set_warmup(args: TrainingArguments, given: Mapping[str, Any], rows: int) -> None:
+    """Turn ``warmup_epochs`` or ``warmup_ratio`` into optimiser steps.
+
+    Steps are counted as the trainer counts them: ``rows`` split over all processes, in batches,
+    in groups of the accumulation.
+    """
+    batches = math.ceil(rows / (args.per_device_train_batch_size * max(1, args.world_size)))
+    steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
+    if given.get("warmup_epochs") is not None:
+        args.warmup_steps = round(float(given["warmup_epochs"]) * steps_per_epoch)
+    elif given.get("warmup_ratio") is not None:
+        total = args.max_steps if args.max_steps > 0 else steps_per_epoch * args.num_train_epochs
+        args.warmup_steps = math.ceil(float(given["warmup_ratio"]) * total)

@@ -1,0 +1,77 @@
+"""The guards that watch a training run from inside."""
+
+import logging
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from unlora.model.guards import (
+    gradient_faults,
+    gradients_alive,
+    lora_b,
+    start_equals_target,
+    unmoved,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Guards(TrainerCallback):
+    """*start equals target* before the first step, *gradients alive* after it.
+
+    Attributes:
+        findings: guard -> what it saw, in words, for the log and the manifest.
+    """
+
+    def __init__(self) -> None:
+        self.findings: dict[str, str] = {}
+        self._faults: list[str] | None = None
+        self._before: dict[str, Tensor] = {}
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        **kwargs: Any,
+    ) -> None:
+        if state.global_step == 0 and hasattr(model, "target"):
+            self._found("start equals target", start_equals_target(model, model.target))
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        lr_scheduler: Any,
+        **kwargs: Any,
+    ) -> None:
+        if "gradients alive" in self.findings:
+            return
+        if self._faults is None:
+            self._faults = gradient_faults(model)
+        # warm-up starts at a learning rate of zero, and nothing moves in that step
+        if any(lr_scheduler.get_last_lr()):
+            self._before = lora_b(model)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        **kwargs: Any,
+    ) -> None:
+        if "gradients alive" in self.findings or self._faults is None:
+            return
+        if self._before or not lora_b(model):
+            still = unmoved(model, self._before)
+            self._found("gradients alive", gradients_alive(self._faults, still))
+            self._before = {}
+
+    def _found(self, guard: str, finding: str) -> None:
+        self.findings[guard] = finding
+        logger.info("guard: %s: %s", guard, finding)
