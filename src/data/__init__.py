@@ -10,8 +10,10 @@ or more data sets, each with a handler:
 * ``PretrainingDataset``: running text in column ``text_key``.
 """
 
+import hashlib
 import logging
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unlora.data.chat import Chat, Encoded
@@ -99,6 +101,14 @@ def load_parts(
     if anchor not in ("forget", "retain"):
         raise InputError(unknown("data.anchor", anchor, ("forget", "retain")))
     return Parts(loaded, anchor if anchor in loaded else next(iter(loaded)))
+
+
+def fingerprint(rows: Sequence[Encoded]) -> dict[str, object]:
+    """How many rows, and the sha256 of all their tokens and labels."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(array("q", [len(row.input_ids), *row.input_ids, *row.labels]).tobytes())
+    return {"rows": len(rows), "sha256": digest.hexdigest()}
 
 
 def _encode(

@@ -1,0 +1,68 @@
+"""Evaluation: from a model to the figures of a benchmark.
+
+    config -> requests -> questions (pass, data) -> records -> metrics -> log
+
+A metric declares by its signature what it needs (:mod:`unlora.evals.metrics`); the plan asks each
+question once (:mod:`unlora.evals.plan`); only the passes call a model (:mod:`unlora.evals.passes`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from unlora.errors import InputError
+from unlora.evals.harness import HANDLER, HarnessSuite, check_harness
+from unlora.evals.suite import KINDS, Suite, check_suite
+from unlora.registry import unknown
+
+HANDLERS = (*KINDS, HANDLER)
+
+
+def check(eval_config: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse whatever can be seen to be wrong without data, tokenizer or model.
+
+    Raises:
+        InputError: everything that is wrong, in one message.
+    """
+    problems = []
+    for name, config in eval_config.items():
+        try:
+            handler = config.get("handler")
+            if handler not in HANDLERS:
+                raise InputError(f"eval.{name}: {unknown('handler', handler, HANDLERS)}")
+            (check_harness if handler == HANDLER else check_suite)(name, config)
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def build_suites(
+    eval_config: Mapping[str, Mapping[str, Any]],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    template_args: Mapping[str, Any],
+    datasets_dir: str | None = None,
+) -> list[Suite | HarnessSuite]:
+    """The suites of a config, their data read and tokenised.
+
+    Args:
+        eval_config: the section ``eval``: name -> ``handler`` and its settings.
+        template_args: how the model is asked, see :class:`unlora.data.chat.Chat`.
+        datasets_dir: folder with local copies of hub data sets.
+
+    Raises:
+        InputError: something in the config or the data is wrong; no model was called yet.
+    """
+    check(eval_config)
+    common = {"tokenizer": tokenizer, "template_args": template_args}
+    return [
+        HarnessSuite(name, config, **common)
+        if config["handler"] == HANDLER
+        else Suite(name, config, datasets_dir=datasets_dir, **common)
+        for name, config in eval_config.items()
+    ]
+
+
+__all__ = ["HarnessSuite", "Suite", "build_suites", "check"]

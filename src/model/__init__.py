@@ -57,16 +57,15 @@ def get_model(
         InputError: a setting is wrong, the model is out of reach, or its lineage is broken.
     """
     section = model_section(model_cfg)
+    tokenizer = load_tokenizer(section)
     args = load_args(section)
-    path = resolve(args.pop("pretrained_model_name_or_path"))
-    lineage = Lineage.read(path)
-    tokenizer = get_tokenizer(path, _resolved(section.tokenizer_args), root_config(lineage.root, args))
+    path = args.pop("pretrained_model_name_or_path")
     if section.use_lora and trainable:
         model: Any = LoRAModelForCausalLM.from_pretrained(
             path, section.lora_config, lineage=section.lineage, **args
         )
     else:
-        base, lineage = load_root(lineage, args)
+        base, lineage = load_root(Lineage.read(path), args)
         model = attach(base, lineage)
         if trainable:
             target = Probe.take(model)
@@ -78,11 +77,20 @@ def get_model(
     return model, tokenizer
 
 
+def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model section, without the model's weights."""
+    args = load_args(section)
+    path = args.pop("pretrained_model_name_or_path")
+    root = Lineage.read(path).root
+    return get_tokenizer(path, _resolved(section.tokenizer_args), root_config(root, args))
+
+
 def load_args(section: ModelSection) -> dict[str, Any]:
     """The keyword arguments of ``from_pretrained`` that a model section stands for."""
     args = {key: value for key, value in dict(section.model_args).items() if value is not None}
     name = args.pop("torch_dtype", args.pop("dtype", "auto"))
     args["dtype"] = DTYPES[name] if isinstance(name, str) else name
+    args["pretrained_model_name_or_path"] = resolve(args["pretrained_model_name_or_path"])
     return args
 
 

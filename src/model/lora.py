@@ -238,8 +238,10 @@ def save_adapter(model: PeftModel, folder: Path, state_dict: dict | None = None)
     (folder / "README.md").write_text(_card(model.lineage), "utf-8")
 
 
-def describe_size(model: PeftModel, folder: Path) -> str:
+def describe_size(model: nn.Module, folder: Path) -> str:
     """Trainable share and file size, as measured."""
+    if not isinstance(model, PeftModel):
+        return f"{sum(p.numel() for p in model.parameters()):,} trained parameters, all of them"
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(
         p.numel() for n, p in model.named_parameters() if not p.requires_grad and "lora_" not in n

@@ -5,9 +5,16 @@
     both, a model and data                ->  UnlearningTrainer (trainer.py)
 """
 
-from unlora.trainer.arguments import training_arguments
+from unlora.trainer.arguments import choose_best_by, set_warmup, training_arguments
 from unlora.trainer.callbacks import Guards
 from unlora.trainer.loss import UnlearningLoss
 from unlora.trainer.trainer import UnlearningTrainer
 
-__all__ = ["Guards", "UnlearningLoss", "UnlearningTrainer", "training_arguments"]
+__all__ = [
+    "Guards",
+    "UnlearningLoss",
+    "UnlearningTrainer",
+    "choose_best_by",
+    "set_warmup",
+    "training_arguments",
+]

@@ -2,9 +2,10 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from transformers import TrainingArguments
@@ -70,3 +71,42 @@ def set_warmup(args: TrainingArguments, given: Mapping[str, Any], rows: int) -> 
     elif given.get("warmup_ratio") is not None:
         total = args.max_steps if args.max_steps > 0 else steps_per_epoch * args.num_train_epochs
         args.warmup_steps = math.ceil(float(given["warmup_ratio"]) * total)
+
+
+class Suite(Protocol):
+    """As far as training needs an evaluation suite."""
+
+    @property
+    def metrics(self) -> Mapping[str, bool]:
+        """Metric -> whether higher is better."""
+        ...
+
+    def evaluate(self, model: Any, *, panel: bool, also: Sequence[str]) -> dict[str, float]: ...
+
+
+def choose_best_by(
+    args: TrainingArguments, given: Mapping[str, Any], suites: Sequence[Suite]
+) -> list[Callable]:
+    """The cheap evaluations that run during training, with the metric that chooses the best.
+
+    ``metric_for_best_model`` may be any metric of a suite, with or without ``eval_``; which end is
+    better is known from the metric unless ``greater_is_better`` says so.
+
+    Raises:
+        InputError: the best checkpoint is wanted by no metric, or by one that no suite has.
+    """
+    also: list[str] = []
+    if args.load_best_model_at_end or args.metric_for_best_model not in (None, "loss"):
+        directions = {name: up for suite in suites for name, up in suite.metrics.items()}
+        wanted = str(args.metric_for_best_model or "loss").removeprefix("eval_")
+        if wanted not in directions:
+            raise InputError(unknown("metric_for_best_model", wanted, directions))
+        also = [wanted]
+        args.metric_for_best_model = f"eval_{wanted}"
+        if given.get("greater_is_better") is None:
+            # Trainer guesses "greater" for every name that does not end in loss
+            args.greater_is_better = directions[wanted]
+    return [
+        partial(suite.evaluate, panel=True, also=[name for name in also if name in suite.metrics])
+        for suite in suites
+    ]

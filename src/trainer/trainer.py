@@ -55,6 +55,9 @@ class UnlearningTrainer(Trainer):
             **kwargs,
         )
         self.loss, self.parts, self.panels = loss, parts, panels
+        if self.args.gradient_checkpointing and isinstance(self.model, PeftModel):
+            # re-entrant checkpointing stops the gradient where no input requires one
+            self.model.enable_input_require_grads()
         # our loss brings its own share of the effective batch, see compute_loss
         self.model_accepts_loss_kwargs = False
         needs_copy = loss.needs_reference and not isinstance(self.model, PeftModel)

@@ -1,0 +1,286 @@
+"""The command ``unlora``, and how every entry script starts.
+
+``launch`` lets Hydra compose a config and hands it to a run function. What users type is accepted
+as the documents of this field print it; what they mistype ends in one message and exit code 2.
+Nothing heavy is imported here: help and mistakes in a config must not wait for torch.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module, resources
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from unlora.errors import InputError
+from unlora.registry import unknown
+
+COMMANDS = {
+    "train": ("fine-tune a model", "experiment=finetune/tofu/lora task_name=mine"),
+    "unlearn": ("make a model forget", "experiment=unlearn/tofu/lora trainer=NPO"),
+    "eval": ("evaluate a model", "experiment=eval/tofu/lora"),
+    "study": ("run and compare several models", "experiment=study/pocket/lora"),
+    "export": ("write a run as one standalone model or adapter", "saves/unlearn/mine --merged"),
+    "doctor": ("say what is found on this machine; loads no model", ""),
+}
+# config name -> the folder of its experiments
+EXPERIMENTS = {"train": "finetune", "unlearn": "unlearn", "eval": "eval", "study": "study"}
+VALUED_FLAGS = {
+    *("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--cfg", "-c"),
+    *("--package", "-p", "--experimental-rerun"),
+}
+OVERRIDE = re.compile(r"(\+\+|\+|~|)@?([^=]*)(=.*)?", re.DOTALL)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command ``unlora``."""
+    command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help"):
+        print(_overview())
+    elif command in EXPERIMENTS:
+        module = "unlora.train" if command == "unlearn" else f"unlora.{command}"
+        launch(lambda cfg: import_module(module).run(cfg), command, rest)
+    else:
+        with _mistakes_in_one_message():
+            if command not in COMMANDS:
+                raise InputError(unknown("command", command, COMMANDS))
+            module = "unlora.doctor" if command == "doctor" else "unlora.model.export"
+            import_module(module).main(rest)
+
+
+def launch(run: Callable[[Any], Any], config_name: str, argv: Sequence[str] | None = None) -> None:
+    """Compose the config that the command line asks for, and run with it.
+
+    Args:
+        config_name: the config if ``--config-name`` does not name another.
+        argv: the command line without the program; that of this process if not given.
+    """
+    args = normalised(sys.argv[1:] if argv is None else argv)
+    name = (_flag(args, "--config-name", "-cn") or config_name).removesuffix(".yaml")
+    if {"-h", "--help"} & set(args):
+        print(_help(name, args))
+        return
+    with _mistakes_in_one_message():
+        refuse_broken_stack()
+        _refuse_foreign_experiment(name, args)
+        _run_hydra(run, config_name, name, args)
+
+
+def normalised(argv: Sequence[str]) -> list[str]:
+    """The command line as Hydra reads it: flags first, then overrides.
+
+    ``@key=value`` is ``key=value``, and ``group=name.yaml`` is ``group=name``. A value is set whether
+    or not its key is there already: the typed sections of the config tell keys from typos, and know
+    more keys than the composed YAML, which holds only those with a default.
+    """
+    flags, overrides, words = [], [], iter(argv)
+    for word in words:
+        if not word.startswith("-"):
+            overrides.append(word)
+        else:
+            flags.append(word)
+            if word in VALUED_FLAGS:
+                flags += [next(words, "")]
+    folders = _config_folders(flags)
+    return flags + [_override(word, folders) for word in overrides]
+
+
+def refuse_broken_stack() -> None:
+    """Stop where the installed packages do not fit together, which pip cannot express.
+
+    Raises:
+        InputError: peft before 0.19 with transformers 5, which it cannot import or load with.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        peft, transformers = version("peft"), version("transformers")
+    except PackageNotFoundError as error:
+        raise InputError(f"{error.name} is not installed. Run: pip install -e .") from error
+    if tuple(map(int, peft.split(".")[:2])) < (0, 19) and int(transformers.split(".")[0]) >= 5:
+        raise InputError(
+            f"peft {peft} does not work with transformers {transformers}. "
+            'Run: pip install -U peft, or: pip install "transformers<5".'
+        )
+
+
+def _override(word: str, folders: Sequence[Path]) -> str:
+    match = OVERRIDE.fullmatch(word)
+    assert match is not None  # it matches every string
+    sign, key, value = match[1], match[2], match[3] or ""
+    if key.startswith("hydra") or sign == "~" or not value:
+        return sign + key + value
+    if any((folder / key.split("@")[0]).is_dir() for folder in folders):
+        return sign + key + re.sub(r"\.ya?ml(?=,|$)", "", value)
+    return f"++{key}{value}"
+
+
+def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequence[str]) -> None:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    started = False
+
+    def task(cfg: Any) -> Any:
+        nonlocal started
+        started = True
+        settings = HydraConfig.get()
+        several = settings.mode == RunMode.MULTIRUN
+        if several:  # jobs never share a folder
+            OmegaConf.update(cfg, "paths.output_dir", f"{cfg.paths.output_dir}/{settings.job.num}")
+        try:
+            return run(cfg)
+        except InputError as error:
+            _say(error)
+            if several:  # the other jobs go on
+                raise
+            raise SystemExit(2) from error
+
+    before, sys.argv = sys.argv, [sys.argv[0], *args]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are
+    try:
+        hydra.main(config_path="pkg://unlora.configs", config_name=default, version_base=None)(
+            task
+        )()
+    except InputError as error:  # said already
+        raise SystemExit(2) from error
+    except OverrideParseException as error:
+        raise InputError(
+            f"Cannot read {error.override.removeprefix('++')!r}. Write key=value, and quote signs "
+            """that have a meaning: key='"a, b"'."""
+        ) from error
+    except MissingConfigException as error:
+        raise InputError(_missing_config(str(error.missing_cfg_file), name, args)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        if started:
+            raise
+        raise InputError(_composition_mistake(str(error), name, args)) from error
+    finally:
+        sys.argv = before
+
+
+def _refuse_foreign_experiment(name: str, args: Sequence[str]) -> None:
+    """Raises InputError where an experiment is given to the config of another."""
+    for word in args:
+        kind = word.removeprefix("experiment=").split("/")[0]
+        owner = next((config for config, folder in EXPERIMENTS.items() if folder == kind), name)
+        if word.startswith("experiment=") and name in EXPERIMENTS and owner != name:
+            script = owner if owner in ("eval", "study") else "train"
+            raise InputError(
+                f"{word} does not go with the config {name!r}. "
+                f"Use: python src/{script}.py --config-name={owner} {word}"
+            )
+
+
+def _missing_config(path: str, name: str, args: Sequence[str]) -> str:
+    """The message for a config file that was named and is not there."""
+    group, _, wanted = path.partition("/")
+    if not wanted:
+        return unknown("config", group.removesuffix(".yaml"), _choices("", name, args))
+    inner = f"{group}/{wanted.partition('/')[0]}"
+    if group != "experiment" and any((x / inner).is_dir() for x in _config_folders(args)):
+        group, wanted = inner, wanted.partition("/")[2]
+    return unknown(group, wanted, _choices(group, name, args))
+
+
+def _composition_mistake(message: str, name: str, args: Sequence[str]) -> str:
+    """What Hydra says in several lines, in one."""
+    if found := re.search(r"You must specify '([\w/]+)'", message):
+        choices = ", ".join(_choices(found[1], name, args))
+        return f"{found[1]} is missing. Give {found[1]}=NAME. Known: {choices}."
+    if found := re.search(r"An item is already at '(.+?)'", message):
+        return f"{found[1]} is chosen already. Write {found[1]}=NAME, without the +."
+    if found := re.search(r"Could not override '(.+?)'. No match", message):
+        return f"The config {name!r} has nothing to choose at {found[1]!r}."
+    return " ".join(message.split())
+
+
+def _config_folders(args: Sequence[str]) -> list[Path]:
+    own = Path(str(resources.files("unlora.configs")))
+    given = _flag(args, "--config-dir", "-cd")
+    return [own, Path(given)] if given else [own]
+
+
+def _choices(group: str, name: str, args: Sequence[str]) -> list[str]:
+    """What may stand after ``group=``; of experiments, those of the config ``name``."""
+    found = set()
+    for folder in _config_folders(args):
+        pattern = "**/*.yaml" if group == "experiment" else "*.yaml"
+        for file in (folder / group).glob(pattern):
+            found.add(file.relative_to(folder / group).with_suffix("").as_posix())
+    if group == "experiment":
+        others = set(EXPERIMENTS.values()) - {EXPERIMENTS.get(name)}
+        found = {choice for choice in found if choice.split("/")[0] not in others}
+    return sorted(found)
+
+
+def _flag(args: Sequence[str], *names: str) -> str | None:
+    """The value of a flag, given as ``--flag value`` or ``--flag=value``."""
+    for word, following in pairwise([*args, ""]):
+        if word in names:
+            return following
+        if word.split("=")[0] in names:
+            return word.partition("=")[2]
+    return None
+
+
+@contextmanager
+def _mistakes_in_one_message() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        _say(error)
+        raise SystemExit(2) from error
+
+
+def _say(error: InputError) -> None:
+    print(error, file=sys.stderr)
+
+
+def _overview() -> str:
+    rows = [f"  {command:9}{what}" for command, (what, _) in COMMANDS.items()]
+    examples = [f"  unlora {command} {words}".rstrip() for command, (_, words) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: unlora COMMAND ...", "", "Unlearning for language models, LoRA first.", ""]
+        + [*rows, "", "examples:", *examples, "", "unlora COMMAND --help says more."]
+    )
+
+
+def _help(name: str, args: Sequence[str]) -> str:
+    what, example = COMMANDS.get(name, ("run the config " + name, "experiment=..."))
+    script = "train" if name == "unlearn" else name
+    lines = [
+        f"usage: unlora {name} [flags] key=value ...",
+        f"       python src/{script}.py --config-name={name} [flags] key=value ...",
+        "",
+        f"{what[0].upper()}{what[1:]}. Example: unlora {name} {example}",
+        "",
+    ]
+    for group in ("experiment", "model", "trainer", "eval"):
+        if group != "trainer" or name in ("train", "unlearn"):
+            lines += [f"{group}=", *(f"    {choice}" for choice in _choices(group, name, args)), ""]
+    return "\n".join(
+        [
+            *lines,
+            "keys that are often set:",
+            "    task_name=NAME                    the run goes to saves/<mode>/<task_name>",
+            "    model.model_args.pretrained_model_name_or_path=FOLDER_OR_REPOSITORY",
+            "    model.lora_config.r=32            any key of lora_config",
+            "    trainer.args.learning_rate=1e-4   any of transformers' TrainingArguments",
+            "    trainer.method_args.beta=0.1      any parameter of the objective",
+            "    forget_split=forget10 retain_split=retain90 retain_logs_path=FILE",
+            "    paths.datasets_dir=FOLDER         local copies of the hub data sets",
+            "",
+            "flags:",
+            "    --cfg job      print the composed config and stop",
+            "    --multirun     several runs: key=a,b runs with a and with b",
+            "    --config-dir   a folder of your own with experiment/, model/, ...",
+        ]
+    )

@@ -1,0 +1,409 @@
+"""The typed sections of a config: which keys there are, and what may stand in them.
+
+Every key that a user can mistype is known here, so a typo ends in a sentence and not in a run with
+another setting than the one asked for. Mistakes are reported together, before anything heavy is
+imported. Sections hold the keys that were given and no others: defaults stand in ``configs/`` or in
+the signature of the function that takes the value.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, with_config
+from typing_extensions import Required, TypedDict
+
+from unlora.errors import InputError
+from unlora.registry import unknown
+
+STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
+DTYPES = ("auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16")
+INITS = (True, False, "gaussian", "orthogonal")
+Count = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _dtype(value: Any) -> Any:
+    # a torch.dtype is recognised by its name: importing torch takes seconds
+    name = value if isinstance(value, str) else str(value).removeprefix("torch.")
+    if value is not None and name not in DTYPES:
+        raise ValueError(unknown("dtype", name, DTYPES))
+    return value
+
+
+def _target_modules(value: Any) -> Any:
+    named = isinstance(value, list) and value and all(isinstance(name, str) for name in value)
+    if not named and not (isinstance(value, str) and value):
+        raise ValueError(
+            "it must be a list of module names, a regular expression, or all-linear: "
+            "target_modules='[q_proj,v_proj]'."
+        )
+    return value
+
+
+def _bias(value: Any) -> Any:
+    if value != "none":
+        raise ValueError(
+            "the reference is this model with its adapter off, and trained biases would stay on. "
+            "Set model.lora_config.bias=none."
+        )
+    return value
+
+
+def _modules_to_save(value: Any) -> Any:
+    if value:
+        raise ValueError(
+            "the reference is this model with its adapter off, and a trained copy of a whole "
+            "module would stay on. Name the modules in target_modules instead."
+        )
+    return value
+
+
+def _init_lora_weights(value: Any) -> Any:
+    if value not in INITS:
+        raise ValueError(
+            "the reference is this model with its adapter off, and such a start rewrites the "
+            f"weights below. Choose one of: {', '.join(map(str, INITS))}."
+        )
+    return value
+
+
+@with_config(STRICT)
+class ModelArgs(TypedDict, total=False):
+    """Keyword arguments of ``from_pretrained``."""
+
+    pretrained_model_name_or_path: Required[str]
+    torch_dtype: Annotated[Any, AfterValidator(_dtype)]
+    dtype: Annotated[Any, AfterValidator(_dtype)]
+    attn_implementation: str | None
+    device_map: Any
+    max_memory: Any
+    quantization_config: dict[str, Any] | None
+    low_cpu_mem_usage: bool
+    trust_remote_code: bool
+    revision: str | None
+    subfolder: str | None
+    variant: str | None
+    token: Any
+    cache_dir: str | None
+    local_files_only: bool
+    use_safetensors: bool
+    use_cache: bool
+    rope_scaling: dict[str, Any] | None
+
+
+@with_config(STRICT)
+class TokenizerArgs(TypedDict, total=False):
+    pretrained_model_name_or_path: str | None
+    trust_remote_code: bool
+    revision: str | None
+    subfolder: str | None
+    token: Any
+    cache_dir: str | None
+    local_files_only: bool
+    use_fast: bool
+    legacy: bool
+    padding_side: str
+    model_max_length: Count
+    add_bos_token: bool
+    add_eos_token: bool
+
+
+@with_config(STRICT)
+class TemplateArgs(TypedDict, total=False):
+    apply_chat_template: bool
+    system_prompt: str | None
+    system_prompt_with_special_tokens: str | None
+    user_start_tag: str | None
+    user_end_tag: str | None
+    asst_start_tag: str | None
+    asst_end_tag: str | None
+    date_string: str | None
+
+
+@with_config(STRICT)
+class LoraKeys(TypedDict, total=False):
+    """Keyword arguments of ``peft.LoraConfig`` under which switching off gives the reference."""
+
+    r: Count
+    lora_alpha: Annotated[float, Field(gt=0)]
+    lora_dropout: Share
+    target_modules: Annotated[Any, AfterValidator(_target_modules)]
+    exclude_modules: Any
+    bias: Annotated[Any, AfterValidator(_bias)]
+    task_type: Literal["CAUSAL_LM"]
+    modules_to_save: Annotated[Any, AfterValidator(_modules_to_save)]
+    init_lora_weights: Annotated[Any, AfterValidator(_init_lora_weights)]
+    use_rslora: bool
+    use_dora: bool
+    fan_in_fan_out: bool
+    layers_to_transform: Any
+    layers_pattern: Any
+    rank_pattern: dict[str, int]
+    alpha_pattern: dict[str, float]
+
+
+@with_config(STRICT)
+class HubArgs(TypedDict, total=False):
+    """Arguments of ``unlora.data.rows.load_rows``."""
+
+    path: Required[str]
+    name: str | None
+    split: str | None
+    data_files: str | list[str] | None
+    revision: str | None
+    token: Any
+
+
+@with_config(STRICT)
+class DatasetArgs(TypedDict, total=False):
+    hf_args: Required[HubArgs]
+    question_key: str
+    answer_key: str
+    text_key: str
+    max_length: Annotated[int, Field(gt=1)]
+    idk_path: str | None
+
+
+@with_config(STRICT)
+class DatasetKeys(TypedDict):
+    handler: str
+    args: DatasetArgs
+
+
+@with_config(STRICT)
+class DataKeys(TypedDict, total=False):
+    anchor: Literal["forget", "retain"]
+    train: dict[str, DatasetKeys | None] | None
+    forget: dict[str, DatasetKeys | None] | None
+    retain: dict[str, DatasetKeys | None] | None
+    alternate: dict[str, DatasetKeys | None] | None
+
+
+@with_config(STRICT)
+class CollatorArgs(TypedDict, total=False):
+    padding_side: Literal["right"]  # no score depends on the side
+
+
+@with_config(STRICT)
+class CollatorKeys(TypedDict, total=False):
+    handler: str
+    args: CollatorArgs
+
+
+class Section(BaseModel):
+    model_config = STRICT
+
+
+class ModelSection(Section):
+    """What ``get_model`` reads; ``targets`` are published models that experiments refer to."""
+
+    model_args: ModelArgs
+    tokenizer_args: TokenizerArgs = Field(default_factory=dict)
+    template_args: TemplateArgs = Field(default_factory=dict)
+    use_lora: bool = False
+    lora_config: LoraKeys
+    lineage: Literal["auto", "stack", "merge", "continue"] = "auto"
+    targets: dict[str, Any] = Field(default_factory=dict)
+
+
+@with_config(ConfigDict(extra="allow", strict=True))
+class TrainerArgs(TypedDict, total=False):
+    """The usual ones; ``unlora.trainer`` checks the names against the installed TrainingArguments."""
+
+    per_device_train_batch_size: Count
+    per_device_eval_batch_size: Count
+    gradient_accumulation_steps: Count
+    num_train_epochs: Annotated[float, Field(gt=0)]
+    max_steps: int
+    learning_rate: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup_epochs: Annotated[float, Field(ge=0)] | None
+    max_grad_norm: float
+    gradient_checkpointing: bool
+    seed: Annotated[int, Field(ge=0)]
+
+
+class TrainerSection(Section):
+    handler: str
+    args: TrainerArgs = Field(default_factory=dict)
+    method_args: dict[str, Any] = Field(default_factory=dict)
+
+
+class Paths(Section):
+    output_dir: str
+    root_dir: str = "."
+    datasets_dir: str | None = None
+
+
+class Config(Section):
+    """A whole config of train, unlearn or eval."""
+
+    mode: Literal["finetune", "unlearn", "eval"]
+    task_name: str
+    model: ModelSection
+    paths: Paths
+    trainer: TrainerSection | None = None
+    data: DataKeys = Field(default_factory=dict)
+    collator: dict[str, CollatorKeys] = Field(default_factory=dict)
+    eval: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    seed: int = 0
+    # named once in an experiment, used in several places of it
+    forget_split: str | None = None
+    retain_split: str | None = None
+    holdout_split: str | None = None
+    retain_logs_path: str | None = None
+    question_key: str | None = None
+    data_split: str | None = None
+    data_sub_set: str | None = None
+
+
+def read(cfg: Mapping[str, Any]) -> Config:
+    """The checked config; ``cfg`` itself is not changed.
+
+    Raises:
+        InputError: every mistake found, one a line.
+    """
+    content = plain(cfg)
+    if isinstance(content.get("model"), Mapping):
+        content["model"] = _with_lora_default(content["model"])
+    config = _checked(Config, content)
+    wrong = list(_contradictions(config))
+    if wrong:
+        raise InputError("\n".join(wrong))
+    return config
+
+
+def model_section(cfg: Mapping[str, Any] | ModelSection) -> ModelSection:
+    """The checked section ``model`` of a config.
+
+    Raises:
+        InputError: every mistake found, one a line.
+    """
+    if isinstance(cfg, ModelSection):
+        return cfg
+    return _checked(ModelSection, _with_lora_default(plain(cfg)), "model")
+
+
+def plain(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy in plain Python with every interpolation resolved.
+
+    Raises:
+        InputError: a value is missing, or refers to something that is not there.
+    """
+    try:
+        if not isinstance(cfg, DictConfig):
+            cfg = OmegaConf.create(dict(cfg), flags={"allow_objects": True})
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if missing:
+            raise InputError("\n".join(f"{key} has no value. Give {key}=..." for key in missing))
+        return OmegaConf.to_container(cfg, resolve=True)
+    except InterpolationKeyError as error:
+        if "targets." in str(error):
+            raise InputError(
+                "No published model that knows these facts is listed for this model. Fine-tune "
+                "one and give its run folder: model.model_args.pretrained_model_name_or_path=..."
+            ) from error
+        raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}.") from error
+    except OmegaConfBaseException as error:
+        raise InputError(" ".join(str(error).split())) from error
+
+
+@cache
+def _lora_default() -> Mapping[str, Any]:
+    text = resources.files("unlora.configs").joinpath("lora/default.yaml").read_text("utf-8")
+    return OmegaConf.to_container(OmegaConf.create(text))
+
+
+def _with_lora_default(model: Mapping[str, Any]) -> dict[str, Any]:
+    given = model.get("lora_config")
+    if given is None or isinstance(given, Mapping):
+        given = {**_lora_default(), **(given or {})}
+    return {**model, "lora_config": given}
+
+
+def _contradictions(config: Config) -> list[str]:
+    data, wrong = config.data, []
+    if config.mode == "eval":
+        if not config.eval:
+            wrong.append("mode is eval, but no suite is chosen. Give eval=tofu.")
+        return wrong
+    if config.trainer is None:
+        return [f"mode is {config.mode}, but there is no trainer. Give trainer=NAME."]
+    finetunes = config.trainer.handler == "FinetuneTrainer"
+    if finetunes != (config.mode == "finetune"):
+        wrong.append(
+            f"mode is {config.mode}, but trainer.handler is {config.trainer.handler}. Use "
+            "--config-name=train with experiment=finetune/..., --config-name=unlearn with "
+            "experiment=unlearn/... and trainer=NAME."
+        )
+    for part in ("train",) if finetunes else ("forget",):
+        if not data.get(part):
+            wrong.append(f"data.{part} is not set. Add it with data/datasets@data.{part}=NAME.")
+    alpha = config.trainer.method_args.get("alpha")
+    if alpha and not finetunes and not (data.get("retain") or data.get("train")):
+        wrong.append(
+            f"trainer.method_args.alpha is {alpha}, but data.retain is not set. Add it with "
+            "data/datasets@data.retain=NAME, or set trainer.method_args.alpha=0."
+        )
+    return wrong
+
+
+def _checked(schema: type[Section], content: Mapping[str, Any], *above: str) -> Any:
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        raise InputError("\n".join(_sentence(schema, item, above) for item in found)) from error
+
+
+EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "dict_type": "a section with keys",
+    "model_type": "a section with keys",
+    "list_type": "a list",
+}
+
+
+def _sentence(schema: type[Section], error: Mapping[str, Any], above: tuple[str, ...]) -> str:
+    """One mistake in words: the key, the value given, what is allowed."""
+    loc = tuple(str(step) for step in error["loc"])
+    key, kind, value = ".".join([*above, *loc]), error["type"], error["input"]
+    if kind == "extra_forbidden":
+        place = ".".join([*above, *loc[:-1]])
+        return unknown(f"key of {place}" if place else "key", loc[-1], _keys(schema, loc))
+    if kind == "missing":
+        return f"{key} is missing. Give {key}=..."
+    if kind == "value_error":
+        reason = str(error["ctx"]["error"])
+        return f"{key}: {reason}" if reason.startswith("Unknown") else f"{key} is {value!r}: {reason}"
+    if kind == "literal_error":
+        return unknown(key, value, re.findall("'(.*?)'", error["ctx"]["expected"]))
+    given = f"{value!r} (text)" if isinstance(value, str) else repr(value)
+    allowed = EXPECTED.get(kind) or error["msg"].removeprefix("Input should be ")
+    return f"{key} is {given}; it must be {allowed}."
+
+
+def _keys(schema: Any, loc: tuple[str, ...]) -> list[str]:
+    """The keys that could stand where the last step of ``loc`` stands."""
+    for step in loc[:-1]:
+        schema = _inner(schema, step)
+    return list(getattr(schema, "model_fields", None) or getattr(schema, "__annotations__", ()))
+
+
+def _inner(schema: Any, step: str) -> Any:
+    """The type of the value under key ``step``."""
+    fields = getattr(schema, "model_fields", None)
+    inner = fields[step].annotation if fields else getattr(schema, "__annotations__", {}).get(step)
+    if get_origin(schema) is dict:
+        inner = get_args(schema)[1]
+    while get_origin(inner) not in (None, dict):  # Required[X], X | None
+        inner = get_args(inner)[0]
+    return inner

@@ -1,0 +1,159 @@
+"""Logs that the field compares: ``TOFU_EVAL.json`` and ``TOFU_SUMMARY.json``, ``MUSE_...``.
+
+``*_EVAL.json`` has one entry per metric: ``agg_value``, and ``value_by_index`` with the index of
+the example as a string. Membership inference has such an entry for each of ``forget`` and
+``holdout`` beside its ``auc``. What has no value is null: with ``not_computed`` it says which
+reference or data are missing, without it there was nothing to score. ``unscored`` counts examples
+without a score.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unlora.errors import InputError
+from unlora.evals.records import Value
+from unlora.registry import unknown
+from unlora.run import write_json
+
+
+def write_log(folder: Path, kind: str, values: Mapping[str, Value]) -> None:
+    """Write ``<kind>_EVAL.json`` and ``<kind>_SUMMARY.json``, each of them whole or not at all."""
+    write_json(
+        folder / f"{kind}_EVAL.json", {name: _entry(values[name]) for name in sorted(values)}
+    )
+    summary = {name: _plain(v.value) for name, v in sorted(values.items()) if not v.not_computed}
+    reasons = {name: v.not_computed for name, v in sorted(values.items()) if v.not_computed}
+    write_json(
+        folder / f"{kind}_SUMMARY.json", summary | ({"not_computed": reasons} if reasons else {})
+    )
+
+
+def find_log(path: str | Path, kind: str) -> Path:
+    """The log file that a path stands for: the file itself, or the one of a run folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    candidates = (path / "evals" / f"{kind}_EVAL.json", path / f"{kind}_EVAL.json")
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise InputError(
+        f"retain_logs_path {str(path)!r} is not there. Give the {kind}_EVAL.json of a model that "
+        "never saw the forget data, or the run folder that holds it."
+        if not path.exists()
+        else f"retain_logs_path {str(path)!r} holds no {kind}_EVAL.json, neither directly nor in "
+        "evals/. Evaluate that model first, or give another folder."
+    )
+
+
+class RetainLog:
+    """The log of the model that was trained without the forget data.
+
+    Args:
+        path: log file or run folder; None when there is no such model.
+
+    Raises:
+        InputError: it is not there, or it is no log.
+    """
+
+    def __init__(self, path: str | Path | None, kind: str):
+        self.kind = kind
+        self.file = find_log(path, kind) if path else None
+        self.entries: dict[str, Any] = {}
+        if self.file:
+            try:
+                self.entries = json.loads(self.file.read_text("utf-8"))
+            except (ValueError, OSError) as error:
+                raise InputError(
+                    f"The retain log {str(self.file)!r} is not JSON: {error}"
+                ) from error
+            if not isinstance(self.entries, dict) or not any(
+                isinstance(entry, dict) and "agg_value" in entry for entry in self.entries.values()
+            ):
+                raise InputError(
+                    f"The retain log {str(self.file)!r} is no evaluation log: it has no entry with "
+                    f"agg_value. Give a {kind}_EVAL.json."
+                )
+
+    def value(self, name: str) -> Value:
+        """The retain model's value of a metric, or why there is none."""
+        if self.file is None:
+            return Value.missing(
+                f"the retain model's {name} is missing. Evaluate a model that never saw the forget "
+                f"data and give its {self.kind}_EVAL.json as retain_logs_path"
+            )
+        if name not in self.entries:
+            return Value.missing(
+                f"the retain log {self.file} has no entry {name}. "
+                f"{unknown('metric', name, self.entries)}"
+            )
+        entry = self.entries[name]
+        if not isinstance(entry, dict) or entry.get("agg_value") is None:
+            return Value.missing(f"the retain log {self.file} has no value for {name}")
+        return read_value(entry)
+
+
+def read_value(entry: Mapping[str, Any]) -> Value:
+    """The value that one entry of a log holds."""
+    reason = entry.get("not_computed")
+    if reason:
+        return Value.missing(reason)
+    per_example: Any = None
+    if "auc" in entry:
+        per_example = {part: _rows(entry[part]) for part in ("forget", "holdout") if part in entry}
+    elif "value_by_index" in entry:
+        per_example = _rows(entry)
+    return Value(_number(entry["agg_value"]), per_example, entry.get("unscored", 0))
+
+
+def _rows(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """In the order of the index, whatever the order in the file."""
+    by_index = sorted(entry["value_by_index"].items(), key=lambda item: int(item[0]))
+    return [
+        {k: v if isinstance(v, str) else _number(v) for k, v in row.items()} for _, row in by_index
+    ]
+
+
+def _entry(value: Value) -> dict[str, Any]:
+    if value.not_computed:
+        return {"agg_value": None, "not_computed": value.not_computed}
+    count = {"unscored": value.unscored} if value.unscored else {}
+    rows = value.per_example
+    if isinstance(rows, Mapping):
+        parts = {
+            part: {
+                "agg_value": _plain(Value.mean(found, "score").value),
+                "value_by_index": _by_index(found),
+            }
+            for part, found in rows.items()
+        }
+        return parts | {"auc": _plain(value.value), "agg_value": _plain(value.value)} | count
+    if rows is None:
+        return {"agg_value": _plain(value.value)} | count
+    return {"agg_value": _plain(value.value), "value_by_index": _by_index(rows)} | count
+
+
+def _by_index(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {str(i): {k: _plain(v) for k, v in row.items()} for i, row in enumerate(rows)}
+
+
+def _plain(value: Any) -> Any:
+    """For JSON, which knows no NaN and no infinity."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, (float, np.floating)) and not math.isfinite(value) else value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_number(one) for one in value]
+    return float("nan") if value is None else value

@@ -1,0 +1,183 @@
+"""The ways to question a model. Each runs at most once per (model, data) in an evaluation.
+
+A pass leaves the model as it was: modes, generation settings and random state. Rows are batched by
+length and answered in the order they came in; neither batch size nor order changes a result
+beyond float rounding.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from unlora.data.chat import Encoded
+from unlora.data.collate import collate
+from unlora.evals.records import Scored
+from unlora.outputs import IGNORE_INDEX, Outputs, ask
+
+LOGITS_AT_ONCE = 1 << 27  # numbers in the logits of one batch: 512 MiB in float32
+TOKENS_AT_ONCE = 256  # tokens reduced over the vocabulary at a time
+Progress = Callable[[int], Any]
+
+
+@torch.no_grad()
+def score(
+    model: nn.Module,
+    rows: Sequence[Encoded],
+    texts: Sequence[str],
+    *,
+    pad_id: int,
+    end_id: int | None,
+    batch_size: int,
+    progress: Progress = lambda rows: None,
+) -> list[Scored]:
+    """Teacher-force every row once; only scored tokens reach the vocabulary.
+
+    Args:
+        texts: the scored text of each row.
+        end_id: the token that ends an answer.
+        progress: told the number of rows done.
+    """
+    model = _unwrapped(model)
+    nothing = np.zeros(0, dtype=np.float32)
+    records = [
+        Scored(nothing, nothing.astype(bool), nothing, nothing, text, False) for text in texts
+    ]
+    lengths = [sum(label != IGNORE_INDEX for label in row.labels[1:]) for row in rows]
+    vocabulary = model.config.get_text_config().vocab_size
+    most = max(1, LOGITS_AT_ONCE // vocabulary)
+    order = sorted((i for i in range(len(rows)) if lengths[i]), key=lambda i: -len(rows[i].labels))
+    progress(len(rows) - len(order))
+    with _evaluating(model):
+        for batch in _batches(order, lengths, batch_size, most):
+            inputs = collate([rows[i] for i in batch], pad_id)
+            outputs = ask(model, {name: t.to(_device(model)) for name, t in inputs.items()})
+            ends = np.cumsum([lengths[i] for i in batch])[:-1]
+            columns = np.split(_reduced(outputs).cpu().numpy(), ends, axis=1)
+            for i, (logp, hit, mean, var) in zip(batch, columns, strict=True):
+                ended = rows[i].labels[-1] == end_id
+                records[i] = Scored(logp, hit > 0, mean, var, texts[i], ended)
+            progress(len(batch))
+    return records
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    end_ids: Sequence[int],
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Progress = lambda rows: None,
+) -> list[str]:
+    """What the model writes greedily after each prompt, up to an end token.
+
+    Nothing of the model's own generation settings (temperature, penalties, ...) has a say.
+    """
+    model = _unwrapped(model)
+    settings = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(end_ids),
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=True,
+    )
+    device = _device(model)
+    written: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    with _evaluating(model), _generation_config(model, settings):
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            width = len(prompts[batch[0]])
+            gaps = [width - len(prompts[i]) for i in batch]
+            pad = tokenizer.pad_token_id
+            ids = [[pad] * gap + list(prompts[i]) for i, gap in zip(batch, gaps, strict=True)]
+            mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
+            found = model.generate(
+                input_ids=torch.tensor(ids, device=device),
+                attention_mask=torch.tensor(mask, device=device),
+                generation_config=settings,
+            )
+            for i, tokens in zip(batch, found[:, width:].tolist(), strict=True):
+                stop = next((n for n, token in enumerate(tokens) if token in end_ids), None)
+                written[i] = tokens[:stop]
+            progress(len(batch))
+    return tokenizer.batch_decode(written, skip_special_tokens=True)
+
+
+def _reduced(outputs: Outputs) -> Float[Tensor, "4 tokens"]:
+    """log p, hit, and mean and variance of log p over the vocabulary, of each token."""
+    parts = []
+    chunks = zip(
+        outputs.logits.split(TOKENS_AT_ONCE), outputs.labels.split(TOKENS_AT_ONCE), strict=True
+    )
+    for logits, labels in chunks:
+        logps = logits.log_softmax(-1).clamp_(min=-1e4)  # p log p of an impossible token is 0
+        p = logps.exp()
+        mean = torch.linalg.vecdot(p, logps)
+        logp = logps.gather(-1, labels[:, None]).squeeze(-1)
+        hit = (logps.argmax(-1) == labels).to(logps.dtype)
+        var = torch.linalg.vecdot(p, logps.sub_(mean[:, None]).square_())
+        parts.append(torch.stack((logp, hit, mean, var)))
+    return torch.cat(parts, dim=1)
+
+
+def _batches(
+    order: Sequence[int], lengths: Sequence[int], batch_size: int, most: int
+) -> Iterator[list[int]]:
+    """Rows in this order, at most ``batch_size`` and ``most`` scored tokens at a time."""
+    batch: list[int] = []
+    for i in order:
+        if batch and (
+            len(batch) == batch_size or sum(lengths[j] for j in batch) + lengths[i] > most
+        ):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _generation_config(model: nn.Module, settings: GenerationConfig) -> Iterator[None]:
+    """Replace the model's generation settings, which would fill in whatever ours leave open."""
+    kept = [(m, m.generation_config) for m in model.modules() if "generation_config" in vars(m)]
+    for module, _ in kept:
+        module.generation_config = settings
+    try:
+        yield
+    finally:
+        for module, config in kept:
+            module.generation_config = config
+
+
+def _unwrapped(model: nn.Module) -> Any:
+    """The model inside the wrappers of distributed training, which only matter for gradients."""
+    while not hasattr(model, "generate") and hasattr(model, "module"):
+        model = model.module
+    return model
+
+
+def _device(model: nn.Module) -> torch.device:
+    """Where the input goes; under a device map the model has several devices."""
+    return model.get_input_embeddings().weight.device

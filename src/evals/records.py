@@ -1,0 +1,104 @@
+"""What a model said about one example: all that a metric ever sees of a model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NewType
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A teacher-forced answer: one entry per scored token, in nats.
+
+    Four numbers per token are enough for every likelihood metric, so the [tokens, vocabulary]
+    matrix never outlives the forward pass.
+
+    Attributes:
+        logp: log p(token).
+        hit: whether the greedy prediction is the token.
+        mean: E_v[log p(v)] over the vocabulary, under the model's own distribution.
+        var: Var_v[log p(v)], likewise.
+        text: the answer's text, without special tokens.
+        ended: whether the last token is the template's end token.
+    """
+
+    logp: Float[np.ndarray, " tokens"]
+    hit: Bool[np.ndarray, " tokens"]
+    mean: Float[np.ndarray, " tokens"]
+    var: Float[np.ndarray, " tokens"]
+    text: str
+    ended: bool
+
+    def without_end(self) -> "Scored":
+        """The same without the end token, which every answer shares; plain text has none."""
+        if not self.ended:
+            return self
+        return replace(
+            self,
+            logp=self.logp[:-1],
+            hit=self.hit[:-1],
+            mean=self.mean[:-1],
+            var=self.var[:-1],
+            ended=False,
+        )
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood per token; NaN where no token is scored."""
+        return -float(self.logp.mean(dtype=np.float64)) if len(self.logp) else float("nan")
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a model wrote after a prompt, beside what it should have written."""
+
+    prompt: str
+    reference: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Value:
+    """A metric's result.
+
+    Attributes:
+        value: NaN when there was nothing to score.
+        per_example: one entry per example, in the order of the data; for membership inference
+            one such list for each of ``forget`` and ``holdout``.
+        unscored: number of examples that could not be scored; they are not part of ``value``.
+        not_computed: why there is no value, where something it needs is missing.
+    """
+
+    value: float
+    per_example: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Mapping[str, Any]]] | None = (
+        None
+    )
+    unscored: int = 0
+    not_computed: str | None = None
+
+    @staticmethod
+    def mean(rows: Sequence[Mapping[str, Any]], key: str) -> "Value":
+        """The mean of one column, over the rows that could be scored."""
+        column = Value(float("nan"), rows).column(key)
+        scored = column[np.isfinite(column)]
+        value = float(scored.mean()) if len(scored) else float("nan")
+        return Value(value, rows, unscored=len(column) - len(scored))
+
+    @staticmethod
+    def missing(reason: str) -> "Value":
+        """No value, and why."""
+        return Value(float("nan"), not_computed=reason)
+
+    def column(self, key: str) -> Float[np.ndarray, " examples"]:
+        """One number per example: of several answers the mean, NaN where there is none."""
+        rows = self.per_example or ()
+        cells = [row[key] for row in rows]
+        if cells and isinstance(cells[0], (list, tuple)):
+            cells = [np.mean(np.array(c, dtype=np.float64)) if len(c) else np.nan for c in cells]
+        return np.array(cells, dtype=np.float64)
+
+
+Reference = NewType("Reference", Value)
+"""A value from the log of the model that was trained without the forget data."""

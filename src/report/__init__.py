@@ -1,0 +1,1 @@
+"""Reports: what several runs came to, side by side."""

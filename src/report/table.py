@@ -1,0 +1,69 @@
+"""One table of runs and metrics, as plain text."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+Results = Mapping[str, Mapping[str, Mapping[str, object]]]  # run -> metric -> {"mean", "seeds"}
+
+COLUMNS = {  # metric -> heading
+    "forget_Q_A_Prob": "forget prob",
+    "forget_Q_A_ROUGE": "forget ROUGE",
+    "extraction_strength": "extraction",
+    "mia_min_k": "min-k AUC",
+    "forget_quality": "forget quality",
+    "privleak": "privleak",
+    "retain_Q_A_Prob": "retain prob",
+    "model_utility": "utility",
+}
+COLLAPSED_BELOW = 0.5  # share of the target's model utility
+
+
+def over_seeds(summaries: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, object]]:
+    """The same run with several seeds as ``{metric: {"mean": x, "seeds": [...]}}``.
+
+    A metric that some seed could not compute has no mean (None).
+    """
+    metrics = sorted({metric for summary in summaries for metric in summary})
+    found: dict[str, dict[str, object]] = {}
+    for metric in metrics:
+        values = [summary.get(metric) for summary in summaries]
+        known = [value for value in values if value is not None]
+        mean = fmean(known) if len(known) == len(values) else None
+        found[metric] = {"mean": mean, "seeds": values}
+    return found
+
+
+def label(run: str, results: Results, *, target: str = "target") -> str:
+    """``collapsed`` where the model utility is below half of the target's, else nothing.
+
+    A model that answers everything with noise has forgotten, too; it must not pass for success.
+    """
+    utility = results[run].get("model_utility", {}).get("mean")
+    before = results.get(target, {}).get("model_utility", {}).get("mean")
+    if not isinstance(utility, float) or not isinstance(before, float):
+        return ""
+    return "collapsed" if utility < COLLAPSED_BELOW * before else ""
+
+
+def as_text(results: Results) -> str:
+    """The table, one run a line, with the collapsed ones marked."""
+    names = [metric for metric in COLUMNS if any(metric in row for row in results.values())]
+    rows = [["", *(COLUMNS[metric] for metric in names), ""]]
+    for run, row in results.items():
+        cells = [_number(row.get(metric, {}).get("mean")) for metric in names]
+        rows.append([run, *cells, label(run, results)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i in (0, len(row) - 1) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def _number(value: object) -> str:
+    if not isinstance(value, (int, float)):
+        return "-"
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"

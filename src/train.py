@@ -1,0 +1,109 @@
+"""Fine-tune or unlearn: ``python src/train.py --config-name=unlearn experiment=unlearn/tofu/lora``."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger("unlora.train")
+
+
+def run(cfg: Any) -> dict[str, float]:
+    """Train as the config says and evaluate the result.
+
+    Returns:
+        The summary of every evaluation suite: metric -> value.
+
+    Raises:
+        InputError: something in the config, the data or the model can be put right by its writer.
+    """
+    from unlora.config import plain, read
+
+    config = read(cfg)
+
+    from transformers import set_seed
+
+    from unlora.data import fingerprint, load_parts
+    from unlora.data.chat import Chat
+    from unlora.evals import build_suites
+    from unlora.model import get_model, load_args, load_tokenizer
+    from unlora.model.guards import evaluation_is_pure
+    from unlora.model.lora import describe_size
+    from unlora.run import Run
+    from unlora.trainer import (
+        Guards,
+        UnlearningLoss,
+        UnlearningTrainer,
+        choose_best_by,
+        set_warmup,
+        training_arguments,
+    )
+
+    # everything that can be wrong without weights is found before they are loaded
+    folder, datasets_dir = config.paths.output_dir, config.paths.datasets_dir
+    template_args = config.model.template_args
+    loss = UnlearningLoss.build(config.trainer.handler, **config.trainer.method_args)
+    args = training_arguments(
+        config.trainer.args, output_dir=folder, dtype=load_args(config.model)["dtype"]
+    )
+    tokenizer = load_tokenizer(config.model)
+    suites = build_suites(
+        config.eval, tokenizer=tokenizer, template_args=template_args, datasets_dir=datasets_dir
+    )
+    panels = choose_best_by(args, config.trainer.args, suites)
+    parts = load_parts(
+        config.data,
+        Chat(tokenizer, template_args),
+        loss.parts,
+        seed=args.seed,
+        datasets_dir=datasets_dir,
+    )
+    set_warmup(args, config.trainer.args, rows=len(parts))
+
+    resume = args.resume_from_checkpoint
+    record = Run(folder, plain(cfg), resumes=bool(resume))
+    set_seed(args.seed)
+    model, tokenizer = get_model(config.model)
+    guards = Guards()
+    trainer = UnlearningTrainer(
+        model=model,
+        args=args,
+        loss=loss,
+        parts=parts,
+        panels=panels,
+        processing_class=tokenizer,
+        callbacks=[guards],
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    trainer.save_state()
+    size = describe_size(model, Path(folder))
+    logger.info("%s", size)
+
+    summary: dict[str, float] = {}
+    with evaluation_is_pure(model):
+        for suite in suites:
+            summary |= suite.evaluate(model, Path(folder) / "evals")
+    guards.findings["evaluation is pure"] = "weights, modes and random state unchanged"
+    record.finish(
+        guards=guards.findings,
+        lineage=str(model.lineage),
+        size=size,
+        seed=args.seed,
+        data={part: fingerprint(rows) for part, rows in parts.rows.items()},
+        effective_batch=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        optimiser_steps=trainer.state.global_step,
+        training=trainer.state.log_history,
+        summary=summary,
+    )
+    logger.info("finished: %s", folder)
+    return summary
+
+
+if __name__ == "__main__":
+    try:
+        from unlora.cli import launch
+    except ModuleNotFoundError as error:
+        raise SystemExit(
+            f"{error}. Install this program first: pip install -e . (or make demo)"
+        ) from error
+    launch(run, "train")

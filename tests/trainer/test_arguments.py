@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from unlora.errors import InputError
+from unlora.trainer.arguments import choose_best_by, set_warmup, training_arguments
+
+
+def build(tmp_path, **given):
+    return training_arguments({"report_to": "none", **given}, output_dir=str(tmp_path))
+
+
+def test_an_unknown_key_names_the_nearest(tmp_path):
+    with pytest.raises(InputError, match="'learnin_rate'. Did you mean 'learning_rate'"):
+        build(tmp_path, learnin_rate=1e-4)
+
+
+def test_a_value_that_trainer_refuses_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="trainer.args: .*sometimes"):
+        build(tmp_path, eval_strategy="sometimes")
+
+
+def test_keys_of_older_versions_are_accepted(tmp_path):
+    build(tmp_path, logging_dir="x", overwrite_output_dir=True, do_train=True)
+
+
+@pytest.mark.parametrize(
+    "batch, accumulate, rows, epochs, expected",
+    [
+        (4, 4, 400, 0.1, 2),  # 25 steps an epoch; 2.5 rounds to the even 2
+        (4, 4, 3600, 0.1, 22),  # 225 steps an epoch
+        (16, 1, 400, 1.0, 25),
+        (4, 4, 10, 1.0, 1),
+    ],
+)
+def test_warmup_epochs_are_optimiser_steps(tmp_path, batch, accumulate, rows, epochs, expected):
+    args = build(
+        tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate
+    )
+    set_warmup(args, {"warmup_epochs": epochs}, rows)
+    assert args.warmup_steps == expected
+
+
+def test_warmup_ratio_is_a_share_of_all_steps(tmp_path):
+    args = build(tmp_path, per_device_train_batch_size=10, num_train_epochs=2)
+    set_warmup(args, {"warmup_ratio": 0.1}, 100)
+    assert args.warmup_steps == 2
+
+
+def test_gradient_checkpointing_is_not_reentrant_by_default(tmp_path):
+    args = build(tmp_path, gradient_checkpointing=True)
+    assert args.gradient_checkpointing_kwargs == {"use_reentrant": False}
+
+
+def test_bfloat16_is_not_forced_on_a_machine_without_a_gpu(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    args = training_arguments({"report_to": "none"}, output_dir=str(tmp_path), dtype=torch.bfloat16)
+    assert not args.bf16 and args.use_cpu
+
+
+class Suite:
+    metrics = {"forget_Q_A_Prob": False, "model_utility": True}
+
+    def evaluate(self, model, *, panel, also):
+        return {"panel": panel, "also": also}
+
+
+@pytest.mark.parametrize("name, up", [("forget_Q_A_Prob", False), ("eval_model_utility", True)])
+def test_any_metric_may_choose_the_best_and_its_direction_is_known(tmp_path, name, up):
+    given = {"metric_for_best_model": name}
+    args = build(tmp_path, **given)
+    (panel,) = choose_best_by(args, given, [Suite()])
+    assert args.metric_for_best_model == "eval_" + name.removeprefix("eval_")
+    assert args.greater_is_better is up
+    assert panel(None) == {"panel": True, "also": [name.removeprefix("eval_")]}
+
+
+def test_the_best_by_an_unknown_metric_names_the_nearest(tmp_path):
+    given = {"metric_for_best_model": "forget_QA_Prob"}
+    with pytest.raises(InputError, match="Did you mean 'forget_Q_A_Prob'"):
+        choose_best_by(build(tmp_path, **given), given, [Suite()])

@@ -1,0 +1,292 @@
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import LORA, llama, rows, tokenizer
+
+from unlora.data.pairs import Parts
+from unlora.errors import InputError
+from unlora.model.guards import GuardError, Probe
+from unlora.model.lineage import Lineage
+from unlora.model.reference import as_reference
+from unlora.trainer import Guards, UnlearningLoss, UnlearningTrainer, training_arguments
+
+LENGTHS = {"forget": [3, 9, 1, 5, 2, 8, 4, 6] * 2, "retain": [2, 7, 5, 1, 6, 4, 8] * 3}
+LOSSES = {
+    "finetune": ("FinetuneTrainer", {}),
+    "GradAscent": ("GradAscent", {}),
+    "GradDiff": ("GradDiff", {"retain_loss_type": "NLL"}),
+    "GradDiff-KL": ("GradDiff", {"retain_loss_type": "KL", "alpha": 0.5}),
+    "NPO": ("NPO", {"retain_loss_type": "NLL"}),
+    "SimNPO": ("SimNPO", {"retain_loss_type": "NLL", "gamma": 0.125}),
+    "DPO": ("DPO", {"retain_loss_type": "NLL"}),
+}
+
+
+def lora_model(**config):
+    model = get_peft_model(llama(), LoraConfig(**{**LORA, **config}, task_type="CAUSAL_LM"))
+    model.lineage = Lineage("tiny")
+    return model
+
+
+def parts_for(loss):
+    lengths = {**LENGTHS, "alternate": [4] * len(LENGTHS["forget"])}
+    data = {part: rows(lengths[part], seed=i) for i, part in enumerate(loss.parts)}
+    return Parts(data, "forget" if "forget" in data else "retain")
+
+
+def trainer_for(folder, loss, model=None, *, panels=(), callbacks=(), parts=None, **args):
+    defaults = {
+        "learning_rate": 1e-2,
+        "max_steps": 3,
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return UnlearningTrainer(
+        model=model or lora_model(),
+        args=training_arguments(defaults | args, output_dir=str(folder)),
+        loss=loss,
+        parts=parts or parts_for(loss),
+        panels=panels,
+        processing_class=tokenizer(),
+        callbacks=list(callbacks),
+    )
+
+
+def losses(trainer, key="loss"):
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_batch_layout_changes_nothing(tmp_path, name):
+    """Rows have unequal lengths: a mean of micro-batch means would differ."""
+    handler, method_args = LOSSES[name]
+    loss = UnlearningLoss.build(handler, **method_args)
+    found = []
+    for batch, accumulate in ((16, 1), (4, 4), (2, 8)):
+        trainer = trainer_for(
+            tmp_path,
+            loss,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulate,
+        )
+        start = Probe.take(trainer.model)
+        trainer.train()
+        assert start.difference(trainer.model)[0] > 1e-3, "nothing was learnt"
+        found.append((losses(trainer), dict(trainer.model.named_parameters())))
+    (first_losses, first_weights), *others = found
+    for other_losses, weights in others:
+        # float32 sums in another order
+        assert other_losses == pytest.approx(first_losses, rel=1e-5)
+        for key, weight in first_weights.items():
+            torch.testing.assert_close(weights[key], weight, rtol=1e-4, atol=1e-6, msg=key)
+
+
+def test_a_last_batch_that_is_not_full_is_a_mean_of_its_own_rows(tmp_path):
+    loss = UnlearningLoss.build("GradAscent")
+    parts = Parts({"forget": rows([3, 9, 1, 5, 2])}, "forget")
+    found = []
+    for batch, accumulate in ((4, 1), (2, 2), (1, 4)):
+        trainer = trainer_for(
+            tmp_path,
+            loss,
+            parts=parts,
+            max_steps=4,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulate,
+        )
+        trainer.train()
+        found.append(losses(trainer))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[2] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_the_terms_are_logged_and_add_up(tmp_path):
+    loss = UnlearningLoss.build("NPO", retain_loss_type="NLL", gamma=0.5, alpha=2.0)
+    trainer = trainer_for(tmp_path, loss, per_device_train_batch_size=4)
+    trainer.train()
+    for total, forget, retain in zip(
+        losses(trainer),
+        losses(trainer, "forget_loss"),
+        losses(trainer, "retain_loss"),
+        strict=True,
+    ):
+        assert total == pytest.approx(0.5 * forget + 2.0 * retain, rel=1e-4)
+
+
+def test_one_step_asks_each_pass_once(tmp_path):
+    loss = UnlearningLoss.build("NPO", retain_loss_type="KL")
+    assert loss.views == ("policy_forget", "policy_retain", "reference_forget", "reference_retain")
+    trainer = trainer_for(tmp_path, loss, max_steps=1, per_device_train_batch_size=4)
+    calls = []
+    trainer.model.get_base_model().register_forward_hook(lambda *_: calls.append(1))
+    trainer.train()
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("weights", [{"alpha": 0.0}, {"gamma": 0.0}])
+def test_a_term_of_weight_zero_costs_no_pass(weights):
+    loss = UnlearningLoss.build("NPO", retain_loss_type="KL", **weights)
+    part = "forget" if "alpha" in weights else "retain"
+    assert loss.views == (f"policy_{part}", f"reference_{part}")
+
+
+def test_the_reference_stays_while_the_policy_learns(tmp_path):
+    trainer = trainer_for(tmp_path, UnlearningLoss.build("NPO"), learning_rate=0.1)
+    before = Probe.take(trainer.model)
+    trainer.train()
+    assert before.difference(trainer.model)[0] > 1e-3
+    with as_reference(trainer.model) as reference:
+        assert before.difference(reference)[0] == 0
+
+
+def test_a_model_trained_in_full_gets_a_frozen_reference_only_if_asked_for(tmp_path):
+    assert trainer_for(tmp_path, UnlearningLoss.build("GradAscent"), llama()).frozen is None
+    trainer = trainer_for(tmp_path, UnlearningLoss.build("NPO"), llama(), learning_rate=0.1)
+    before = Probe.take(trainer.model)
+    trainer.train()
+    assert before.difference(trainer.model)[0] > 1e-3
+    assert before.difference(trainer.frozen)[0] == 0
+
+
+def test_a_checkpoint_holds_the_adapter_only_and_resumes_exactly(tmp_path):
+    loss = UnlearningLoss.build("NPO", retain_loss_type="NLL")
+    settings = dict(
+        optim="adamw_torch", max_steps=6, per_device_train_batch_size=4, save_strategy="steps",
+        save_steps=3, lr_scheduler_type="linear",
+    )  # fmt: skip
+    whole = trainer_for(tmp_path / "whole", loss, lora_model(lora_dropout=0.1), **settings)
+    whole.train()
+    checkpoint = tmp_path / "whole" / "checkpoint-3"
+    assert (checkpoint / "adapter_model.safetensors").is_file()
+    assert not list(checkpoint.glob("model*.safetensors"))
+    assert json.loads((checkpoint / "lineage.json").read_text())["links"][-1]["path"] == "."
+    again = trainer_for(tmp_path / "again", loss, lora_model(lora_dropout=0.1), **settings)
+    again.train(resume_from_checkpoint=str(checkpoint))
+    for (name, p), q in zip(
+        whole.model.named_parameters(), again.model.parameters(), strict=True
+    ):
+        assert torch.equal(p, q), name
+
+
+class Improving:
+    """A panel whose metric gets better and then worse; it asks the model nothing."""
+
+    def __init__(self, values):
+        self.values = iter(values)
+
+    def __call__(self, model):
+        return {"mine": next(self.values)}
+
+
+def test_the_best_checkpoint_is_chosen_by_a_metric_of_the_panel(tmp_path):
+    trainer = trainer_for(
+        tmp_path,
+        UnlearningLoss.build("GradAscent"),
+        panels=[Improving([0.5, 0.2, 0.9])],
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_mine",
+        greater_is_better=False,
+    )
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+
+
+def test_an_evaluation_that_changes_the_model_stops_the_run(tmp_path):
+    def careless(model):
+        model.base_model.merge_adapter()
+        return {}
+
+    trainer = trainer_for(
+        tmp_path, UnlearningLoss.build("GradAscent"), lora_model(init_lora_weights=False),
+        panels=[careless],
+    )  # fmt: skip
+    with pytest.raises(GuardError, match="evaluation is pure: .* changed the weights"):
+        trainer.evaluate()
+
+
+def test_the_guards_report_what_they_saw(tmp_path):
+    model = lora_model()
+    model.target = Probe.take(model)
+    guards = Guards()
+    trainer_for(tmp_path, UnlearningLoss.build("GradAscent"), model, callbacks=[guards]).train()
+    assert set(guards.findings) == {"start equals target", "gradients alive"}
+
+
+def test_training_from_another_model_than_the_target_stops_before_the_first_step(tmp_path):
+    model = lora_model()
+    model.target = Probe.take(llama(seed=1))
+    trainer = trainer_for(
+        tmp_path, UnlearningLoss.build("GradAscent"), model, callbacks=[Guards()]
+    )
+    with pytest.raises(GuardError, match="start equals target"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("reentrant", [None, True, False])
+def test_gradient_checkpointing_reaches_every_adapter(tmp_path, reentrant):
+    extra = {"gradient_checkpointing": True}
+    if reentrant is not None:
+        extra["gradient_checkpointing_kwargs"] = {"use_reentrant": reentrant}
+    guards = Guards()
+    loss = UnlearningLoss.build("NPO", retain_loss_type="NLL")
+    plain = trainer_for(tmp_path, loss)
+    plain.train()
+    trainer = trainer_for(tmp_path, loss, callbacks=[guards], **extra)
+    trainer.train()
+    assert "gradients alive" in guards.findings
+    assert losses(trainer) == pytest.approx(losses(plain), rel=1e-5)
+
+
+@pytest.mark.parametrize("wrong", ["missing", "frozen input"])
+def test_an_adapter_without_gradient_stops_the_run(tmp_path, wrong):
+    model = lora_model()
+    loss = UnlearningLoss.build("GradAscent")
+    if wrong == "missing":
+        layer = model.base_model.model.model.layers[0].self_attn.q_proj
+        layer.forward = layer.base_layer.forward  # an adapter that the network does not use
+        trainer = trainer_for(tmp_path, loss, model, callbacks=[Guards()])
+    else:
+        trainer = trainer_for(tmp_path, loss, model, callbacks=[Guards()])
+        optimizer = trainer.create_optimizer()
+        optimizer.step = lambda *_, **__: None  # nothing moves
+    with pytest.raises(GuardError, match="gradients alive"):
+        trainer.train()
+
+
+def test_warm_up_from_zero_is_not_mistaken_for_a_dead_adapter(tmp_path):
+    guards = Guards()
+    trainer = trainer_for(
+        tmp_path, UnlearningLoss.build("GradAscent"), callbacks=[guards],
+        lr_scheduler_type="linear", warmup_steps=2,
+    )  # fmt: skip
+    trainer.train()
+    assert "gradients alive" in guards.findings
+
+
+@pytest.mark.parametrize(
+    "handler, method_args, message",
+    [
+        ("NPOO", {}, "Did you mean 'NPO'"),
+        ("NPO", {"retain_loss_type": "NLLL"}, "Did you mean 'NLL'"),
+        ("NPO", {"retain_loss_type": "SimNPO"}, "SimNPO is not a retain loss"),
+        ("NLL", {}, "NLL is not a forget loss"),
+        ("NPO", {"gamma": "much"}, "gamma is 'much'; it must be a number"),
+        ("GradAscent", {"gamma": 0.0}, "nothing to minimise"),
+        ("FinetuneTrainer", {"beta": 1.0}, "takes no method_args"),
+    ],
+)
+def test_a_wrong_loss_is_refused_in_words(handler, method_args, message):
+    with pytest.raises(InputError, match=message):
+        UnlearningLoss.build(handler, **method_args)
