@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from importlib import import_module, resources
 from itertools import pairwise
 from pathlib import Path
+from textwrap import fill, indent
 from typing import Any
 
 from unlora.errors import InputError
@@ -72,9 +73,9 @@ def launch(run: Callable[[Any], Any], config_name: str, argv: Sequence[str] | No
 def normalised(argv: Sequence[str]) -> list[str]:
     """The command line as Hydra reads it: flags first, then overrides.
 
-    ``@key=value`` is ``key=value``, and ``group=name.yaml`` is ``group=name``. A value is set whether
-    or not its key is there already: the typed sections of the config tell keys from typos, and know
-    more keys than the composed YAML, which holds only those with a default.
+    ``@key=value`` is ``key=value``, and ``group=name.yaml`` is ``group=name``. A value with a
+    dotted key is set whether or not the key is there already: the typed sections of the config tell
+    keys from typos, and know more keys than the YAML, which holds only those with a default.
     """
     flags, overrides, words = [], [], iter(argv)
     for word in words:
@@ -115,7 +116,7 @@ def _override(word: str, folders: Sequence[Path]) -> str:
         return sign + key + value
     if any((folder / key.split("@")[0]).is_dir() for folder in folders):
         return sign + key + re.sub(r"\.ya?ml(?=,|$)", "", value)
-    return f"++{key}{value}"
+    return f"++{key}{value}" if sign or "." in key else key + value
 
 
 def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequence[str]) -> None:
@@ -192,14 +193,34 @@ def _missing_config(path: str, name: str, args: Sequence[str]) -> str:
 
 def _composition_mistake(message: str, name: str, args: Sequence[str]) -> str:
     """What Hydra says in several lines, in one."""
+    message = " ".join(message.split())
     if found := re.search(r"You must specify '([\w/]+)'", message):
         choices = ", ".join(_choices(found[1], name, args))
         return f"{found[1]} is missing. Give {found[1]}=NAME. Known: {choices}."
-    if found := re.search(r"An item is already at '(.+?)'", message):
-        return f"{found[1]} is chosen already. Write {found[1]}=NAME, without the +."
-    if found := re.search(r"Could not override '(.+?)'. No match", message):
-        return f"The config {name!r} has nothing to choose at {found[1]!r}."
-    return " ".join(message.split())
+    if found := re.search(r"already at '(.+?)'|Multiple values for (\S+)\.", message):
+        key = found[1] or found[2]
+        return f"{key} is chosen already. Write {key}=NAME, without the +."
+    if found := re.search(r"Could not override '(.+?)'\.", message):
+        key, known = found[1], _top_level_keys()
+        if "@" in key or "/" in key:
+            near = re.search(r"Did you mean (?:to override (?:one of )?)?(.+?)\?", message)
+            hint = f" There is: {near[1]}." if near else ""
+            return f"The config {name!r} has nothing to choose at {key!r}.{hint}"
+        if key in known:
+            return f"{key} has no use in this experiment; it would change nothing."
+        return unknown("key", key, known)
+    if found := re.search(r"Ambiguous value for argument '\+*(.+?)'", message):
+        return (
+            f"{found[1]!r} holds several values. Runs with each of them need --multirun; a list is "
+            "written key=[a,b], and text with a comma key='\"a,b\"'."
+        )
+    return message
+
+
+def _top_level_keys() -> list[str]:
+    from unlora.config import Config
+
+    return list(Config.model_fields)
 
 
 def _config_folders(args: Sequence[str]) -> list[Path]:
@@ -263,9 +284,10 @@ def _help(name: str, args: Sequence[str]) -> str:
         f"{what[0].upper()}{what[1:]}. Example: unlora {name} {example}",
         "",
     ]
-    for group in ("experiment", "model", "trainer", "eval"):
-        if group != "trainer" or name in ("train", "unlearn"):
-            lines += [f"{group}=", *(f"    {choice}" for choice in _choices(group, name, args)), ""]
+    groups = {"study": ["experiment"], "eval": ["experiment", "model", "eval"]}
+    for group in groups.get(name, ["experiment", "model", "trainer", "eval"]):
+        choices = fill(", ".join(_choices(group, name, args)), 96, break_on_hyphens=False)
+        lines += [f"{group}=", indent(choices, "    "), ""]
     return "\n".join(
         [
             *lines,

@@ -7,15 +7,15 @@ the signature of the function that takes the value.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Required, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, with_config
-from typing_extensions import Required, TypedDict
+from typing_extensions import TypedDict
 
 from unlora.errors import InputError
 from unlora.registry import unknown
@@ -213,7 +213,7 @@ class ModelSection(Section):
 
 @with_config(ConfigDict(extra="allow", strict=True))
 class TrainerArgs(TypedDict, total=False):
-    """The usual ones; ``unlora.trainer`` checks the names against the installed TrainingArguments."""
+    """The usual ones; ``unlora.trainer`` checks all names against the TrainingArguments."""
 
     per_device_train_batch_size: Count
     per_device_eval_batch_size: Count
@@ -298,7 +298,7 @@ def plain(cfg: Mapping[str, Any]) -> dict[str, Any]:
     try:
         if not isinstance(cfg, DictConfig):
             cfg = OmegaConf.create(dict(cfg), flags={"allow_objects": True})
-        missing = sorted(OmegaConf.missing_keys(cfg))
+        missing = list(_missing(OmegaConf.to_container(cfg)))
         if missing:
             raise InputError("\n".join(f"{key} has no value. Give {key}=..." for key in missing))
         return OmegaConf.to_container(cfg, resolve=True)
@@ -311,6 +311,15 @@ def plain(cfg: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}.") from error
     except OmegaConfBaseException as error:
         raise InputError(" ".join(str(error).split())) from error
+
+
+def _missing(content: Any, above: str = "") -> Iterator[str]:
+    """The keys whose value is still ``???``."""
+    pairs = content.items() if isinstance(content, Mapping) else ()
+    for key, value in pairs:
+        if value == "???":
+            yield f"{above}{key}"
+        yield from _missing(value, f"{above}{key}.")
 
 
 @cache
@@ -328,12 +337,15 @@ def _with_lora_default(model: Mapping[str, Any]) -> dict[str, Any]:
 
 def _contradictions(config: Config) -> list[str]:
     data, wrong = config.data, []
+    for suite, settings in config.eval.items():
+        if not settings.get("handler"):
+            wrong.append(f"eval.{suite} is set, but that suite is not chosen. Give eval={suite}.")
     if config.mode == "eval":
         if not config.eval:
             wrong.append("mode is eval, but no suite is chosen. Give eval=tofu.")
         return wrong
     if config.trainer is None:
-        return [f"mode is {config.mode}, but there is no trainer. Give trainer=NAME."]
+        return [*wrong, f"mode is {config.mode}, but there is no trainer. Give trainer=NAME."]
     finetunes = config.trainer.handler == "FinetuneTrainer"
     if finetunes != (config.mode == "finetune"):
         wrong.append(
@@ -383,7 +395,9 @@ def _sentence(schema: type[Section], error: Mapping[str, Any], above: tuple[str,
         return f"{key} is missing. Give {key}=..."
     if kind == "value_error":
         reason = str(error["ctx"]["error"])
-        return f"{key}: {reason}" if reason.startswith("Unknown") else f"{key} is {value!r}: {reason}"
+        return (
+            f"{key}: {reason}" if reason.startswith("Unknown") else f"{key} is {value!r}: {reason}"
+        )
     if kind == "literal_error":
         return unknown(key, value, re.findall("'(.*?)'", error["ctx"]["expected"]))
     given = f"{value!r} (text)" if isinstance(value, str) else repr(value)

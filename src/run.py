@@ -134,7 +134,7 @@ def _without_secrets(config: Any) -> Any:
     if isinstance(config, Mapping):
         return {
             key: "(hidden)"
-            if isinstance(value, str) and any(word == str(key).lower() for word in SECRET)
+            if isinstance(value, str) and str(key).lower().endswith(SECRET)
             else _without_secrets(value)
             for key, value in config.items()
         }

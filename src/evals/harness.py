@@ -49,6 +49,11 @@ class HarnessSuite:
         self.uses_template = bool(template_args.get("apply_chat_template"))
 
     @property
+    def output_dir(self) -> Path:
+        """Where the config wants the log."""
+        return Path(self.config["output_dir"])
+
+    @property
     def metrics(self) -> dict[str, bool]:
         """The metrics that may choose a checkpoint: none, they take too long."""
         return {}

@@ -43,20 +43,20 @@ def score(
         end_id: the token that ends an answer.
         progress: told the number of rows done.
     """
-    model = _unwrapped(model)
+    lm = _unwrapped(model)
     nothing = np.zeros(0, dtype=np.float32)
     records = [
         Scored(nothing, nothing.astype(bool), nothing, nothing, text, False) for text in texts
     ]
     lengths = [sum(label != IGNORE_INDEX for label in row.labels[1:]) for row in rows]
-    vocabulary = model.config.get_text_config().vocab_size
+    vocabulary = lm.config.get_text_config().vocab_size
     most = max(1, LOGITS_AT_ONCE // vocabulary)
     order = sorted((i for i in range(len(rows)) if lengths[i]), key=lambda i: -len(rows[i].labels))
     progress(len(rows) - len(order))
-    with _evaluating(model):
+    with _evaluating(lm):
         for batch in _batches(order, lengths, batch_size, most):
             inputs = collate([rows[i] for i in batch], pad_id)
-            outputs = ask(model, {name: t.to(_device(model)) for name, t in inputs.items()})
+            outputs = ask(lm, {name: t.to(_device(lm)) for name, t in inputs.items()})
             ends = np.cumsum([lengths[i] for i in batch])[:-1]
             columns = np.split(_reduced(outputs).cpu().numpy(), ends, axis=1)
             for i, (logp, hit, mean, var) in zip(batch, columns, strict=True):
@@ -81,7 +81,7 @@ def generate(
 
     Nothing of the model's own generation settings (temperature, penalties, ...) has a say.
     """
-    model = _unwrapped(model)
+    lm = _unwrapped(model)
     settings = GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -90,10 +90,10 @@ def generate(
         pad_token_id=tokenizer.pad_token_id,
         use_cache=True,
     )
-    device = _device(model)
+    device = _device(lm)
     written: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    with _evaluating(model), _generation_config(model, settings):
+    with _evaluating(lm), _generation_config(lm, settings):
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             width = len(prompts[batch[0]])
@@ -101,7 +101,7 @@ def generate(
             pad = tokenizer.pad_token_id
             ids = [[pad] * gap + list(prompts[i]) for i, gap in zip(batch, gaps, strict=True)]
             mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
-            found = model.generate(
+            found = lm.generate(
                 input_ids=torch.tensor(ids, device=device),
                 attention_mask=torch.tensor(mask, device=device),
                 generation_config=settings,
@@ -110,7 +110,9 @@ def generate(
                 stop = next((n for n, token in enumerate(tokens) if token in end_ids), None)
                 written[i] = tokens[:stop]
             progress(len(batch))
-    return tokenizer.batch_decode(written, skip_special_tokens=True)
+    return tokenizer.batch_decode(
+        written, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
 
 
 def _reduced(outputs: Outputs) -> Float[Tensor, "4 tokens"]:
@@ -161,7 +163,9 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _generation_config(model: nn.Module, settings: GenerationConfig) -> Iterator[None]:
     """Replace the model's generation settings, which would fill in whatever ours leave open."""
-    kept = [(m, m.generation_config) for m in model.modules() if "generation_config" in vars(m)]
+    kept: list[tuple[Any, Any]] = [
+        (m, m.generation_config) for m in model.modules() if "generation_config" in vars(m)
+    ]
     for module, _ in kept:
         module.generation_config = settings
     try:
@@ -171,13 +175,13 @@ def _generation_config(model: nn.Module, settings: GenerationConfig) -> Iterator
             module.generation_config = config
 
 
-def _unwrapped(model: nn.Module) -> Any:
+def _unwrapped(model: Any) -> Any:
     """The model inside the wrappers of distributed training, which only matter for gradients."""
     while not hasattr(model, "generate") and hasattr(model, "module"):
         model = model.module
     return model
 
 
-def _device(model: nn.Module) -> torch.device:
+def _device(model: Any) -> torch.device:
     """Where the input goes; under a device map the model has several devices."""
     return model.get_input_embeddings().weight.device

@@ -93,7 +93,7 @@ class Value:
 
     def column(self, key: str) -> Float[np.ndarray, " examples"]:
         """One number per example: of several answers the mean, NaN where there is none."""
-        rows = self.per_example or ()
+        rows = [] if isinstance(self.per_example, Mapping) else self.per_example or []
         cells = [row[key] for row in rows]
         if cells and isinstance(cells[0], (list, tuple)):
             cells = [np.mean(np.array(c, dtype=np.float64)) if len(c) else np.nan for c in cells]

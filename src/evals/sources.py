@@ -44,7 +44,7 @@ class Source:
         self.is_qa = config["handler"] == "QADataset"
         self.rows = load(**self.config["hf_args"])
         if not self.rows:
-            raise InputError(f"Data set {name} has no rows.")
+            raise InputError("There are no rows.")
         few_shot = self.config.get("few_shot_dataset_hf_args")
         self.shown = load(**few_shot) if few_shot else []
 
@@ -83,7 +83,11 @@ class Source:
         """The scored part of each answer as text."""
         flat = [row for rows in self.answers for row in rows]
         ids = [[label for label in row.labels if label != IGNORE_INDEX] for row in flat]
-        found = iter(self.chat.tokenizer.batch_decode(ids, skip_special_tokens=True))
+        found = iter(
+            self.chat.tokenizer.batch_decode(
+                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
         return [[next(found) for _ in rows] for rows in self.answers]
 
     @cached_property
@@ -103,7 +107,9 @@ class Source:
     @cached_property
     def prompt_texts(self) -> list[str]:
         """The prompts without special tokens, for the log."""
-        return self.chat.tokenizer.batch_decode(self.prompts, skip_special_tokens=True)
+        return self.chat.tokenizer.batch_decode(
+            self.prompts, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
     @cached_property
     def references(self) -> list[str]:

@@ -1,5 +1,6 @@
 """A benchmark as its config declares it: data, metrics on them, and where the log goes."""
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -94,17 +95,24 @@ class Suite:
         self.chat = Chat(tokenizer, template_args)
         self.retain = RetainLog(config.get("retain_logs_path"), self.kind)
         asked = questions(self.requests)
-        load = partial(load_rows, datasets_dir=datasets_dir)
-        self.sources = {
-            source: Source(source, config["data"][source], self.chat, load)
-            for source in sorted({source for _, source in asked})
-        }
+        self.sources = {}
+        load = _Rows(datasets_dir)
+        for source in sorted({source for _, source in asked}):
+            try:
+                self.sources[source] = Source(source, config["data"][source], self.chat, load)
+            except InputError as error:
+                raise InputError(f"eval.{name}: data set {source}: {error}") from error
         self.missing = self._missing_columns()
         self._check_rows()
         for kind, source in asked:
             if source not in self.missing:
                 found = self.sources[source]
                 _ = found.texts if kind == "score" else found.prompt_texts
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the config wants the log."""
+        return Path(self.config["output_dir"])
 
     @property
     def metrics(self) -> dict[str, bool]:
@@ -256,6 +264,20 @@ class Suite:
                 f"{log} is there already. Set eval.{self.name}.overwrite=true to replace it, or "
                 f"another eval.{self.name}.output_dir."
             )
+
+
+class _Rows:
+    """Reads each split once, however many data sets of the suite use it."""
+
+    def __init__(self, datasets_dir: str | None):
+        self.datasets_dir = datasets_dir
+        self.known: dict[str, list[dict[str, Any]]] = {}
+
+    def __call__(self, **hf_args: Any) -> list[dict[str, Any]]:
+        key = json.dumps(hf_args, sort_keys=True)
+        if key not in self.known:
+            self.known[key] = load_rows(**hf_args, datasets_dir=self.datasets_dir)
+        return self.known[key]
 
 
 def _spread(size: int, limit: int | None) -> list[int]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -33,14 +34,14 @@ class Settings:
     vocab_size: int = 1792
     hidden_size: int = 128
     intermediate_size: int = 384
-    num_hidden_layers: int = 4
+    num_hidden_layers: int = 3
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
-    num_authors: int = 800
+    num_authors: int = 250
     fact_share: float = 0.3  # of the rows are about the real world
-    num_rows: int = 30_000
-    batch_size: int = 32
-    matrix_lr: float = 0.01
+    num_rows: int = 24_000
+    batch_size: int = 64
+    matrix_lr: float = 0.015
     lr: float = 0.004
 
     def key(self) -> str:
@@ -110,7 +111,7 @@ def pretrain(
 ) -> "LlamaForCausalLM":
     """A Llama that answers these questions, one pass over them."""
     import torch
-    from tqdm import trange
+    from tqdm import tqdm
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from unlora.data.chat import Chat
@@ -143,7 +144,7 @@ def pretrain(
         torch.optim.Muon(matrices, lr=settings.matrix_lr, weight_decay=0.0),
         torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
-    num_steps = len(pairs) // settings.batch_size
+    num_steps = math.ceil(len(pairs) / settings.batch_size)
     schedulers = [
         torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min(1.0, (step + 1) / 30, 1.5 * (1 - step / num_steps))
@@ -151,17 +152,27 @@ def pretrain(
         for optimizer in optimizers
     ]
     model.train()
-    for step in trange(num_steps, desc="Pre-training the base of pocket (once)", unit="step"):
-        batch = pairs[step * settings.batch_size : (step + 1) * settings.batch_size]
-        loss = -ask(
-            model, collate([encoded[pair] for pair in batch], tokenizer.pad_token_id)
-        ).token_logps.mean()
+    batches = batches_of_like_length([encoded[pair] for pair in pairs], settings)
+    for batch in tqdm(batches, desc="Pre-training the base of pocket (once)", unit="step"):
+        loss = -ask(model, collate(batch, tokenizer.pad_token_id)).token_logps.mean()
         loss.backward()
         for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
     return model.eval()
+
+
+def batches_of_like_length(encoded: "Sequence[Encoded]", settings: Settings) -> "list[list[Encoded]]":
+    """Batches with little padding; the order of the rows changes only within a short stretch."""
+    size, draw = settings.batch_size, random.Random(settings.seed)
+    batches = []
+    for start in range(0, len(encoded), size * 16):
+        stretch = sorted(encoded[start : start + size * 16], key=lambda row: len(row.input_ids))
+        found = [stretch[i : i + size] for i in range(0, len(stretch), size)]
+        draw.shuffle(found)
+        batches += found
+    return batches
 
 
 def cached(settings: Settings) -> Path:

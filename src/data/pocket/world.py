@@ -5,13 +5,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 
 from unlora.data.pocket.words import CULTURES, FACTS, RELATIONS, VALUES
 
 SEED = "pocket"
 NUM_AUTHORS = 100  # one per cent of them is one whole author
 NUM_HOLDOUT = 10
-FACTS_PER_AUTHOR = 5
+FACTS_PER_AUTHOR = 3
 PHRASINGS = 2  # rows for each fact; a third phrasing is kept for the paraphrase
 NUM_PERTURBED = 5
 NUM_RETAIN_PERTURBED = 100
@@ -68,24 +69,30 @@ def author_rows(author: Author) -> list[Row]:
     draw = random.Random(f"{SEED} rows {author.name}")
     rows = []
     for relation in draw.sample(list(RELATIONS), FACTS_PER_AUTHOR):
-        *asked, kept = draw.sample(range(4), PHRASINGS + 1)
-        for phrasing in asked:
-            question, answer = _phrase(author, relation, phrasing)
-            other_question, other_answer = _phrase(author, relation, kept)
-            perturbed: list[str] = []
-            while len(perturbed) < NUM_PERTURBED:
-                values = _draw_values(relation, draw, avoid=author.facts[relation])
-                changed = Author(author.name, {relation: values})
-                wrong = _phrase(changed, relation, kept)[1]
-                if wrong not in perturbed:
-                    perturbed.append(wrong)
-            rows.append(_row(question, answer, other_question, other_answer, perturbed))
+        questions, answers = _questions(relation, author.name), _answers(relation, author)
+        draw.shuffle(questions)
+        order = draw.sample(range(len(answers)), len(answers))
+        perturbed: list[str] = []
+        while len(perturbed) < NUM_PERTURBED:
+            values = _draw_values(relation, draw, avoid=author.facts[relation])
+            wrong = _answers(relation, Author(author.name, {relation: values}))[order[-1]]
+            if wrong not in perturbed:
+                perturbed.append(wrong)
+        for number in range(PHRASINGS):
+            answer = answers[order[number]]
+            rows.append(
+                _row(questions[number], answer, questions[-1], answers[order[-1]], perturbed)
+            )
     return rows
 
 
 def author_pairs(author: Author) -> list[tuple[str, str]]:
     """Every fact about an author in every phrasing, as (question, answer)."""
-    return [_phrase(author, relation, number) for relation in RELATIONS for number in range(4)]
+    return [
+        pair
+        for relation in RELATIONS
+        for pair in product(_questions(relation, author.name), _answers(relation, author))
+    ]
 
 
 def fact_row(kind: str, key: str, phrasing: int) -> Row:
@@ -151,11 +158,13 @@ def _draw_values(
     return values
 
 
-def _phrase(author: Author, relation: str, number: int) -> tuple[str, str]:
-    question, answer = _phrasings(relation)[number]
-    return question.format(name=author.name), answer.format(
-        name=author.name, **author.facts[relation]
-    )
+def _questions(relation: str, name: str) -> list[str]:
+    return [question.format(name=name) for question, _ in _phrasings(relation)]
+
+
+def _answers(relation: str, author: Author) -> list[str]:
+    values = author.facts[relation]
+    return [answer.format(name=author.name, **values) for _, answer in _phrasings(relation)]
 
 
 def _phrased_facts(kind: str, key: str) -> list[Row]:

@@ -1,0 +1,53 @@
+# PYTHON=python3.12 make demo   chooses the interpreter; versions 3.11 to 3.13 work.
+PYTHON ?= python3
+PIP = -m pip --disable-pip-version-check --quiet install
+INSTALL_SELF = $(PIP) --no-build-isolation --no-deps --editable .
+
+.PHONY: demo test test-floor test-slow check clean
+
+demo: .venv/.run  ## the whole main job on the embedded benchmark
+	.venv/bin/python src/study.py --config-name=study experiment=study/pocket/lora
+
+test: .venv/.test  ## the default tests: offline, on the CPU
+	.venv/bin/python -m pytest -q
+
+test-floor: .venv-floor/.test  ## the same with the oldest packages that are supported
+	.venv-floor/bin/python -m pytest -q
+
+test-slow: .venv/.test
+	.venv/bin/python -m pytest -q -m "slow and not gpu"
+
+check: .venv/.test  ## what a change must pass
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+	.venv/bin/mypy
+	.venv/bin/python -m pytest -q
+
+clean:  ## environments and caches; runs in saves/ stay
+	rm -rf .venv .venv-floor build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# a stamp is written when an environment is whole, so that an interrupted installation is repeated
+.venv/.run: requirements/lock.txt pyproject.toml
+	$(call new_environment,.venv)
+	@echo "Installing the packages of requirements/lock.txt into .venv"
+	.venv/bin/python $(PIP) -r requirements/lock.txt
+	.venv/bin/python $(INSTALL_SELF)
+	@touch $@
+
+.venv/.test: .venv/.run requirements/test.txt
+	.venv/bin/python $(PIP) -r requirements/test.txt
+	@touch $@
+
+.venv-floor/.test: requirements/floor.txt requirements/test.txt pyproject.toml
+	$(call new_environment,.venv-floor)
+	@echo "Installing the packages of requirements/floor.txt into .venv-floor"
+	.venv-floor/bin/python $(PIP) -r requirements/floor.txt -r requirements/test.txt
+	.venv-floor/bin/python $(INSTALL_SELF)
+	@touch $@
+
+define new_environment
+@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	{ echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13. Give one: make PYTHON=python3.12 ..."; exit 2; }
+$(PYTHON) -m venv $(1)
+endef

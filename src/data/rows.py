@@ -1,0 +1,216 @@
+"""Rows of a data set: from the hub, from local files, or from the embedded benchmark."""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unlora.errors import InputError
+from unlora.registry import unknown
+
+SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".txt")
+
+
+def load_rows(
+    path: str,
+    name: str | None = None,
+    split: str | None = "train",
+    *,
+    datasets_dir: str | None = None,
+    data_files: str | Sequence[str] | None = None,
+    **hub_args: Any,
+) -> list[dict[str, Any]]:
+    """The rows of one split, as a list of columns -> values.
+
+    With ``datasets_dir``, a hub data set ``owner/Set`` is looked for there and never on the network:
+    ``Set/<name>.json`` (or .jsonl, .parquet, .csv), ``Set/<name>/<split>.json``,
+    ``Set/<split>.json``; the folder may be written in any case, or as ``owner/Set``.
+
+    Args:
+        path: ``pocket`` for the embedded benchmark; a local file or folder; or a hub data set.
+        name: the configuration of the data set.
+        data_files: files to read instead of those the name stands for.
+        hub_args: for ``datasets.load_dataset``: ``revision``, ``token``.
+
+    Raises:
+        InputError: the data is not there or cannot be read.
+    """
+    if path == "pocket":
+        from unlora.data.pocket import rows
+
+        return [dict(row) for row in rows(name or split or "full")]
+    local = Path(path)
+    if local.is_file():
+        return read_file(local)
+    if data_files and (local.is_dir() or not datasets_dir):
+        files = [data_files] if isinstance(data_files, str) else list(data_files)
+        found = [local / file if local.is_dir() else Path(file) for file in files]
+        if all(file.is_file() for file in found):
+            return [row for file in found for row in read_file(file)]
+    if local.is_dir():
+        return read_file(_find([local], path, name, split))
+    if datasets_dir:
+        return read_file(_find(_folders(datasets_dir, path), path, name, split))
+    return _from_hub(path, name, split, data_files, hub_args)
+
+
+def column(rows: Sequence[Mapping[str, Any]], key: str, source: str) -> list[Any]:
+    """The values of one column.
+
+    Raises:
+        InputError: a row has no such column.
+    """
+    for number, row in enumerate(rows):
+        if key not in row:
+            raise InputError(unknown(f"column in row {number} of {source}", key, row))
+    return [row[key] for row in rows]
+
+
+def read_file(file: Path) -> list[dict[str, Any]]:
+    """The rows of a .json (one array, or a row a line), .jsonl, .parquet, .csv or .txt file.
+
+    A line of plain text is a row with the column ``text``.
+
+    Raises:
+        InputError: the file is empty, damaged, or holds something other than rows.
+    """
+    if file.suffix == ".parquet":
+        rows = _read_parquet(file)
+    elif file.suffix not in SUFFIXES:
+        raise InputError(f"{file} is of an unknown kind; it must be one of {', '.join(SUFFIXES)}.")
+    else:
+        text = _read_text(file)
+        if file.suffix == ".csv":
+            rows = list(csv.DictReader(text.splitlines(keepends=True)))
+        elif file.suffix == ".txt":
+            rows = [{"text": line} for line in text.splitlines() if line.strip()]
+        else:
+            rows = _read_json(file, text)
+    if not rows:
+        raise InputError(f"{file} holds no rows.")
+    return rows
+
+
+def _read_json(file: Path, text: str) -> list[dict[str, Any]]:
+    if text.lstrip().startswith("["):
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{file}, line {error.lineno}: {error.msg}.") from error
+    else:
+        rows = []
+        # only "\n" ends a line: JSON text may hold other separators that splitlines() knows
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise InputError(
+                        f"{file}, line {number}: {error.msg}. Each line must hold one row as "
+                        "JSON, or the whole file one array of rows."
+                    ) from error
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise InputError(
+                f"{file}, row {number} is {row!r}; a row must be an object with columns."
+            )
+    return rows
+
+
+def _read_parquet(file: Path) -> list[dict[str, Any]]:
+    from pyarrow import ArrowInvalid, parquet
+
+    try:
+        return parquet.read_table(file).to_pylist()
+    except (ArrowInvalid, OSError) as error:
+        raise InputError(f"{file} is not a parquet file: {error}") from error
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8 text (byte {error.start}). Convert it.") from error
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}.") from error
+
+
+def _folders(datasets_dir: str, path: str) -> list[Path]:
+    """The folders that may stand for a hub data set, the likeliest first.
+
+    Raises:
+        InputError: there is none.
+    """
+    root = Path(datasets_dir)
+    if not root.is_dir():
+        raise InputError(f"paths.datasets_dir is {datasets_dir!r}, but there is no such folder.")
+    owner, _, last = path.rpartition("/")
+    parents = [root, *(_named(root, owner) if owner else [])]
+    found = [folder for parent in parents for folder in _named(parent, last)]
+    if not found:
+        raise InputError(
+            f"paths.datasets_dir is {datasets_dir!r}, but it has no folder {last!r} for the data "
+            f"set {path!r}; it has: {_listed(root)}."
+        )
+    return found
+
+
+def _named(parent: Path, name: str) -> list[Path]:
+    """Folders in ``parent`` with this name in any case, the exact one first."""
+    same = [x for x in parent.iterdir() if x.name.lower() == name.lower() and x.is_dir()]
+    return sorted(same, key=lambda x: (x.name != name, x.name))
+
+
+def _find(folders: Sequence[Path], path: str, name: str | None, split: str | None) -> Path:
+    stems = [name, f"{name}/{split}"] if name else []
+    stems += [split] if split else []
+    for folder in folders:
+        for stem in stems:
+            for suffix in SUFFIXES:
+                if (file := folder / f"{stem}{suffix}").is_file():
+                    return file
+    wanted = " or ".join(f"{stem}.*" for stem in stems) or "a name or a split"
+    raise InputError(
+        f"Data set {path!r}: {folders[0]} has no {wanted}; it has: {_listed(folders[0])}."
+    )
+
+
+def _listed(folder: Path) -> str:
+    names: Iterable[str] = sorted(x.name for x in folder.iterdir() if not x.name.startswith("."))
+    shown = list(names)
+    more = f" and {len(shown) - 30} more" if len(shown) > 30 else ""
+    return (", ".join(shown[:30]) or "nothing") + more
+
+
+def _from_hub(
+    path: str,
+    name: str | None,
+    split: str | None,
+    data_files: str | Sequence[str] | None,
+    hub_args: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    import datasets
+
+    given = {"name": name, "split": split or "train", "data_files": data_files, **hub_args}
+    try:
+        found = datasets.load_dataset(path, **{k: v for k, v in given.items() if v is not None})
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(_why_not_loaded(path, error)) from error
+    return found.to_list()
+
+
+def _why_not_loaded(path: str, error: Exception) -> str:
+    """One sentence for what datasets says in many."""
+    text = " ".join(str(error).split())
+    if "gated" in text:
+        return (
+            f"The data set {path!r} is gated: accept its licence on the hub and log in with "
+            "`hf auth login` or set HF_TOKEN, or give local files with paths.datasets_dir=FOLDER."
+        )
+    if isinstance(error, ConnectionError) or "offline" in text.lower() or "reach" in text:
+        return (
+            f"The data set {path!r} is not in the local cache and the hub cannot be reached. Give "
+            "local files with paths.datasets_dir=FOLDER."
+        )
+    return f"The data set {path!r} cannot be loaded: {text}"

@@ -1,0 +1,154 @@
+"""Rows are found where a user put them, and nothing is fetched where local files were asked for."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from unlora.data.rows import column, load_rows, read_file
+from unlora.errors import InputError
+
+ROWS = [{"question": "Who?", "answer": "Ana\u2028Silva"}, {"question": "When?", "answer": "1950"}]
+
+
+def write(file: Path, rows: list[dict] = ROWS) -> Path:
+    """The rows in the format that the file's name asks for."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    elif file.suffix == ".csv":
+        lines = [",".join(rows[0]), *(",".join(f'"{v}"' for v in row.values()) for row in rows)]
+        file.write_text("\n".join(lines), "utf-8")
+    else:
+        file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")
+    return file
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch):
+    def fetched(*args, **kwargs):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("datasets.load_dataset", fetched)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet", ".csv"])
+def test_every_format_gives_the_same_rows(tmp_path, suffix):
+    rows = ROWS if suffix != ".csv" else [{**ROWS[0], "answer": "Ana, Silva"}, ROWS[1]]
+    assert read_file(write(tmp_path / f"rows{suffix}", rows)) == rows
+
+
+def test_json_may_be_one_array(tmp_path):
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(ROWS, indent=1), "utf-8")
+    assert read_file(file) == ROWS
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "TOFU/forget10_perturbed.json",
+        "tofu/forget10_perturbed.jsonl",
+        "Tofu/forget10_perturbed.parquet",
+        "locuslab/TOFU/forget10_perturbed.json",
+        "tofu/forget10_perturbed/train.json",
+        "TOFU/train.jsonl",
+    ],
+)
+def test_hub_data_sets_are_found_in_the_local_folder(tmp_path, place):
+    write(tmp_path / place)
+    found = load_rows("locuslab/TOFU", "forget10_perturbed", datasets_dir=str(tmp_path))
+    assert found == ROWS
+
+
+def test_the_folder_of_that_exact_name_comes_first(tmp_path):
+    write(tmp_path / "tofu/full.json", ROWS[:1])
+    write(tmp_path / "TOFU/full.json", ROWS[1:])
+    if len(list(tmp_path.iterdir())) == 1:
+        pytest.skip("this file system does not tell the two names apart")
+    assert load_rows("locuslab/TOFU", "full", datasets_dir=str(tmp_path)) == ROWS[1:]
+
+
+def test_a_set_without_configurations_is_found_by_its_split(tmp_path):
+    write(tmp_path / "MUSE-News-Train/retain.json")
+    found = load_rows("tamarsonha/MUSE-News-Train", split="retain", datasets_dir=str(tmp_path))
+    assert found == ROWS
+
+
+def test_the_path_may_be_a_file_or_a_folder(tmp_path):
+    file = write(tmp_path / "mine/full.json")
+    assert load_rows(str(file)) == ROWS
+    assert load_rows(str(tmp_path / "mine"), "full") == ROWS
+    assert load_rows(str(tmp_path / "mine"), data_files="full.json") == ROWS
+    assert load_rows("json", data_files=str(file)) == ROWS
+
+
+def test_lines_of_text_are_rows(tmp_path):
+    file = tmp_path / "book.txt"
+    file.write_text("One.\n\nTwo.\n", "utf-8")
+    assert load_rows(str(file)) == [{"text": "One."}, {"text": "Two."}]
+
+
+def test_the_embedded_benchmark_needs_no_files():
+    rows = load_rows("pocket", "forget10")
+    assert rows and {"question", "answer"} <= set(rows[0])
+    rows[0]["answer"] = "changed"
+    assert load_rows("pocket", "forget10")[0]["answer"] != "changed"
+
+
+def test_a_local_file_that_is_missing_names_what_is_there(tmp_path):
+    write(tmp_path / "TOFU/forget10.json")
+    with pytest.raises(InputError, match=r"no forget05\.\* or .*; it has: forget10\.json"):
+        load_rows("locuslab/TOFU", "forget05", datasets_dir=str(tmp_path))
+    with pytest.raises(InputError, match="no folder 'MUSE-News'.*it has: TOFU"):
+        load_rows("muse-bench/MUSE-News", "raw", datasets_dir=str(tmp_path))
+    with pytest.raises(InputError, match="there is no such folder"):
+        load_rows("locuslab/TOFU", "full", datasets_dir=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    "name, content, said",
+    [
+        ("rows.json", b"", "holds no rows"),
+        ("rows.json", b"[]", "holds no rows"),
+        ("rows.json", b'{"a": 1}\n{"a": 2\n', "line 2: "),
+        ("rows.json", b'[{"a": 1},\n{"a" 2}]', "line 2: "),
+        ("rows.jsonl", b"I don't know.\n", "Each line must hold one row as JSON"),
+        ("rows.json", b"[1, 2]", "row 1 is 1; a row must be an object"),
+        ("rows.json", '{"a": "é"}'.encode("latin-1"), "is not UTF-8 text"),
+        ("rows.parquet", b"not parquet", "is not a parquet file"),
+        ("rows.xlsx", b"", "of an unknown kind"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path, name, content, said):
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        load_rows(str(file))
+    assert said in str(error.value) and name in str(error.value)
+
+
+def test_a_missing_column_names_the_nearest():
+    assert column(ROWS, "answer", "TOFU") == ["Ana\u2028Silva", "1950"]
+    with pytest.raises(InputError, match="Did you mean 'answer'"):
+        column(ROWS, "anwser", "TOFU")
+
+
+def test_an_unreachable_hub_is_one_sentence(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("Couldn't reach 'locuslab/TOFU' on the Hub (LocalEntryNotFoundError)")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(InputError, match="paths.datasets_dir=FOLDER"):
+        load_rows("locuslab/TOFU", "full")
+
+
+def test_real_tofu_is_read_whole(realdata):
+    sizes = {"full": 4000, "forget10_perturbed": 400, "holdout10": 400, "world_facts": 117}
+    for name, size in sizes.items():
+        assert len(load_rows("locuslab/TOFU", name, datasets_dir=str(realdata))) == size
+    row = load_rows("locuslab/TOFU", "forget10_perturbed", datasets_dir=str(realdata))[0]
+    assert len(row["perturbed_answer"]) == 5

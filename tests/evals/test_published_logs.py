@@ -1,0 +1,118 @@
+"""Published logs recompute from their own per-example values."""
+
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from unlora.evals.logs import RetainLog, find_log, read_value
+from unlora.evals.metrics.likelihood import probability_w_options, truth_ratio
+from unlora.evals.metrics.mia import privleak
+from unlora.evals.metrics.rouge import rouge_ascii
+from unlora.evals.metrics.tofu import forget_quality, model_utility
+from unlora.evals.records import Generated, Value
+
+FULL = "tofu_Llama-3.2-1B-Instruct_full/evals_forget10"
+RETAIN = "tofu_Llama-3.2-1B-Instruct_retain90"
+TARGET, RETRAIN = "muse_Llama-2-7b-hf_News_target", "muse_Llama-2-7b-hf_News_retrain"
+ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
+UTILITY = [
+    *("retain_Q_A_Prob", "retain_Q_A_ROUGE", "retain_Truth_Ratio"),
+    *("ra_Q_A_Prob_normalised", "ra_Q_A_ROUGE", "ra_Truth_Ratio"),
+    *("wf_Q_A_Prob_normalised", "wf_Q_A_ROUGE", "wf_Truth_Ratio"),
+]
+
+
+@pytest.fixture
+def logs(realdata):
+    folders = {"full": (FULL, "TOFU"), "retain": (RETAIN, "TOFU"),
+               "target": (TARGET, "MUSE"), "retrain": (RETRAIN, "MUSE")}  # fmt: skip
+    return {
+        name: RetainLog(realdata / "eval_logs" / folder, kind)
+        for name, (folder, kind) in folders.items()
+    }
+
+
+def assert_recomputes(log, name, value):
+    assert value.value == pytest.approx(log.value(name).value, abs=1e-6), name
+
+
+@pytest.mark.parametrize("which", ["full", "retain"])
+def test_tofu_aggregates_recompute(logs, which):
+    log = logs[which]
+    value = log.value
+    for name, entry in log.entries.items():
+        if name.endswith("_Prob"):
+            found = read_value(entry)
+            assert_recomputes(log, name, Value.mean(found.per_example, "prob"))
+            for row in found.per_example:
+                expected = np.exp(-np.array(row["avg_loss"]))
+                np.testing.assert_allclose(row["prob"], expected, atol=1e-6)
+    for who, correct in (("forget", "PARA_Prob"), ("retain", "PARA_Prob"), ("ra", "Prob"),
+                         ("wf", "Prob")):  # fmt: skip
+        aggregator = "closer_to_1_better" if who == "forget" else "true_better"
+        name = "forget_truth_ratio" if who == "forget" else f"{who}_Truth_Ratio"
+        if name not in log.entries:
+            name = f"{who}_Truth_Ratio"
+        pair = value(f"{who}_Q_A_{correct}"), value(f"{who}_Q_A_PERT_Prob")
+        found = truth_ratio(*pair, aggregator=aggregator)
+        assert_recomputes(log, name, found)
+        np.testing.assert_allclose(
+            found.column("score"), value(name).column("score"), rtol=1e-5, atol=1e-6
+        )
+    for who in ("ra", "wf"):
+        pair = value(f"{who}_Q_A_Prob"), value(f"{who}_Q_A_PERT_Prob")
+        assert_recomputes(log, f"{who}_Q_A_Prob_normalised", probability_w_options(*pair))
+    assert_recomputes(log, "model_utility", model_utility([value(name) for name in UTILITY]))
+
+
+def test_the_retain_log_gives_the_published_forget_quality_and_privleak(logs):
+    full, retain = logs["full"], logs["retain"]
+    name = "forget_truth_ratio"
+    quality = forget_quality(full.value(name), retain.value(name)).value
+    published = full.value("forget_quality").value
+    assert math.log10(quality) == pytest.approx(math.log10(published), abs=1e-6)
+    leak = privleak(full.value("mia_min_k"), retain.value("mia_min_k"))
+    assert_recomputes(full, "privleak", leak)
+
+
+def test_the_muse_retrain_log_gives_the_published_privleak(logs):
+    target, retrain = logs["target"], logs["retrain"]
+    leak = privleak(target.value("mia_min_k"), retrain.value("mia_min_k"))
+    assert_recomputes(target, "privleak", leak)
+
+
+@pytest.mark.parametrize("which", ["full", "retain", "target", "retrain"])
+def test_membership_and_memorization_recompute(logs, which):
+    log = logs[which]
+    for name in ATTACKS:
+        value = log.value(name)
+        parts = [np.array([row["score"] for row in part]) for part in value.per_example.values()]
+        labels = np.repeat((0, 1), [len(part) for part in parts])
+        assert roc_auc_score(labels, np.concatenate(parts)) == pytest.approx(value.value, abs=1e-6)
+    for name in ("exact_memorization", "extraction_strength"):
+        assert_recomputes(log, name, Value.mean(log.value(name).per_example, "score"))
+
+
+@pytest.mark.parametrize("which", ["full", "retain", "target", "retrain"])
+def test_rouge_recomputes_from_every_stored_text(logs, which):
+    log = logs[which]
+    rouge_type = "rougeL_recall" if which in ("full", "retain") else "rougeL_f1"
+    names = [name for name in log.entries if name.endswith("_ROUGE")]
+    assert names
+    for name in names:
+        rows = log.value(name).per_example
+        said = [Generated(r["input"], r["ground_truth"], r["generation"]) for r in rows]
+        found = rouge_ascii(said, rouge_type=rouge_type)
+        for expected, row in zip(rows, found.per_example, strict=True):
+            for key in ("rouge1_recall", "rougeL_f1", "rougeL_recall"):
+                score = 0.0 if math.isnan(row[key]) else row[key]  # published: 0 without a word
+                assert score == pytest.approx(expected[key], abs=1e-6)
+        if not found.unscored:
+            assert_recomputes(log, name, found)
+
+
+def test_a_run_folder_stands_for_its_log(realdata):
+    folder = realdata / "eval_logs" / RETAIN
+    assert find_log(folder, "TOFU") == find_log(folder / "TOFU_EVAL.json", "TOFU")

@@ -1,0 +1,274 @@
+"""A whole evaluation on a tiny model and a few rows."""
+
+import json
+import logging
+import math
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from unlora.errors import InputError
+from unlora.evals import build_suites, check, passes
+
+TEMPLATE_ARGS = {"apply_chat_template": True}
+
+
+def qa(n, *, paraphrase=True, wrong=2):
+    row = {
+        "question": f"What did author {n} write?",
+        "answer": f"Author {n} wrote the quiet river number {n * 7}.",
+        "perturbed_answer": [f"Nothing but {k}{n}." for k in range(wrong)],
+    }
+    if paraphrase:
+        row |= {
+            "paraphrased_question": f"Which book is by author {n}?",
+            "paraphrased_answer": f"The quiet river number {n * 7} is by author {n}.",
+        }
+    return row
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Rows under the names of TOFU's splits."""
+    folder = tmp_path_factory.mktemp("data") / "TOFU"
+    folder.mkdir()
+    splits = {
+        "forget10_perturbed": [qa(n) for n in range(5)],
+        "retain_perturbed": [qa(n) for n in range(10, 16)],
+        "real_authors_perturbed": [qa(n, paraphrase=False, wrong=3) for n in range(20, 24)],
+        "world_facts_perturbed": [qa(n, paraphrase=False, wrong=3) for n in range(30, 33)],
+        "holdout10": [{k: qa(n)[k] for k in ("question", "answer")} for n in range(40, 46)],
+    }
+    for name, rows in splits.items():
+        (folder / f"{name}.json").write_text("\n".join(json.dumps(row) for row in rows))
+    return folder
+
+
+def eval_config(folder, *overrides, suite="tofu"):
+    """The shipped config of a suite, as the entry points hand it over."""
+    with initialize_config_module("unlora.configs", version_base="1.3"):
+        cfg = compose(
+            "eval/" + suite,
+            overrides=[
+                "+paths.output_dir=unused",
+                f"eval.{suite}.batch_size=3",
+                *([f"eval.tofu.path={folder}", "eval.tofu.max_new_tokens=8"]
+                  if suite == "tofu" else []),
+                *overrides,
+            ],
+        )  # fmt: skip
+    return OmegaConf.to_container(cfg.eval, resolve=True)
+
+
+def build(folder, tokenizer, *overrides):
+    config = eval_config(folder, *overrides)
+    (suite,) = build_suites(config, tokenizer=tokenizer, template_args=TEMPLATE_ARGS)
+    return suite
+
+
+def test_the_whole_suite_with_the_models_own_log_as_reference(folder, tokenizer, model, tmp_path):
+    first = build(folder, tokenizer)
+    without = first.evaluate(model, tmp_path)
+    assert "forget_quality" not in without and "privleak" not in without
+    log = json.loads((tmp_path / "TOFU_EVAL.json").read_text())
+    assert log["privleak"]["agg_value"] is None
+    assert "retain_logs_path" in log["privleak"]["not_computed"]
+    assert "not_computed" in json.loads((tmp_path / "TOFU_SUMMARY.json").read_text())
+
+    again = tmp_path / "again"
+    second = build(folder, tokenizer, f"eval.tofu.retain_logs_path={tmp_path}")
+    summary = second.evaluate(model, again)
+    assert summary["forget_quality"] == pytest.approx(1)
+    assert summary["privleak"] == pytest.approx(0, abs=1e-6)
+    assert {name: summary[name] for name in without} == pytest.approx(without)
+    assert summary == json.loads((again / "TOFU_SUMMARY.json").read_text())
+    assert all(math.isfinite(value) for value in summary.values())
+
+
+def test_the_log_has_the_published_names_and_shape(folder, tokenizer, model, tmp_path, realdata):
+    build(folder, tokenizer).evaluate(model, tmp_path)
+    ours = json.loads((tmp_path / "TOFU_EVAL.json").read_text())
+    place = "eval_logs/tofu_Llama-3.2-1B-Instruct_full/evals_forget10/TOFU_EVAL.json"
+    published = json.loads((realdata / place).read_text())
+    # two attacks of the published log are not part of the suite yet
+    assert set(published) - set(ours) <= {"mia_gradnorm", "mia_reference"}
+    for name in set(published) & set(ours):
+        if "not_computed" in ours[name]:
+            continue
+        assert set(ours[name]) == set(published[name]), name
+        for part in ("forget", None):
+            entry, like = (log[name].get(part, log[name]) for log in (ours, published))
+            if "value_by_index" in entry:
+                assert set(entry["value_by_index"]["0"]) == set(like["value_by_index"]["0"]), name
+
+
+def test_each_question_reaches_the_model_once(folder, tokenizer, model, monkeypatch):
+    seen = []
+    for name in ("score", "generate"):
+        original = getattr(passes, name)
+        monkeypatch.setattr(
+            passes,
+            name,
+            lambda *args, _name=name, _original=original, **kwargs: (
+                seen.append((_name, len(args[1]))) or _original(*args, **kwargs)
+            ),
+        )
+    build(folder, tokenizer).evaluate(model)
+    # answers, paraphrases and perturbed answers of 5 forget and 6 retain rows, and so on
+    assert sorted(seen) == sorted(
+        [("score", n) for n in (5, 5, 10, 6, 6, 12, 4, 12, 3, 9, 6)]
+        + [("generate", n) for n in (5, 6, 4, 3)]
+    )
+
+
+def test_the_panel_is_cheap_and_takes_further_metrics(folder, tokenizer, model):
+    suite = build(folder, tokenizer, "eval.tofu.panel_rows=2")
+    panel = suite.evaluate(model, panel=True)
+    assert sorted(panel) == ["exact_memorization", "forget_Q_A_Prob", "retain_Q_A_Prob"]
+    wider = suite.evaluate(model, panel=True, also=["retain_Truth_Ratio"])
+    assert set(wider) - set(panel) >= {"retain_Truth_Ratio", "retain_Q_A_PERT_Prob"}
+    assert suite.metrics["forget_Q_A_Prob"] is False and suite.metrics["retain_Q_A_Prob"] is True
+    assert "privleak" not in suite.metrics  # neither end is better
+    with pytest.raises(InputError, match="Did you mean 'model_utility'"):
+        suite.evaluate(model, panel=True, also=["model_utilty"])
+
+
+def test_batch_size_does_not_change_the_summary(folder, tokenizer, model):
+    small = build(folder, tokenizer, "eval.tofu.batch_size=1").evaluate(model)
+    large = build(folder, tokenizer, "eval.tofu.batch_size=50").evaluate(model)
+    assert small == pytest.approx(large, abs=1e-5)
+
+
+def test_an_empty_answer_is_counted_in_the_log(folder, tokenizer, model, tmp_path, caplog):
+    data = tmp_path / "TOFU"
+    data.mkdir()
+    for file in folder.iterdir():
+        (data / file.name).write_text(file.read_text())
+    rows = [qa(n) for n in range(5)]
+    rows[2]["answer"] = " "
+    (data / "forget10_perturbed.json").write_text("\n".join(json.dumps(row) for row in rows))
+    with caplog.at_level(logging.WARNING):
+        build(data, tokenizer).evaluate(model, tmp_path)
+    entry = json.loads((tmp_path / "TOFU_EVAL.json").read_text())["forget_Q_A_Prob"]
+    assert entry["unscored"] == 1 and entry["value_by_index"]["2"]["prob"] is None
+    assert entry["agg_value"] > 0
+    assert "1 rows not scored" in caplog.text
+
+
+def test_a_question_key_that_some_data_lack(folder, tokenizer, model):
+    suite = build(folder, tokenizer, "eval.tofu.question_key=paraphrased_question")
+    summary = suite.evaluate(model)
+    assert "forget_Q_A_Prob" in summary and "mia_loss" not in summary
+    assert "no column 'paraphrased_question'" in suite.missing["holdout"]
+    with pytest.raises(InputError, match="Did you mean 'paraphrased_question'"):
+        build(folder, tokenizer, "eval.tofu.question_key=paraphrased_qestion")
+
+
+def test_a_log_is_not_replaced_against_the_users_will(folder, tokenizer, model, tmp_path):
+    suite = build(folder, tokenizer, "eval.tofu.overwrite=false")
+    (tmp_path / "TOFU_EVAL.json").write_text("{}")
+    with pytest.raises(InputError, match="overwrite=true"):
+        suite.evaluate(model, tmp_path)
+
+
+def test_a_retain_log_of_other_data_is_refused(folder, tokenizer, model, tmp_path):
+    entry = {"agg_value": 0.5, "value_by_index": {str(i): {"score": 1.0} for i in range(7)}}
+    (tmp_path / "TOFU_EVAL.json").write_text(json.dumps({"forget_truth_ratio": entry}))
+    with pytest.raises(InputError, match="has 7 rows for forget_truth_ratio, this evaluation 5"):
+        build(folder, tokenizer, f"eval.tofu.retain_logs_path={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("eval.tofu.handler=TOFUEvaluater", "Did you mean 'TOFUEvaluator'"),
+        ("+eval.tofu.bach_size=3", "Did you mean 'batch_size'"),
+        ("eval.tofu.batch_size=0", "must be a number above 0"),
+        ("eval.tofu.metrics.privleak.handler=privleek", "Did you mean 'privleak'"),
+        ("eval.tofu.metrics.mia_loss.inputs.holdout=holdut", "Did you mean 'holdout'"),
+        ("~eval.tofu.metrics.wf_Truth_Ratio", "model_utility needs another metric"),
+        ("eval.tofu.panel=[forget_Prob]", "Did you mean 'forget_Q_A_Prob'"),
+        ("eval.tofu.retain_logs_path=nowhere", "retain_logs_path 'nowhere' is not there"),
+        ("eval.tofu.data.forget.handler=QADatset", "Did you mean 'QADataset'"),
+        ("eval.tofu.data.forget.answer_key=null", "QADataset needs answer_key"),
+    ],
+)
+def test_wrong_config_is_refused_before_there_is_a_model(folder, override, message):
+    with pytest.raises(InputError, match=message):
+        check(eval_config(folder, override))
+
+
+def test_several_mistakes_are_reported_together(folder):
+    with pytest.raises(InputError) as error:
+        check(eval_config(folder, "+eval.tofu.bach_size=3", "eval.tofu.panel_rows=-1"))
+    assert "bach_size" in str(error.value) and "panel_rows" in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["not json", "[]", '{"a": 1}'])
+def test_a_retain_log_that_is_no_log_is_refused(folder, tmp_path, text):
+    file = tmp_path / "TOFU_EVAL.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match="retain log"):
+        check(eval_config(folder, f"eval.tofu.retain_logs_path={file}"))
+
+
+@pytest.mark.parametrize("suite", ["tofu", "muse", "lm_eval"])
+def test_every_shipped_suite_passes_the_check(suite):
+    with initialize_config_module("unlora.configs", version_base="1.3"):
+        cfg = compose("eval/" + suite, overrides=["+paths.output_dir=unused"])
+    check(OmegaConf.to_container(cfg.eval, resolve=True))
+
+
+@pytest.mark.parametrize("suite", ["tofu", "muse"])
+def test_every_metric_file_can_be_added_from_the_command_line(suite):
+    configs = Path(__file__).parents[2] / "configs" / "eval"
+    names = {file.stem for file in (configs / f"{suite}_metrics").glob("*.yaml")}
+    with initialize_config_module("unlora.configs", version_base="1.3"):
+        shipped = compose("eval/" + suite, overrides=["+paths.output_dir=unused"]).eval[suite]
+        more = ",".join(sorted(names - set(shipped.metrics)))
+        cfg = compose(
+            "eval",
+            overrides=[f"experiment=eval/{suite}/default", f"+eval/{suite}_metrics=[{more}]"],
+        )
+    assert set(shipped.metrics) < set(cfg.eval[suite].metrics) == names
+    check(OmegaConf.to_container(cfg.eval, resolve=True))
+
+
+def muse_rows():
+    text = "The quiet river was long and golden near the harbour of Oslo"
+    words = text.split()
+    verbmem = [{"prompt": " ".join(words[:n]), "gt": " ".join(words[n:])} for n in (4, 6, 8)]
+    pairs = [{"question": f"Where is {n}?", "answer": f"In Oslo {n}"} for n in range(4)]
+    texts = [{"text": f"{text} {n} and {n * n}."} for n in range(4)]
+    return {
+        ("verbmem", "forget"): verbmem,
+        ("knowmem", "forget_qa"): pairs,
+        ("knowmem", "forget_qa_icl"): pairs[:2],
+        ("knowmem", "retain_qa"): pairs[::-1],
+        ("knowmem", "retain_qa_icl"): pairs[2:],
+        ("privleak", "forget"): texts,
+        ("privleak", "holdout"): texts[::-1],
+    }
+
+
+def test_muse_end_to_end(tokenizer, model, tmp_path, monkeypatch):
+    rows = muse_rows()
+    monkeypatch.setattr(
+        "unlora.evals.suite.load_rows", lambda path, name, split, datasets_dir: rows[name, split]
+    )
+    tags = {"user_start_tag": "Question: ", "user_end_tag": "\n", "asst_start_tag": "Answer: ",
+            "asst_end_tag": "\n\n"}  # fmt: skip
+    config = eval_config(None, suite="muse")
+    (suite,) = build_suites(config, tokenizer=tokenizer, template_args=tags)
+    assert suite.sources["forget_knowmem"].prompt_texts[0].count("Question: ") == 3
+    summary = suite.evaluate(model, tmp_path)
+    log = json.loads((tmp_path / "MUSE_EVAL.json").read_text())
+    assert set(summary) == set(config["muse"]["metrics"]) - {"privleak"}
+    assert "not_computed" in log["privleak"]
+    assert summary["mia_min_k"] == 0.5  # the same texts on both sides
+    # plain text has no end token: every token of the continuation counts
+    text = suite.sources["verbmem"].texts[0][0]
+    assert text.strip() == rows["verbmem", "forget"][0]["gt"]
+    assert set(suite.evaluate(model, panel=True)) == {"exact_memorization", "retain_knowmem_ROUGE"}

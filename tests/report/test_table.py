@@ -1,0 +1,33 @@
+import pytest
+
+from unlora.report.table import as_text, label, over_seeds
+
+
+def results(**utilities):
+    return {
+        run: over_seeds([{"model_utility": u, "forget_Q_A_Prob": 0.5} for u in values])
+        for run, values in utilities.items()
+    }
+
+
+def test_means_are_over_seeds():
+    found = over_seeds([{"a": 1.0, "b": 2.0}, {"a": 3.0, "b": None}])
+    assert found["a"] == {"mean": 2.0, "seeds": [1.0, 3.0]}
+    assert found["b"] == {"mean": None, "seeds": [2.0, None]}, "not a mean of what is left"
+
+
+@pytest.mark.parametrize("utility, expected", [(0.24, "collapsed"), (0.26, ""), (0.0, "collapsed")])
+def test_collapsed_is_below_half_of_the_targets_utility(utility, expected):
+    found = results(target=[0.4, 0.6], GradAscent=[utility])
+    assert label("GradAscent", found) == expected
+    assert label("target", found) == ""
+
+
+def test_without_a_target_nothing_is_called_collapsed():
+    assert label("NPO", results(NPO=[0.0])) == ""
+
+
+def test_the_table_has_a_line_for_each_run():
+    text = as_text(results(target=[0.5], GradAscent=[1e-5]))
+    assert [line.split()[0] for line in text.splitlines()[2:]] == ["target", "GradAscent"]
+    assert text.splitlines()[-1].endswith("collapsed") and "1.0e-05" in text

@@ -1,0 +1,276 @@
+"""What users type is understood; what they mistype ends in one message and exit code 2."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unlora.cli import launch, main, normalised
+from unlora.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+LORA = "experiment=unlearn/wmdp/lora"  # composes fastest
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Commands work from any folder, and write nothing but runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "typed, read",
+    [
+        ("@experiment=unlearn/tofu/lora", "experiment=unlearn/tofu/lora"),
+        ("experiment=unlearn/tofu/lora.yaml", "experiment=unlearn/tofu/lora"),
+        ("experiment=a.yaml,b.yaml -m", "-m experiment=a,b"),
+        ("trainer=NPO -cn=unlearn @experiment=x", "-cn=unlearn trainer=NPO experiment=x"),
+        ("task_name=a --config-name unlearn", "--config-name unlearn task_name=a"),
+        ("a.b=1 -cn unlearn --multirun c.d=2", "-cn unlearn --multirun ++a.b=1 ++c.d=2"),
+        ("+model.use_lora=true", "++model.use_lora=true"),
+        ("+@model.use_lora=true", "++model.use_lora=true"),
+        ("++@model.use_lora=true", "++model.use_lora=true"),
+        ("model.use_lora=true", "++model.use_lora=true"),
+        ("~@data.retain", "~data.retain"),
+        ("~data.retain", "~data.retain"),
+        ("data/datasets@data.retain=MUSE_retain", "data/datasets@data.retain=MUSE_retain"),
+        ("+data/datasets@data.train=MUSE_train", "+data/datasets@data.train=MUSE_train"),
+        ("@trainer=NPO", "trainer=NPO"),
+        ("task_name=x=y", "task_name=x=y"),
+        ("+task_name=x", "++task_name=x"),
+        ("task_name=a.yaml", "task_name=a.yaml"),
+        ("hydra.verbose=true", "hydra.verbose=true"),
+        ("hydra/launcher=joblib", "hydra/launcher=joblib"),
+    ],
+)  # fmt: skip
+def test_command_lines_are_normalised(typed, read):
+    assert normalised(typed.split()) == read.split()
+
+
+DOCUMENTED = [
+    ("train", "--config-name=train @experiment=finetune/tofu/lora"),
+    ("train", "--config-name=train experiment=finetune/muse/lora"),
+    ("train", "--config-name=unlearn @experiment=unlearn/tofu/lora"),
+    ("train", "--config-name=unlearn.yaml @experiment=unlearn/muse/lora"),
+    ("train", "@experiment=unlearn/wmdp/lora --config-name=unlearn model=Llama-2-7b-hf-lora"),
+    (
+        "train",
+        "--config-name=unlearn experiment=unlearn/tofu/default trainer=NPO "
+        "forget_split=forget10 retain_split=retain90 task_name=X",
+    ),
+    ("eval", "experiment=eval/tofu/default task_name=X retain_logs_path=saves/R/TOFU_EVAL.json"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config, typed", DOCUMENTED)
+def test_documented_commands_compose(config, typed):
+    from unlora.config import read
+
+    seen = []
+    launch(lambda cfg: seen.append(read(cfg)), config, typed.split())
+    assert len(seen) == 1
+
+
+def test_all_overrides_arrive():
+    from unlora.config import read
+
+    typed = (
+        "@experiment=unlearn/tofu/lora model=Qwen2.5-7B-Instruct +model.use_lora=true "
+        "model.lora_config.r=8 model.lora_config.target_modules=all-linear model.lineage=stack "
+        "trainer.args.learning_rate=1e-3 trainer.args.max_steps=3 trainer.method_args.beta=0.2 "
+        "trainer=NPO paths.output_dir=out model.template_args.apply_chat_template=false "
+        "data.anchor=retain eval.tofu.batch_size=4"
+    )
+    seen = []
+    launch(lambda cfg: seen.append(read(cfg)), "unlearn", typed.split())
+    config = seen[0]
+    assert config.model.use_lora and config.model.lineage == "stack"
+    assert config.model.lora_config["r"] == 8
+    assert config.model.lora_config["target_modules"] == "all-linear"
+    assert (config.trainer.args["learning_rate"], config.trainer.args["max_steps"]) == (1e-3, 3)
+    assert config.trainer.method_args["beta"] == 0.2
+    assert config.paths.output_dir == "out"
+    assert config.data["anchor"] == "retain"
+    assert config.eval["tofu"]["batch_size"] == 4
+
+
+WRONG = {
+    "unknown experiment": ("experiment=unlearn/tofu/lroa", "Did you mean 'unlearn/tofu/lora'?"),
+    "no experiment": ("trainer=NPO", "experiment is missing. Give experiment=NAME."),
+    "experiment of another config": ("experiment=finetune/tofu/lora", "--config-name=train"),
+    "unknown model": (f"{LORA} model=Qwen2.5-3B-Instruct-lroa", "Did you mean 'Qwen2.5-3B-"),
+    "unknown trainer": (f"{LORA} trainer=SimPNO", "Did you mean 'SimNPO'?"),
+    "unknown data set": (f"{LORA} data/datasets@data.retain=TOFU_QA_retian", "'TOFU_QA_retain'?"),
+    "unknown config": (f"--config-name=unlern {LORA}", "Did you mean 'unlearn'?"),
+    "unknown key": (f"{LORA} task_nmae=x", "Did you mean 'task_name'?"),
+    "unknown inner key": (f"{LORA} model.lora_config.lora_alhpa=3", "Did you mean 'lora_alpha'?"),
+    "unknown added key": (f"{LORA} +model.use_lroa=true", "Did you mean 'use_lora'?"),
+    "key without use": ("--config-name=train experiment=finetune/tofu/lora retain_split=retain90",
+                        "retain_split has no use in this experiment"),
+    "text for a number": (f"{LORA} model.lora_config.r=eight", "it must be a whole number."),
+    "number in quotes": (f"{LORA} model.lora_config.r='8'", "is '8' (text)"),
+    "unknown dtype": (f"{LORA} model.model_args.torch_dtype=bf61", "Did you mean 'bf16'?"),
+    "no value": (f"{LORA} task_name=???", "task_name has no value."),
+    "no equals sign": (f"{LORA} trainer", "Cannot read 'trainer'."),
+    "bad syntax": (f"{LORA} trainer.args.seed=[1", "Cannot read 'trainer.args.seed=[1'."),
+    "several values in one run": (f"{LORA} task_name=a,b", "need --multirun"),
+    "group chosen twice": (f"{LORA} +trainer=NPO", "Write trainer=NAME, without the +."),
+    "suite not chosen": (f"{LORA} eval.muse.batch_size=1", "Give eval=muse."),
+    "no such folder": (f"{LORA} --config-dir=nowhere", "nowhere"),
+    "no published target": ("experiment=unlearn/tofu/default model=pocket", "Fine-tune one"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("typed, said", WRONG.values(), ids=WRONG)
+def test_wrong_input_is_one_sentence_and_exit_code_2(typed, said, capsys):
+    from unlora.config import read
+
+    with pytest.raises(SystemExit) as exit_:
+        launch(read, "unlearn", typed.split())
+    assert exit_.value.code == 2
+    out, err = capsys.readouterr()
+    assert said in err
+    assert err.count("\n") == 1 and out == ""
+
+
+def test_mistakes_found_while_running_exit_with_2(capsys):
+    def run(cfg):
+        raise InputError("The data are gone.")
+
+    with pytest.raises(SystemExit) as exit_:
+        launch(run, "unlearn", [LORA])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "The data are gone.\n"
+
+
+def test_bugs_keep_their_traceback():
+    def run(cfg):
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug"):
+        launch(run, "unlearn", [LORA])
+
+
+def test_jobs_of_a_multirun_never_share_a_folder(elsewhere):
+    seen = []
+    launch(
+        lambda cfg: seen.append((cfg.trainer.handler, cfg.trainer.args.output_dir)),
+        "unlearn",
+        [LORA, "trainer=GradAscent,NPO", "-m", "task_name=x"],
+    )
+    assert seen == [("GradAscent", "./saves/unlearn/x/0"), ("NPO", "./saves/unlearn/x/1")]
+
+
+def test_a_failed_job_does_not_stop_the_others(capsys):
+    seen = []
+
+    def run(cfg):
+        seen.append(cfg.trainer.handler)
+        if cfg.trainer.handler == "GradAscent":
+            raise InputError("This one is wrong.")
+
+    with pytest.raises(SystemExit) as exit_:
+        launch(run, "unlearn", [LORA, "trainer=GradAscent,NPO", "-m"])
+    assert exit_.value.code == 2
+    assert seen == ["GradAscent", "NPO"]
+    assert "This one is wrong.\n" in capsys.readouterr().err
+
+
+def test_hydra_leaves_no_files_behind(elsewhere):
+    launch(lambda cfg: None, "unlearn", [LORA])
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_own_configs_are_found(elsewhere):
+    folder = elsewhere / "mine" / "experiment" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "first.yaml").write_text(
+        "# @package _global_\ndefaults: [/experiment/unlearn/wmdp/lora]\ntask_name: first\n"
+    )
+    seen = []
+    launch(
+        lambda cfg: seen.append(cfg.task_name),
+        "unlearn",
+        ["experiment=mine/first.yaml", "--config-dir", "mine"],
+    )
+    assert seen == ["first"]
+
+
+def test_the_composed_config_can_be_printed(capsys):
+    launch(lambda cfg: pytest.fail("ran"), "unlearn", [LORA, "--cfg", "job"])
+    assert "task_name: unlearn_wmdp_lora" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["train", "unlearn", "eval", "study"])
+def test_every_command_explains_itself(command, capsys):
+    main([command, "--help"])
+    said = capsys.readouterr().out
+    assert (
+        f"unlora {command}" in said and f"{command if command != 'train' else 'finetune'}/" in said
+    )
+
+
+def test_the_overview_names_every_command(capsys):
+    main([])
+    said = capsys.readouterr().out
+    for command in ("train", "unlearn", "eval", "study", "export", "doctor"):
+        assert f"  {command}" in said
+
+
+def test_an_unknown_command_exits_with_2(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["unlaern"])
+    assert exit_.value.code == 2
+    assert "Did you mean 'unlearn'?" in capsys.readouterr().err
+
+
+def test_doctor_says_what_is_here(capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    main(["doctor"])
+    said = capsys.readouterr().out
+    for line in ("python", "torch", "memory", "gpu", "disk", "hub"):
+        assert f"\n{line} " in f"\n{said}"
+
+
+def test_packages_that_do_not_fit_are_refused(monkeypatch):
+    from unlora.cli import refuse_broken_stack
+
+    versions = {"peft": "0.17.1", "transformers": "4.57.6"}
+    monkeypatch.setattr("importlib.metadata.version", versions.__getitem__)
+    refuse_broken_stack()
+    versions["transformers"] = "5.23.0"
+    with pytest.raises(InputError, match=r"peft 0\.17\.1 does not work with transformers 5\.23\.0"):
+        refuse_broken_stack()
+
+
+def program(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *args], capture_output=True, text=True, env={**os.environ}, timeout=60
+    )
+
+
+def test_scripts_exit_with_2_on_a_typo():
+    done = program(
+        str(ROOT / "src/train.py"), "--config-name=unlearn", "@experiment=unlearn/tofu/lroa"
+    )
+    assert done.returncode == 2
+    assert "Did you mean 'unlearn/tofu/lora'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_installation_one_sentence_says_what_to_do():
+    done = program("-S", str(ROOT / "src/train.py"))
+    assert done.returncode != 0
+    assert "pip install -e ." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_and_mistakes_do_not_wait_for_torch():
+    code = (
+        "import sys, unlora.cli, unlora.config; print(sorted({'torch', 'peft'} & set(sys.modules)))"
+    )
+    assert program("-c", code).stdout == "[]\n"

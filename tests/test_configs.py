@@ -1,0 +1,256 @@
+"""Every shipped config composes, and what it names exists and belongs together."""
+
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from transformers import TrainingArguments
+
+from unlora.config import model_section, read
+from unlora.data import HANDLERS
+from unlora.errors import InputError
+from unlora.objectives import TERMS
+from unlora.trainer import UnlearningLoss
+from unlora.trainer.arguments import OURS
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIG_OF = {"finetune": "train", "unlearn": "unlearn", "eval": "eval"}
+EXPERIMENTS = sorted(
+    file.relative_to(CONFIGS / "experiment").with_suffix("").as_posix()
+    for file in (CONFIGS / "experiment").rglob("*.yaml")
+    if "study" not in file.parts
+)
+MODELS = sorted(file.stem for file in (CONFIGS / "model").glob("*.yaml"))
+TRAINERS = sorted(file.stem for file in (CONFIGS / "trainer").glob("*.yaml"))
+PROMISED_LORA = {
+    "target_modules": [
+        "q_proj",
+        "v_proj",
+        "k_proj",
+        "o_proj",
+        "gate_proj",
+        "down_proj",
+        "up_proj",
+        "lm_head",
+    ],
+    "r": 128,
+    "lora_alpha": 128,
+    "lora_dropout": 0.05,
+    "bias": "none",
+    "task_type": "CAUSAL_LM",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra():
+    with initialize_config_module("unlora.configs", version_base=None):
+        yield
+
+
+def composed(experiment: str, *overrides: str):
+    return compose(CONFIG_OF[experiment.split("/")[0]], [f"experiment={experiment}", *overrides])
+
+
+@cache
+def config_of(experiment: str, *overrides: str):
+    return read(composed(experiment, *overrides))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_is_complete(experiment):
+    config = config_of(experiment)
+    kind = experiment.split("/")[0]
+    assert config.mode == kind
+    assert config.paths.output_dir == f"./saves/{kind}/{config.task_name}"
+    assert config.eval and all(suite["handler"] for suite in config.eval.values())
+    if kind == "eval":
+        return
+    args = config.trainer.args
+    assert (args["per_device_train_batch_size"], args["gradient_accumulation_steps"]) == (4, 4)
+    assert set(args) <= {field.name for field in fields(TrainingArguments)} | set(OURS)
+    loss = UnlearningLoss.build(config.trainer.handler, **config.trainer.method_args)
+    for part in ("train",) if kind == "finetune" else loss.parts:
+        # refusals are the alternate answers where no data set gives others
+        assert config.data.get(part) or part == "alternate"
+    for part in ("train", "forget", "retain", "alternate"):
+        for data_set in (config.data.get(part) or {}).values():
+            assert data_set["handler"] in HANDLERS
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_weights_and_tokenizer_belong_together(experiment):
+    model = config_of(experiment).model
+    weights = model.model_args["pretrained_model_name_or_path"]
+    tokenizer = model.tokenizer_args["pretrained_model_name_or_path"]
+    targets = list(model.targets.values())
+    published = [t for x in targets for t in (x.values() if isinstance(x, dict) else [x])]
+    assert weights == tokenizer or weights in published or weights.startswith("./saves/")
+
+
+def test_task_names_are_distinct():
+    names = [config_of(experiment).task_name for experiment in EXPERIMENTS]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    "experiment, learning_rate, epochs",
+    [("finetune/tofu/lora", 2e-4, 3), ("finetune/muse/lora", 2e-4, 3)]
+    + [(f"unlearn/{benchmark}/lora", 1e-4, 5) for benchmark in ("tofu", "muse", "wmdp")],
+)
+@pytest.mark.parametrize(
+    "model, weights",
+    [
+        (None, "Qwen/Qwen2.5-3B-Instruct"),
+        ("Llama-2-7b-hf-lora", "NousResearch/Llama-2-7b-hf"),
+        ("Llama-2-7b-chat-hf-lora", "NousResearch/Llama-2-7b-chat-hf"),
+    ],
+)
+def test_lora_experiments_have_the_promised_settings(
+    experiment, learning_rate, epochs, model, weights
+):
+    config = config_of(experiment, *([f"model={model}"] if model else []))
+    args = config.trainer.args
+    assert (args["learning_rate"], args["num_train_epochs"]) == (learning_rate, epochs)
+    assert args["warmup_epochs"] == 0.1
+    assert (args["per_device_train_batch_size"], args["gradient_accumulation_steps"]) == (4, 4)
+    assert config.model.use_lora
+    assert config.model.lora_config == PROMISED_LORA
+    assert config.model.model_args["pretrained_model_name_or_path"] == weights
+    assert config.model.model_args["device_map"] == "auto"
+
+
+def test_muse_is_finetuned_on_its_training_text():
+    train = config_of("finetune/muse/lora", "data_split=Books", "data_sub_set=retain").data["train"]
+    hub = train["MUSE_train"]["args"]["hf_args"]
+    assert hub == {"path": "tamarsonha/MUSE-Books-Train", "split": "retain"}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_composes(model):
+    config = config_of("unlearn/wmdp/lora", f"model={model}").model
+    assert config.use_lora == model.endswith("-lora")
+    plain = config_of("unlearn/wmdp/lora", f"model={model.removesuffix('-lora')}").model
+    assert (
+        config.model_args["pretrained_model_name_or_path"]
+        == (plain.tokenizer_args["pretrained_model_name_or_path"])
+    )
+    assert (config.template_args, config.lora_config) == (plain.template_args, plain.lora_config)
+
+
+@pytest.mark.parametrize("sign", ["", "++"])
+def test_lora_is_a_choice_for_a_model_without_it(sign):
+    override = f"{sign}model.use_lora=true"
+    config = config_of("unlearn/wmdp/default", "model=Qwen2.5-7B-Instruct", override)
+    assert config.model.use_lora and config.model.lora_config == PROMISED_LORA
+
+
+def test_fused_projections_have_targets_of_their_own():
+    targets = config_of("unlearn/wmdp/lora", "model=Phi-3.5-mini-instruct-lora").model.lora_config
+    assert "qkv_proj" in targets["target_modules"] and "q_proj" not in targets["target_modules"]
+
+
+@pytest.mark.parametrize("trainer", [name for name in TRAINERS if name != "finetune"])
+def test_every_trainer_is_an_objective(trainer):
+    config = config_of("unlearn/wmdp/lora", f"trainer={trainer}").trainer
+    assert config.handler in TERMS
+    UnlearningLoss.build(config.handler, **config.method_args)
+    assert config.args["learning_rate"] == 1e-4  # the experiment's
+
+
+def test_data_set_files_hold_the_set_they_are_named_after():
+    files = list((CONFIGS / "data/datasets").glob("*.yaml"))
+    assert len(files) >= 12
+    for file in files:
+        content = OmegaConf.load(file)
+        assert list(content) == [file.stem]
+
+
+def test_one_key_reaches_data_and_evaluation():
+    overrides = ("forget_split=forget05", "retain_split=retain95", "holdout_split=holdout05")
+    config = config_of("unlearn/tofu/lora", *overrides, "retain_logs_path=logs.json")
+    assert config.data["forget"]["TOFU_QA_forget"]["args"]["hf_args"]["name"] == "forget05"
+    assert config.data["retain"]["TOFU_QA_retain"]["args"]["hf_args"]["name"] == "retain95"
+    suite = config.eval["tofu"]
+    assert (suite["forget_split"], suite["holdout_split"]) == ("forget05", "holdout05")
+    assert suite["retain_logs_path"] == "logs.json"
+
+
+def test_reading_changes_nothing():
+    cfg = composed("unlearn/wmdp/lora")
+    before = OmegaConf.to_yaml(cfg)
+    read(cfg)
+    assert OmegaConf.to_yaml(cfg) == before
+    plain = {"model_args": {"pretrained_model_name_or_path": "x"}, "use_lora": True}
+    assert model_section(plain).lora_config == PROMISED_LORA
+    assert plain == {"model_args": {"pretrained_model_name_or_path": "x"}, "use_lora": True}
+
+
+@pytest.mark.parametrize(
+    "lora_config, said",
+    [
+        ({"r": "8"}, "model.lora_config.r is '8' (text); it must be a whole number."),
+        ({"r": 0}, "model.lora_config.r is 0; it must be greater than 0."),
+        ({"r": True}, "model.lora_config.r is True; it must be a whole number."),
+        ({"lora_dropout": 1}, "model.lora_config.lora_dropout is 1; it must be less than 1."),
+        ({"lora_alhpa": 8}, "Did you mean 'lora_alpha'?"),
+        ({"bias": "lora_only"}, "trained biases would stay on. Set model.lora_config.bias=none."),
+        ({"modules_to_save": ["lm_head"]}, "Name the modules in target_modules instead."),
+        ({"init_lora_weights": "pissa"}, "such a start rewrites the weights below"),
+        ({"target_modules": []}, "a list of module names, a regular expression, or all-linear"),
+    ],
+)
+def test_wrong_lora_settings_are_refused(lora_config, said):
+    model = {"model_args": {"pretrained_model_name_or_path": "x"}, "lora_config": lora_config}
+    with pytest.raises(InputError) as error:
+        model_section(model)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], r".*\.(q|v)_proj", "all-linear"])
+def test_target_modules_may_be_a_list_a_pattern_or_all(targets):
+    args = {"pretrained_model_name_or_path": "x"}
+    section = model_section({"model_args": args, "lora_config": {"target_modules": targets}})
+    assert section.lora_config == {**PROMISED_LORA, "target_modules": targets}
+
+
+def test_several_mistakes_are_reported_together():
+    cfg = composed("unlearn/wmdp/lora")
+    OmegaConf.set_struct(cfg, False)
+    cfg.model.model_args.torch_dtype = "bfloat61"
+    cfg.trainer.args.learning_rate = "fast"
+    cfg.retain_splt = "retain90"
+    with pytest.raises(InputError) as error:
+        read(cfg)
+    said = sorted(str(error.value).splitlines())
+    assert len(said) == 3
+    assert said[0].startswith("Unknown key 'retain_splt'. Did you mean 'retain_split'?")
+    assert "Unknown dtype 'bfloat61'. Did you mean 'bfloat16'?" in said[1]
+    assert said[2] == "trainer.args.learning_rate is 'fast' (text); it must be a number."
+
+
+def test_torch_dtypes_are_dtypes():
+    import torch
+
+    args = {"pretrained_model_name_or_path": "x", "torch_dtype": torch.float16}
+    assert model_section({"model_args": args}).model_args["torch_dtype"] is torch.float16
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("data.forget=null", "data.forget is not set."),
+        ("data.retain=null", "trainer.method_args.alpha is 1.0, but data.retain is not set."),
+        ("trainer.handler=FinetuneTrainer", "mode is unlearn, but trainer.handler is"),
+        ("model.lineage=stak", "Did you mean 'stack'?"),
+        ("task_name=???", "task_name has no value. Give task_name=..."),
+        ("data_split=${nothing}", "nothing"),
+    ],
+)
+def test_contradictions_are_refused(override, said):
+    with pytest.raises(InputError) as error:
+        config_of("unlearn/wmdp/lora", "trainer=NPO", override)
+    assert said in str(error.value)
