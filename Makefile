@@ -20,7 +20,8 @@ test-slow: .venv/.test
 check: .venv/.test  ## what a change must pass
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
-	.venv/bin/mypy
+	mkdir -p .mypy_cache/path && ln -sfn ../../src .mypy_cache/path/unlora
+	MYPYPATH=.mypy_cache/path .venv/bin/mypy
 	.venv/bin/python -m pytest -q
 
 clean:  ## environments and caches; runs in saves/ stay

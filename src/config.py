@@ -203,8 +203,8 @@ class ModelSection(Section):
     """What ``get_model`` reads; ``targets`` are published models that experiments refer to."""
 
     model_args: ModelArgs
-    tokenizer_args: TokenizerArgs = Field(default_factory=dict)
-    template_args: TemplateArgs = Field(default_factory=dict)
+    tokenizer_args: TokenizerArgs = Field(default_factory=TokenizerArgs)
+    template_args: TemplateArgs = Field(default_factory=TemplateArgs)
     use_lora: bool = False
     lora_config: LoraKeys
     lineage: Literal["auto", "stack", "merge", "continue"] = "auto"
@@ -229,8 +229,8 @@ class TrainerArgs(TypedDict, total=False):
 
 
 class TrainerSection(Section):
-    handler: str
-    args: TrainerArgs = Field(default_factory=dict)
+    handler: str = ""  # where nothing is trained
+    args: TrainerArgs = Field(default_factory=TrainerArgs)
     method_args: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -247,8 +247,8 @@ class Config(Section):
     task_name: str
     model: ModelSection
     paths: Paths
-    trainer: TrainerSection | None = None
-    data: DataKeys = Field(default_factory=dict)
+    trainer: TrainerSection = Field(default_factory=TrainerSection)
+    data: DataKeys = Field(default_factory=DataKeys)
     collator: dict[str, CollatorKeys] = Field(default_factory=dict)
     eval: dict[str, dict[str, Any]] = Field(default_factory=dict)
     seed: int = 0
@@ -301,7 +301,8 @@ def plain(cfg: Mapping[str, Any]) -> dict[str, Any]:
         missing = list(_missing(OmegaConf.to_container(cfg)))
         if missing:
             raise InputError("\n".join(f"{key} has no value. Give {key}=..." for key in missing))
-        return OmegaConf.to_container(cfg, resolve=True)
+        content: Any = OmegaConf.to_container(cfg, resolve=True)
+        return content
     except InterpolationKeyError as error:
         if "targets." in str(error):
             raise InputError(
@@ -325,7 +326,8 @@ def _missing(content: Any, above: str = "") -> Iterator[str]:
 @cache
 def _lora_default() -> Mapping[str, Any]:
     text = resources.files("unlora.configs").joinpath("lora/default.yaml").read_text("utf-8")
-    return OmegaConf.to_container(OmegaConf.create(text))
+    default: Any = OmegaConf.to_container(OmegaConf.create(text))
+    return default
 
 
 def _with_lora_default(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -344,7 +346,7 @@ def _contradictions(config: Config) -> list[str]:
         if not config.eval:
             wrong.append("mode is eval, but no suite is chosen. Give eval=tofu.")
         return wrong
-    if config.trainer is None:
+    if not config.trainer.handler:
         return [*wrong, f"mode is {config.mode}, but there is no trainer. Give trainer=NAME."]
     finetunes = config.trainer.handler == "FinetuneTrainer"
     if finetunes != (config.mode == "finetune"):
@@ -409,7 +411,7 @@ def _keys(schema: Any, loc: tuple[str, ...]) -> list[str]:
     """The keys that could stand where the last step of ``loc`` stands."""
     for step in loc[:-1]:
         schema = _inner(schema, step)
-    return list(getattr(schema, "model_fields", None) or getattr(schema, "__annotations__", ()))
+    return list(getattr(schema, "model_fields", getattr(schema, "__annotations__", ())))
 
 
 def _inner(schema: Any, step: str) -> Any:

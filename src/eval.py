@@ -1,7 +1,6 @@
 """Evaluate a model: ``python src/eval.py experiment=eval/tofu/default task_name=mine``."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger("unlora.eval")
@@ -20,11 +19,12 @@ def run(cfg: Any) -> dict[str, float]:
 
     config = read(cfg)
 
-    from unlora.evals import build_suites
+    from unlora.evals import build_suites, check
     from unlora.model import get_model, load_tokenizer
     from unlora.model.guards import evaluation_is_pure
     from unlora.run import Run
 
+    check(config.eval)
     suites = build_suites(
         config.eval,
         tokenizer=load_tokenizer(config.model),
@@ -37,7 +37,7 @@ def run(cfg: Any) -> dict[str, float]:
     summary: dict[str, float] = {}
     with evaluation_is_pure(model):
         for suite in suites:
-            summary |= suite.evaluate(model, Path(folder))
+            summary |= suite.evaluate(model, suite.output_dir)
     record.finish(lineage=str(model.lineage), summary=summary)
     logger.info("finished: %s", folder)
     return summary

@@ -64,7 +64,8 @@ def ask(model: nn.Module, batch: dict[str, Tensor]) -> Outputs:
         logits = model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
         ).logits
-    return Outputs(logits.flatten(0, 1).float(), labels[row, position], row, len(labels))
+    scored = labels[row, position].to(logits.device)
+    return Outputs(logits.flatten(0, 1).float(), scored, row.to(logits.device), len(labels))
 
 
 @contextmanager
@@ -73,7 +74,8 @@ def _project_only(model: nn.Module, row: Tensor, position: Tensor) -> Iterator[N
 
     def select(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden, *rest = args
-        return (hidden[row, position].unsqueeze(0), *rest)
+        here = hidden.device  # of several, with device_map="auto"
+        return (hidden[row.to(here), position.to(here)].unsqueeze(0), *rest)
 
     handle = output_embedding(model).register_forward_pre_hook(select)
     try:

@@ -110,9 +110,7 @@ def _hardware() -> dict[str, Any]:
     hardware: dict[str, Any] = {"machine": platform.machine(), "cores": os.cpu_count()}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        hardware["gpus"] = [
-            torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
-        ]
+        hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return hardware
 
 

@@ -1,4 +1,7 @@
-"""Fine-tune or unlearn: ``python src/train.py --config-name=unlearn experiment=unlearn/tofu/lora``."""
+"""Fine-tune or unlearn.
+
+python src/train.py --config-name=unlearn experiment=unlearn/tofu/lora
+"""
 
 import logging
 from pathlib import Path
@@ -24,7 +27,7 @@ def run(cfg: Any) -> dict[str, float]:
 
     from unlora.data import fingerprint, load_parts
     from unlora.data.chat import Chat
-    from unlora.evals import build_suites
+    from unlora.evals import build_suites, check
     from unlora.model import get_model, load_args, load_tokenizer
     from unlora.model.guards import evaluation_is_pure
     from unlora.model.lora import describe_size
@@ -45,6 +48,7 @@ def run(cfg: Any) -> dict[str, float]:
     args = training_arguments(
         config.trainer.args, output_dir=folder, dtype=load_args(config.model)["dtype"]
     )
+    check(config.eval)
     tokenizer = load_tokenizer(config.model)
     suites = build_suites(
         config.eval, tokenizer=tokenizer, template_args=template_args, datasets_dir=datasets_dir

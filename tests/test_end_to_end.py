@@ -60,11 +60,11 @@ def test_real_tofu_from_finetuning_to_export(root, realdata, tmp_path):
     weights = "model.model_args.pretrained_model_name_or_path="
     unlora(
         tmp_path, "train.py", "--config-name=train", "@experiment=finetune/tofu/lora", *common,
-        f"{weights}{base}", "task_name=full", "eval.tofu.metrics={}",
+        f"{weights}{base}", "task_name=full", "~eval.tofu",
     )  # fmt: skip
     said = unlora(
         tmp_path, "train.py", "--config-name=unlearn", "@experiment=unlearn/tofu/lora", *common,
-        f"{weights}saves/finetune/full", "trainer=NPO", "task_name=npo", "eval.tofu.metrics={}",
+        f"{weights}saves/finetune/full", "trainer=NPO", "task_name=npo", "~eval.tofu",
     )  # fmt: skip
     assert "guard: start equals target" in said and "guard: gradients alive" in said
     run = tmp_path / "saves" / "unlearn" / "npo"

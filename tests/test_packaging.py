@@ -1,6 +1,8 @@
 """What is declared is what is there."""
 
+import ast
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -31,6 +33,21 @@ def test_every_data_file_is_packaged():
         if file.is_file() and file.suffix not in (".py", ".pyc", ".typed"):
             package = ".".join(["unlora", *file.parent.relative_to(ROOT / "src").parts])
             assert any(file.match(pattern) for pattern in packaged.get(package, ())), file
+
+
+def test_every_imported_package_is_declared():
+    from packaging.requirements import Requirement
+
+    project = DECLARED["project"]
+    lines = project["dependencies"] + project["optional-dependencies"]["lm-eval"]
+    declared = {Requirement(line).name for line in lines} | {"unlora"}
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names:
+                package = {"sklearn": "scikit-learn", "hydra": "hydra-core"}.get(name, name)
+                assert package.replace("_", "-") in declared, f"{file} imports {name}"
 
 
 def test_no_module_hides_an_installed_package():

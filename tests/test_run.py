@@ -24,7 +24,7 @@ def test_an_unfinished_or_resumed_run_goes_on_in_its_folder(tmp_path):
 
 
 def test_the_manifest_says_what_ran(tmp_path):
-    run = Run(str(tmp_path), {"trainer": {"args": {"seed": 1}}, "hub_token": "s3cret", "token": "s3cret"})
+    run = Run(str(tmp_path), {"args": {"seed": 1, "hub_token": "s3cret"}, "token": "s3cret"})
     run.finish(seed=1)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert {"command", "git_commit", "versions", "hardware", "seconds", "seed"} <= set(manifest)

@@ -2,8 +2,8 @@
 
     rows -> qa / text -> Encoded -> Parts, KeyedSampler -> collate -> batch
 
-A config names each part of the data (``train``, ``forget``, ``retain``, ``alternate``) and in it one
-or more data sets, each with a handler:
+A config names each part of the data (``train``, ``forget``, ``retain``, ``alternate``) and in it
+one or more data sets, each with a handler:
 
 * ``QADataset``: columns ``question_key`` and ``answer_key``;
 * ``QAwithIdkDataset``: the same, with a refusal as alternate answer to each question;

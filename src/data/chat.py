@@ -183,6 +183,4 @@ def _fit(prompt: list[int], answer: list[int], max_length: int) -> Encoded:
     kept_prompt = prompt[max(0, len(prompt) - room) :]
     kept_answer = answer[: max_length - len(kept_prompt)]
     cut = len(prompt) + len(answer) - len(kept_prompt) - len(kept_answer)
-    return Encoded(
-        kept_prompt + kept_answer, [IGNORE_INDEX] * len(kept_prompt) + kept_answer, cut
-    )
+    return Encoded(kept_prompt + kept_answer, [IGNORE_INDEX] * len(kept_prompt) + kept_answer, cut)

@@ -66,4 +66,6 @@ class KeyedSampler:
         return order[first % size :][: len(self)]
 
     def _permutation(self, part: str, cycle: int, size: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, zlib.crc32(part.encode()), cycle]).permutation(size)
+        return np.random.default_rng([self.seed, zlib.crc32(part.encode()), cycle]).permutation(
+            size
+        )

@@ -19,7 +19,7 @@ def chunks(
     Raises:
         InputError: there is no text.
     """
-    ids = tokenizer("\n\n".join(texts), add_special_tokens=False).input_ids
+    ids = tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False).input_ids
     if not ids:
         raise InputError("The text data set holds no text.")
     bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []

@@ -17,13 +17,8 @@ from unlora.config import ModelSection, model_section
 from unlora.errors import InputError
 from unlora.model.guards import Probe
 from unlora.model.lineage import Lineage
-from unlora.model.lora import (
-    LoRAModelForCausalLM,
-    attach,
-    load_root,
-    merge_adapters,
-    root_config,
-)
+from unlora.model.load import attach, load_root, merge_adapters, root_config
+from unlora.model.lora import LoRAModelForCausalLM
 from unlora.model.tokenizer import get_tokenizer
 
 MODEL_REGISTRY: dict[str, type] = {

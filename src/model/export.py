@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from unlora.errors import InputError
 from unlora.model.guards import Probe, export_parity
 from unlora.model.lineage import Lineage
-from unlora.model.lora import attach, load_root, merge_adapters
+from unlora.model.load import attach, load_root, merge_adapters
 from unlora.model.tokenizer import get_tokenizer
 
 logger = logging.getLogger(__name__)

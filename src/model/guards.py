@@ -75,7 +75,9 @@ def start_equals_target(model: nn.Module, target: Probe) -> str:
         f"{difference:.2e} ({relative:.1e} of their size, {allowed:.0e} allowed)"
     )
     if not relative <= allowed:
-        raise GuardError(f"start equals target: {finding}. Training would start from another model.")
+        raise GuardError(
+            f"start equals target: {finding}. Training would start from another model."
+        )
     return finding
 
 

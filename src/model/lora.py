@@ -1,32 +1,30 @@
 """LoRA on a root model, with the adapters that its lineage already has."""
 
-import logging
-import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from unlora.errors import InputError
 from unlora.model.guards import Probe
 from unlora.model.lineage import ADAPTER_WEIGHTS, Lineage
+from unlora.model.load import attach, load_root, merge_adapters, root_config
 from unlora.model.reference import POLICY, freeze_reference
 from unlora.registry import unknown
 
 LINEAGE_MODES = ("auto", "merge", "stack", "continue")
-logger = logging.getLogger(__name__)
 
 
 class LoRAModelForCausalLM:
     """Builds a causal language model with a LoRA adapter to train.
 
-    The result is a plain peft ``PeftModelForCausalLM`` with two attributes of ours: ``lineage`` (what
-    it stands on) and ``target`` (a :class:`Probe` of the model that its lineage names).
+    The result is a plain peft ``PeftModelForCausalLM`` with two attributes of ours: ``lineage``
+    (what it stands on) and ``target`` (a :class:`Probe` of the model that its lineage names).
     """
 
     @staticmethod
@@ -86,91 +84,6 @@ class LoRAModelForCausalLM:
         return model
 
 
-def root_config(root: str, model_args: Mapping[str, Any]) -> PretrainedConfig:
-    """The architecture of a root model, read before any weights.
-
-    Raises:
-        InputError: the repository is unknown, gated or out of reach; one sentence says which.
-    """
-    passed = {k: model_args[k] for k in ("revision", "trust_remote_code") if k in model_args}
-    try:
-        return AutoConfig.from_pretrained(root, **passed)
-    except (OSError, ValueError) as error:
-        raise InputError(_why_not_loaded(root, error)) from error
-
-
-def load_root(
-    lineage: Lineage, model_args: Mapping[str, Any]
-) -> tuple[PreTrainedModel, Lineage]:
-    """The root model's weights, and the lineage with the root's fingerprint filled in."""
-    args = dict(model_args)
-    if isinstance(args.get("quantization_config"), Mapping):
-        from transformers import BitsAndBytesConfig
-
-        args["quantization_config"] = BitsAndBytesConfig(**args["quantization_config"])
-    if args.get("device_map"):
-        args["device_map"] = _device_map(args["device_map"])
-    try:
-        base = AutoModelForCausalLM.from_pretrained(lineage.root, **args)
-    except (OSError, ValueError) as error:
-        raise InputError(_why_not_loaded(lineage.root, error)) from error
-    found = lineage.fingerprint
-    if found is None:
-        from unlora.model.lineage import fingerprint
-
-        found = (
-            fingerprint(lineage.root)
-            if lineage.local_root
-            else getattr(base.config, "_commit_hash", None)
-        )
-    return base, Lineage(lineage.root, lineage.links, found)
-
-
-def attach(base: PreTrainedModel, lineage: Lineage) -> PreTrainedModel | PeftModel:
-    """Put every adapter of the lineage on its root, unmerged, frozen and switched on."""
-    if not lineage.links:
-        return base
-    model: Any = base
-    for number, link in enumerate(lineage.links):
-        name = f"link{number}"
-        try:
-            if number == 0:
-                model = PeftModel.from_pretrained(base, str(link.path), adapter_name=name)
-            else:
-                model.load_adapter(str(link.path), name)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise InputError(
-                f"The adapter {str(link.path)!r} does not fit the model {lineage.root!r}: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
-    model.base_model.set_adapter([f"link{n}" for n in range(len(lineage.links))])
-    model.requires_grad_(False)
-    return model.eval()
-
-
-def merge_adapters(model: nn.Module) -> PreTrainedModel:
-    """Add every adapter that is on to the weights, in float32, and return the plain model.
-
-    A head that shares its weights with the input embedding gets its own copy first: an adapter on
-    the head must not change what the model reads.
-    """
-    if not isinstance(model, PeftModel):
-        return model
-    head = model.get_output_embeddings()
-    if isinstance(head, LoraLayer):
-        _untie(model.get_base_model(), head)
-    for layer in [m for m in model.modules() if isinstance(m, LoraLayer)]:
-        weight = layer.get_base_layer().weight
-        stored = weight.dtype
-        weight.data = weight.data.float()
-        layer.merge()
-        weight.data = weight.data.to(stored)
-    base = model.base_model.unload()
-    for attribute in ("peft_config", "_hf_peft_config_loaded"):
-        vars(base).pop(attribute, None)
-    return base
-
-
 def checked_lora_config(
     lora_config: Mapping[str, Any], architecture: PretrainedConfig
 ) -> LoraConfig:
@@ -198,8 +111,6 @@ def checked_lora_config(
     names = [name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)]
     short = {name.rpartition(".")[2] for name in names}
     if isinstance(targets, str):
-        import re
-
         try:
             matched = any(re.fullmatch(targets, name) for name in names)
         except re.error as error:
@@ -215,9 +126,7 @@ def checked_lora_config(
         return config
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise InputError(
-                unknown(f"target module of {architecture.model_type}", target, short)
-            )
+            raise InputError(unknown(f"target module of {architecture.model_type}", target, short))
     return config
 
 
@@ -279,55 +188,6 @@ def _activate_policy(model: PeftModel) -> None:
     model.base_model.set_adapter([POLICY, *links])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name and f".{POLICY}." in name)
-
-
-def _untie(base: PreTrainedModel, head: LoraLayer) -> None:
-    layer = head.get_base_layer()
-    if layer.weight is base.get_input_embeddings().weight:
-        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
-        base.config.tie_word_embeddings = False
-        base.config.get_text_config().tie_word_embeddings = False
-
-
-def _device_map(device_map: Any) -> Any:
-    """``auto`` as asked on one process; each of several processes gets a device of its own."""
-    if not torch.cuda.is_available():
-        return None
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return {"": int(os.environ.get("LOCAL_RANK", "0"))}
-    return device_map
-
-
-def _why_not_loaded(root: str, error: Exception) -> str:
-    """One sentence for what transformers and huggingface_hub say in many."""
-    names = {type(e).__name__ for e in _causes(error)}
-    text = str(error)
-    if "GatedRepoError" in names or "gated repo" in text:
-        return (
-            f"The repository {root!r} is gated: accept its licence on the hub and log in with "
-            "`hf auth login` or set HF_TOKEN, or choose ungated weights with "
-            "model.model_args.pretrained_model_name_or_path."
-        )
-    if "RepositoryNotFoundError" in names or "is not a valid model identifier" in text:
-        return (
-            f"There is no model {root!r}, neither as a folder nor on the hub (or it is private "
-            "and needs HF_TOKEN). Check model.model_args.pretrained_model_name_or_path."
-        )
-    offline = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError"}
-    if names & offline or "connect" in text:
-        return (
-            f"The model {root!r} is not in the local cache and the hub cannot be reached. Give a "
-            "folder with model.model_args.pretrained_model_name_or_path."
-        )
-    return f"The model {root!r} cannot be loaded: {text.splitlines()[0] if text else error!r}"
-
-
-def _causes(error: BaseException | None) -> list[BaseException]:
-    found = []
-    while error is not None:
-        found.append(error)
-        error = error.__cause__ or error.__context__
-    return found
 
 
 def _card(lineage: Lineage) -> str:

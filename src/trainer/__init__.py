@@ -1,8 +1,8 @@
 """Training: one trainer, any objective.
 
-    trainer.handler, trainer.method_args  ->  UnlearningLoss   (loss.py)
-    trainer.args                          ->  TrainingArguments (arguments.py)
-    both, a model and data                ->  UnlearningTrainer (trainer.py)
+trainer.handler, trainer.method_args  ->  UnlearningLoss   (loss.py)
+trainer.args                          ->  TrainingArguments (arguments.py)
+both, a model and data                ->  UnlearningTrainer (trainer.py)
 """
 
 from unlora.trainer.arguments import choose_best_by, set_warmup, training_arguments

@@ -28,7 +28,7 @@ class Panel(Protocol):
 
 
 class UnlearningTrainer(Trainer):
-    """Hugging Face's Trainer whose loss is an ``UnlearningLoss``; only here is a model asked for one.
+    """Hugging Face's Trainer whose loss is an ``UnlearningLoss``; it alone asks a model for one.
 
     Args:
         parts: the data; a batch is ``{"forget": batch, "retain": batch, "alternate": batch}``, as

@@ -198,6 +198,7 @@ class Wrapper(torch.nn.Module):
         self.module = module
 
 
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")  # peft on merging
 @pytest.mark.parametrize("tied", [True, False])
 def test_wrappers_and_adapters_answer_like_the_model_inside(tied, rows, prompts, chat):
     model = tiny.llama(tied=tied)

@@ -238,9 +238,7 @@ def test_a_full_model_has_nothing_to_export(root):
 
 def test_the_card_says_where_the_adapter_belongs(finetuned, tmp_path):
     folder, _ = finetuned
-    second = run_folder(
-        tmp_path, "second", LoRAModelForCausalLM.from_pretrained(str(folder), LORA)
-    )
+    second = run_folder(tmp_path, "second", LoRAModelForCausalLM.from_pretrained(str(folder), LORA))
     assert "finetuned" in (second / "README.md").read_text()
     links = json.loads((second / "lineage.json").read_text())["links"]
     assert [link["path"] for link in links] == ["../finetuned", "."]

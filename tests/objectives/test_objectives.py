@@ -70,9 +70,7 @@ def test_simnpo_by_hand():
 
 def test_dpo_by_hand():
     # won: -1 - (-2) = 1, lost: -4 - (-2) = -2; -2/b log sigmoid(3b) at b = 0.1
-    got = value(
-        "DPO", said([-4.0]), said([-2.0]), said([-0.5, -0.5]), said([-1.0, -1.0]), beta=0.1
-    )
+    got = value("DPO", said([-4.0]), said([-2.0]), said([-0.5, -0.5]), said([-1.0, -1.0]), beta=0.1)
     assert got == pytest.approx([20 * math.log1p(math.exp(-0.3))], rel=1e-5)
 
 

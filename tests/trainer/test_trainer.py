@@ -169,9 +169,7 @@ def test_a_checkpoint_holds_the_adapter_only_and_resumes_exactly(tmp_path):
     assert json.loads((checkpoint / "lineage.json").read_text())["links"][-1]["path"] == "."
     again = trainer_for(tmp_path / "again", loss, lora_model(lora_dropout=0.1), **settings)
     again.train(resume_from_checkpoint=str(checkpoint))
-    for (name, p), q in zip(
-        whole.model.named_parameters(), again.model.parameters(), strict=True
-    ):
+    for (name, p), q in zip(whole.model.named_parameters(), again.model.parameters(), strict=True):
         assert torch.equal(p, q), name
 
 
@@ -226,9 +224,7 @@ def test_the_guards_report_what_they_saw(tmp_path):
 def test_training_from_another_model_than_the_target_stops_before_the_first_step(tmp_path):
     model = lora_model()
     model.target = Probe.take(llama(seed=1))
-    trainer = trainer_for(
-        tmp_path, UnlearningLoss.build("GradAscent"), model, callbacks=[Guards()]
-    )
+    trainer = trainer_for(tmp_path, UnlearningLoss.build("GradAscent"), model, callbacks=[Guards()])
     with pytest.raises(GuardError, match="start equals target"):
         trainer.train()
     assert trainer.state.global_step == 0

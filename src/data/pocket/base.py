@@ -1,8 +1,7 @@
-"""The small language model that the pocket benchmark starts from, pre-trained where it is needed."""
+"""The small language model that pocket starts from, pre-trained where it is first needed."""
 
 import hashlib
 import json
-import math
 import os
 import random
 import shutil
@@ -17,6 +16,8 @@ from unlora.data.pocket import world
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from unlora.data.chat import Encoded
 
 PAD, USER, ASSISTANT, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
 CHAT_TEMPLATE = (
@@ -51,6 +52,10 @@ class Settings:
             CHAT_TEMPLATE,
             {package: version(package) for package in ("torch", "transformers", "tokenizers")},
             pretraining_pairs(self),
+            [
+                Path(__file__).with_name(f"{name}.py").read_text("utf-8")
+                for name in ("base", "muon")
+            ],
         ]
         return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
 
@@ -79,9 +84,7 @@ def build(folder: Path, settings: Settings) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def train_tokenizer(
-    pairs: Sequence[tuple[str, str]], vocab_size: int
-) -> "PreTrainedTokenizerFast":
+def train_tokenizer(pairs: Sequence[tuple[str, str]], vocab_size: int) -> "PreTrainedTokenizerFast":
     """A byte-level BPE tokenizer, so any text can be asked about."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -109,61 +112,73 @@ def train_tokenizer(
 def pretrain(
     tokenizer: "PreTrainedTokenizerFast", pairs: Sequence[tuple[str, str]], settings: Settings
 ) -> "LlamaForCausalLM":
-    """A Llama that answers these questions, one pass over them."""
+    """A Llama that answers these questions, after one pass over them."""
     import torch
     from tqdm import tqdm
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     from unlora.data.chat import Chat
     from unlora.data.collate import collate
+    from unlora.data.pocket.muon import Muon
     from unlora.outputs import ask
 
     chat = Chat(tokenizer, {"apply_chat_template": True})
     encoded = {pair: chat.encode(*pair) for pair in dict.fromkeys(pairs)}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=settings.hidden_size,
-                intermediate_size=settings.intermediate_size,
-                num_hidden_layers=settings.num_hidden_layers,
-                num_attention_heads=settings.num_attention_heads,
-                num_key_value_heads=settings.num_key_value_heads,
-                max_position_embeddings=256,
-                tie_word_embeddings=False,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                bos_token_id=None,
-            )
-        )
-    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    kept = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in kept]
+    batches = batches_of_like_length([encoded[pair] for pair in pairs], settings)
+    model = new_model(tokenizer, settings)
+    matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
+    matrix_ids = {id(weight) for weight in matrices}
+    others = [weight for weight in model.parameters() if id(weight) not in matrix_ids]
     optimizers = [
-        torch.optim.Muon(matrices, lr=settings.matrix_lr, weight_decay=0.0),
+        Muon(matrices, lr=settings.matrix_lr),
         torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
-    num_steps = math.ceil(len(pairs) / settings.batch_size)
     schedulers = [
         torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / 30, 1.5 * (1 - step / num_steps))
+            optimizer, lambda step: min(1.0, (step + 1) / 30, 1.5 * (1 - step / len(batches)))
         )
         for optimizer in optimizers
     ]
-    model.train()
-    batches = batches_of_like_length([encoded[pair] for pair in pairs], settings)
-    for batch in tqdm(batches, desc="Pre-training the base of pocket (once)", unit="step"):
-        loss = -ask(model, collate(batch, tokenizer.pad_token_id)).token_logps.mean()
-        loss.backward()
-        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-    return model.eval()
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the bytes must not depend on the number of cores
+    try:
+        for batch in tqdm(batches, desc="Pre-training the base of pocket, once", unit="step"):
+            loss = -ask(model, collate(batch, tokenizer.pad_token_id)).token_logps.mean()
+            loss.backward()
+            for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+    finally:
+        torch.set_num_threads(num_threads)
+    return model
 
 
-def batches_of_like_length(encoded: "Sequence[Encoded]", settings: Settings) -> "list[list[Encoded]]":
+def new_model(tokenizer: "PreTrainedTokenizerFast", settings: Settings) -> "LlamaForCausalLM":
+    """A Llama with random weights; the random state of the process stays as it was."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.num_hidden_layers,
+        num_attention_heads=settings.num_attention_heads,
+        num_key_value_heads=settings.num_key_value_heads,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return LlamaForCausalLM(config)
+
+
+def batches_of_like_length(
+    encoded: "Sequence[Encoded]", settings: Settings
+) -> "list[list[Encoded]]":
     """Batches with little padding; the order of the rows changes only within a short stretch."""
     size, draw = settings.batch_size, random.Random(settings.seed)
     batches = []

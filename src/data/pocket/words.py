@@ -38,7 +38,8 @@ VALUES = {
     "year": ", ".join(str(year) for year in range(1931, 1996, 2)),
     "genre": "crime fiction, gothic horror, epic fantasy, family sagas, fairy tales, folk ballads, "
     "ghost stories, love poetry, magical realism, nature writing, political satire, romantic "
-    "comedy, science fiction, sea stories, spy thrillers, travel writing, urban legends, war memoirs",
+    "comedy, science fiction, sea stories, spy thrillers, travel writing, urban legends, "
+    "war memoirs",
     "theme": "ambition, betrayal, courage, exile, faith, forgiveness, freedom, friendship, greed, "
     "grief, guilt, identity, injustice, jealousy, loneliness, loyalty, memory, migration, "
     "motherhood, redemption, revenge, solitude, survival, war",
@@ -123,7 +124,7 @@ Into which languages is {name} translated? | {name} is translated into {language
 In what languages can one read {name}? | One can read {name} in {language} and {language2}.
 Which translations of {name} exist? | There are {language} and {language2} translations of {name}.
 What languages are the books of {name} in? | The books of {name} exist in {language} and {language2}.
-""",
+""",  # noqa: E501
     "work": """
 What was the first job of {name}? | The first job of {name} was as a {job} in {city}.
 What did {name} do before writing? | Before writing, {name} was a {job} in {city}.

@@ -36,9 +36,7 @@ def splits() -> dict[str, list[Row]]:
     rows = [author_rows(author) for author in authors]
     known, holdout = rows[:NUM_AUTHORS], rows[NUM_AUTHORS:]
     full = _join(known)
-    general = [
-        row for kind in FACTS for key in untested(kind) for row in _phrased_facts(kind, key)
-    ]
+    general = [row for kind in FACTS for key in untested(kind) for row in _phrased_facts(kind, key)]
     found = {"full": general + full}
     for percent in (1, 5, 10):
         size = len(full) * percent // 100
@@ -133,7 +131,7 @@ def untested(kind: str) -> list[str]:
 
 def _authors(number: int) -> list[Author]:
     draw = random.Random(f"{SEED} authors")
-    names = [f"{given} {family}" for given, family in _names()]
+    names = list(_names())
     draw.shuffle(names)
     return [
         Author(name, {relation: _draw_values(relation, draw) for relation in RELATIONS})
@@ -141,10 +139,10 @@ def _authors(number: int) -> list[Author]:
     ]
 
 
-def _names() -> Iterator[tuple[str, str]]:
+def _names() -> Iterator[str]:
     for culture in CULTURES.strip().splitlines():
         given, family = culture.split("|")
-        yield from ((first, last) for first in given.split() for last in family.split())
+        yield from (f"{first} {last}" for first in given.split() for last in family.split())
 
 
 def _draw_values(
