@@ -23,7 +23,7 @@ def load_rows(
 ) -> list[dict[str, Any]]:
     """The rows of one split, as a list of columns -> values.
 
-    With ``datasets_dir``, a hub data set ``owner/Set`` is looked for there and never on the network:
+    With ``datasets_dir``, a hub data set ``owner/Set`` is looked for there, never on the network:
     ``Set/<name>.json`` (or .jsonl, .parquet, .csv), ``Set/<name>/<split>.json``,
     ``Set/<split>.json``; the folder may be written in any case, or as ``owner/Set``.
 
