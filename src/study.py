@@ -82,20 +82,19 @@ def plan(study: dict[str, Any], folder: Path) -> list[Stage]:
     stages = []
     for seed in study["seeds"]:
         home = folder / f"seed{seed}"
-        common = (f"trainer.args.seed={seed}", f"retain_logs_path={home / 'gold' / 'evals'}")
-
-        def stage(name: str, config: str, overrides: list[str], after: str | None,
-                  seed: int = seed, home: Path = home, common: tuple = common) -> Stage:  # fmt: skip
-            output = f"paths.output_dir={home / name}"
-            given = tuple(common if after else common[:1])
-            return Stage(name, seed, home / name, config, (*overrides, *given, output), after)
-
-        stages.append(stage("gold", "train", study["gold"], None))
-        stages.append(stage("target", "train", study["target"], "gold"))
         model = f"model.model_args.pretrained_model_name_or_path={home / 'target'}"
+        wanted = [
+            ("gold", "train", study["gold"], None),
+            ("target", "train", study["target"], "gold"),
+        ]
         for method, settings in study["methods"].items():
             overrides = [*study["unlearn"], *(settings or []), model]
-            stages.append(stage(method, "unlearn", overrides, "target"))
+            wanted.append((method, "unlearn", overrides, "target"))
+        for run, config, overrides, after in wanted:
+            common = [f"trainer.args.seed={seed}", f"paths.output_dir={home / run}"]
+            if after:
+                common.append(f"retain_logs_path={home / 'gold' / 'evals'}")
+            stages.append(Stage(run, seed, home / run, config, (*overrides, *common), after))
     return stages
 
 
@@ -163,7 +162,8 @@ def _next_finished(running: dict[Future, Stage], bar: Any) -> set[Future]:
         finished = wait(running, timeout=1, return_when=FIRST_COMPLETED).done
         if finished:
             return finished
-        bar.refresh()
+        if sys.stderr.isatty():
+            bar.refresh()
 
 
 def _limit_threads(workers: int) -> None:
@@ -193,12 +193,14 @@ def _compose(stage: Stage) -> Any:
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
 
+    from unlora.cli import normalised
+
     # the study itself may have been started by Hydra, which allows one at a time in a process
     state = GlobalHydra.get_state() if GlobalHydra.instance().is_initialized() else None
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("unlora.configs", version_base=None):
-            return compose(stage.config, overrides=list(stage.overrides))
+            return compose(stage.config, overrides=normalised(stage.overrides))
     finally:
         if state is not None:
             GlobalHydra.set_state(state)

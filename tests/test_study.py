@@ -31,8 +31,8 @@ def test_the_plan_trains_gold_then_target_then_every_method_for_each_seed():
         "trainer=NPO",
         "model.model_args.pretrained_model_name_or_path=home/seed1/target",
         "trainer.args.seed=1",
-        "retain_logs_path=home/seed1/gold/evals",
         "paths.output_dir=home/seed1/NPO",
+        "retain_logs_path=home/seed1/gold/evals",
     )
 
 

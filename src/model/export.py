@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from unlora.errors import InputError
 from unlora.model.guards import Probe, export_parity
 from unlora.model.lineage import Lineage
-from unlora.model.load import attach, load_root, merge_adapters
+from unlora.model.load import attach, load_root, merge_adapters, without_adapters
 from unlora.model.tokenizer import get_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def _write_merged(model: PeftModel, lineage: Lineage, folder: Path) -> dict[str,
 
 def _write_adapter(model: PeftModel, lineage: Lineage, folder: Path) -> dict[str, torch.nn.Module]:
     config, tensors = concatenated(model)
-    base = model.base_model.unload()
+    base = without_adapters(model)
     joined = get_peft_model(base, config)
     state = dict(joined.named_parameters())
     with torch.no_grad():

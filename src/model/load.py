@@ -89,7 +89,13 @@ def merge_adapters(model: nn.Module) -> PreTrainedModel:
         weight.data = weight.data.float()
         layer.merge()
         weight.data = weight.data.to(stored)
+    return without_adapters(model)
+
+
+def without_adapters(model: PeftModel) -> PreTrainedModel:
+    """The plain model below, with nothing left of the adapters that were on it."""
     base = model.base_model.unload()
+    # a later adapter would join those that these still name
     for attribute in ("peft_config", "_hf_peft_config_loaded"):
         vars(base).pop(attribute, None)
     return base

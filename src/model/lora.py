@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from unlora.errors import InputError
 from unlora.model.guards import Probe
 from unlora.model.lineage import ADAPTER_WEIGHTS, Lineage
-from unlora.model.load import attach, load_root, merge_adapters, root_config
+from unlora.model.load import attach, load_root, merge_adapters, root_config, without_adapters
 from unlora.model.reference import POLICY, freeze_reference
 from unlora.registry import unknown
 
@@ -173,7 +173,7 @@ def _continue(model: PeftModel, lineage: Lineage, *, merge: bool) -> PeftModel:
     if before and not merge:
         model.load_adapter(str(last.path), POLICY, is_trainable=True)
     else:
-        base = model if merge and before else model.base_model.unload()
+        base = model if merge and before else without_adapters(model)
         model = PeftModel.from_pretrained(
             base, str(last.path), adapter_name=POLICY, is_trainable=True
         )

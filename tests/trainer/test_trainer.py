@@ -1,4 +1,5 @@
 import json
+from types import MethodType
 
 import pytest
 import torch
@@ -82,8 +83,8 @@ def test_batch_layout_changes_nothing(tmp_path, name):
         found.append((losses(trainer), dict(trainer.model.named_parameters())))
     (first_losses, first_weights), *others = found
     for other_losses, weights in others:
-        # float32 sums in another order
-        assert other_losses == pytest.approx(first_losses, rel=1e-5)
+        # float32 sums in another order; terms of size 10 that nearly cancel
+        assert other_losses == pytest.approx(first_losses, rel=1e-5, abs=1e-5)
         for key, weight in first_weights.items():
             torch.testing.assert_close(weights[key], weight, rtol=1e-4, atol=1e-6, msg=key)
 
@@ -125,7 +126,7 @@ def test_one_step_asks_each_pass_once(tmp_path):
     assert loss.views == ("policy_forget", "policy_retain", "reference_forget", "reference_retain")
     trainer = trainer_for(tmp_path, loss, max_steps=1, per_device_train_batch_size=4)
     calls = []
-    trainer.model.get_base_model().register_forward_hook(lambda *_: calls.append(1))
+    trainer.model.get_input_embeddings().register_forward_hook(lambda *_: calls.append(1))
     trainer.train()
     assert len(calls) == 4
 
@@ -256,7 +257,7 @@ def test_an_adapter_without_gradient_stops_the_run(tmp_path, wrong):
     else:
         trainer = trainer_for(tmp_path, loss, model, callbacks=[Guards()])
         optimizer = trainer.create_optimizer()
-        optimizer.step = lambda *_, **__: None  # nothing moves
+        optimizer.step = MethodType(lambda *_, **__: None, optimizer)  # nothing moves
     with pytest.raises(GuardError, match="gradients alive"):
         trainer.train()
 
