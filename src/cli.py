@@ -8,6 +8,7 @@ Nothing heavy is imported here: help and mistakes in a config must not wait for 
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module, resources
@@ -132,6 +133,7 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
     def task(cfg: Any) -> Any:
         nonlocal started
         started = True
+        _silence_what_is_handled()
         settings = HydraConfig.get()
         several = settings.mode == RunMode.MULTIRUN
         if several:  # jobs never share a folder
@@ -165,6 +167,15 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
         raise InputError(_composition_mistake(str(error), name, args)) from error
     finally:
         sys.argv = before
+
+
+def _silence_what_is_handled() -> None:
+    """Libraries warn of what this program has seen to; warnings that are left deserve a look."""
+    for message in (
+        "Model (with|has) `tie_word_embeddings=True`",  # a head is untied before it is merged
+        r"`(is_)?gradient_checkpointing",  # renamed in transformers 5; the old name works in both
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def _refuse_foreign_experiment(name: str, args: Sequence[str]) -> None:

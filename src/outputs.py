@@ -1,6 +1,6 @@
 """What one model said about one batch, and the one way to ask it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,7 +49,7 @@ class Outputs:
         return per_token.new_zeros(self.rows).index_add(0, self.row, per_token)
 
 
-def ask(model: nn.Module, batch: dict[str, Tensor]) -> Outputs:
+def ask(model: nn.Module, batch: Mapping[str, Tensor]) -> Outputs:
     """One forward pass; only scored positions reach the vocabulary projection.
 
     Args:

@@ -138,7 +138,8 @@ def _run_all(stages: list[Stage], workers: int) -> dict[tuple[str, int], dict[st
     from tqdm import tqdm
 
     summaries: dict[tuple[str, int], dict[str, float]] = {}
-    waiting, running = list(stages), {}
+    waiting = list(stages)
+    running: dict[Future, Stage] = {}
     pool = ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_limit_threads, initargs=(workers,)
     )

@@ -82,7 +82,8 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
 
 def load_args(section: ModelSection) -> dict[str, Any]:
     """The keyword arguments of ``from_pretrained`` that a model section stands for."""
-    args = {key: value for key, value in dict(section.model_args).items() if value is not None}
+    given: dict[str, Any] = dict(section.model_args)
+    args = {key: value for key, value in given.items() if value is not None}
     name = args.pop("torch_dtype", args.pop("dtype", "auto"))
     args["dtype"] = DTYPES[name] if isinstance(name, str) else name
     args["pretrained_model_name_or_path"] = resolve(args["pretrained_model_name_or_path"])

@@ -165,7 +165,7 @@ def _state(model: nn.Module) -> dict[str, object]:
         "train/eval mode": {name: module.training for name, module in model.named_modules()},
         "the random state": (
             random.getstate(),
-            np.random.get_state()[1].tobytes(),
+            np.random.get_state(legacy=False)["state"]["key"].tobytes(),
             bytes(torch.get_rng_state().numpy()),
             [bytes(s.numpy()) for s in torch.cuda.get_rng_state_all()]
             if torch.cuda.is_available()

@@ -65,7 +65,7 @@ class UnlearningTrainer(Trainer):
         self._logged: dict[str, list[float]] = defaultdict(list)
 
     def _get_train_sampler(self, train_dataset: Parts | None = None) -> Sampler:
-        return KeyedSampler(self.parts, self.args.data_seed or self.args.seed)  # type: ignore[return-value]
+        return KeyedSampler(self.parts, self.args.data_seed or self.args.seed)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
@@ -131,9 +131,8 @@ class UnlearningTrainer(Trainer):
                 found |= panel(model)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
+        handler = self.callback_handler
+        self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

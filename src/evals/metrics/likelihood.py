@@ -1,6 +1,6 @@
 """How likely an answer is, also beside wrong ones. TOFU, arXiv:2401.06121, section 2.2."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,9 +35,10 @@ def probability_of_each(choices: list[list[Scored]]) -> Value:
 @metric("probability_w_options", higher_is_better=True)
 def probability_w_options(correct: Value, wrong: Value) -> Value:
     """Share of the correct answer in the probability of all options, p / (p + sum of wrong p)."""
+    pairs: Any = zip(correct.per_example, wrong.per_example, strict=True)  # type: ignore[arg-type]
     rows = [
         {"prob": right["prob"] / (right["prob"] + sum(others["prob"]) + TINY)}
-        for right, others in zip(correct.per_example, wrong.per_example, strict=True)
+        for right, others in pairs
     ]
     return Value.mean(rows, "prob")
 
