@@ -16,13 +16,13 @@ on how the batch was split, the mean of all its rows or tokens does not.
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
 
 from unlora.errors import InputError
-from unlora.outputs import Outputs
+from unlora.outputs import IGNORE_INDEX, Outputs
 from unlora.registry import Registry, unknown
 
 PARTS = ("forget", "retain", "alternate")
@@ -38,6 +38,7 @@ class Term:
         views: the forward passes it needs, in the order of its parameters.
         unit: what its values are counted in, ``tokens`` or ``rows``.
         hyper: the hyper-parameters and their values.
+        skips: the hyper-parameter that says how many of each row's first tokens have no loss.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Term:
     views: tuple[str, ...]
     unit: str
     hyper: Mapping[str, object]
+    skips: str | None = None
 
     def __call__(self, views: Mapping[str, Outputs]) -> Tensor:
         """One loss per row or token, see ``unit``."""
@@ -54,6 +56,15 @@ class Term:
     def part(self) -> str:
         """The part of the data that its values belong to."""
         return self.views[0].split("_")[1]
+
+    def count(self, labels: Tensor) -> int:
+        """How many losses the term has on a batch with these labels (int64 [batch time])."""
+        if self.unit == "rows":
+            return len(labels)
+        # the first position of a row has no prediction, see unlora.outputs.ask
+        lengths = (labels[:, 1:] != IGNORE_INDEX).sum(-1)
+        skipped = int(str(self.hyper[self.skips])) if self.skips else 0
+        return int((lengths - skipped).clamp(min=0).sum())
 
     def configure(self, **hyper: object) -> "Term":
         """The same term with these hyper-parameters.
@@ -68,16 +79,20 @@ class Term:
                 raise InputError(
                     f"{name} of objective {self.name} is {value!r}; it must be a number."
                 )
-        return Term(
-            self.name, partial(self.fn, **hyper), self.views, self.unit, {**self.hyper, **hyper}
-        )
+        return replace(self, fn=partial(self.fn, **hyper), hyper={**self.hyper, **hyper})
 
 
 TERMS: Registry[Term] = Registry("objective", __name__)
 
 
-def objective(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+def objective(
+    name: str, *, skips: str | None = None
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register a term under the name configs use for it.
+
+    Args:
+        skips: the keyword-only parameter that says how many of each row's first tokens the term
+            leaves out; their losses are not among the values it returns.
 
     Raises:
         TypeError: the signature names a pass that does not exist, or no unit.
@@ -97,7 +112,7 @@ def objective(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tens
                 f'-> Float[Tensor, " tokens"] or -> Float[Tensor, " rows"].'
             )
         hyper = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-        TERMS.add(name, Term(name, fn, views, unit, hyper))
+        TERMS.add(name, Term(name, fn, views, unit, hyper, skips))
         return fn
 
     return register

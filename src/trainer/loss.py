@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from unlora.errors import InputError
@@ -10,7 +11,7 @@ from unlora.objectives import TERMS, Term
 from unlora.outputs import Outputs
 
 FINETUNE = "FinetuneTrainer"
-Totals = Mapping[tuple[str, str], Tensor]
+Totals = Mapping[str, Tensor]  # "forget", "retain" -> number of losses in the effective batch
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class UnlearningLoss:
             if hyper:
                 raise InputError(f"{FINETUNE} takes no method_args, but has {', '.join(hyper)}.")
         else:
-            handler_term = _of_part(handler, "forget").configure(**hyper)
+            handler_term = _of_part(handler, "forget", "alternate").configure(**hyper)
         retain = _of_part(retain_loss_type, "retain") if retain_loss_type else None
         loss = cls(handler_term if gamma else None, retain if alpha else None, gamma, alpha)
         if loss.forget is None and loss.retain is None:
@@ -59,14 +60,15 @@ class UnlearningLoss:
         return loss
 
     @property
-    def terms(self) -> tuple[Term, ...]:
-        """The terms that have a weight."""
-        return tuple(term for term in (self.forget, self.retain) if term is not None)
+    def terms(self) -> dict[str, Term]:
+        """``forget`` and ``retain``, as far as they have a weight."""
+        both = {"forget": self.forget, "retain": self.retain}
+        return {name: term for name, term in both.items() if term is not None}
 
     @property
     def views(self) -> tuple[str, ...]:
         """The forward passes one step needs, policy passes before reference passes, each once."""
-        return tuple(sorted({view for term in self.terms for view in term.views}))
+        return tuple(sorted({view for term in self.terms.values() for view in term.views}))
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -85,36 +87,28 @@ class UnlearningLoss:
         """The loss of one micro-batch.
 
         Args:
-            totals: (part, unit) -> number of rows or tokens in the whole effective batch. With it
-                every micro-batch gives its share, and the shares add up to the mean over the
-                effective batch however it was split; without it, the mean of this batch.
+            totals: how many losses each term has in the whole effective batch. With them every
+                micro-batch gives its share, and the shares add up to the mean over the effective
+                batch however it was split; without them, the mean of this batch.
 
         Returns:
             The weighted sum, and ``forget_loss`` and ``retain_loss`` without their weights.
         """
 
-        def mean(term: Term) -> Tensor:
+        weights = {"forget": self.gamma, "retain": self.alpha}
+        weighted, logged = [], {}
+        for name, term in self.terms.items():
             values = term(views)
-            return values.mean() if totals is None else values.sum() / totals[term.part, term.unit]
-
-        total: Tensor | None = None
-        logged = {}
-        for name, term, weight in (
-            ("forget_loss", self.forget, self.gamma),
-            ("retain_loss", self.retain, self.alpha),
-        ):
-            if term is not None:
-                loss = mean(term)
-                logged[name] = loss.detach()
-                total = weight * loss if total is None else total + weight * loss
-        assert total is not None  # build() refuses a loss without terms
-        return total, logged
+            loss = values.mean() if totals is None else values.sum() / totals[name]
+            logged[f"{name}_loss"] = loss.detach()
+            weighted.append(weights[name] * loss)
+        return torch.stack(weighted).sum(), logged
 
 
-def _of_part(name: str, part: str) -> Term:
+def _of_part(name: str, *parts: str) -> Term:
     """The term of this name, if it is one for this part of the data."""
     term = TERMS[name]
-    if term.part != part:
-        fitting = [other for other in TERMS if TERMS[other].part == part]
-        raise InputError(f"{name} is not a {part} loss. Choose one of: {', '.join(fitting)}.")
+    if term.part not in parts:
+        fitting = [other for other in TERMS if TERMS[other].part in parts]
+        raise InputError(f"{name} is not a {parts[0]} loss. Choose one of: {', '.join(fitting)}.")
     return term

@@ -17,7 +17,7 @@ from unlora.data.pairs import KeyedSampler, Parts
 from unlora.model.guards import evaluation_is_pure
 from unlora.model.lora import save_adapter
 from unlora.model.reference import as_reference, frozen_copy
-from unlora.outputs import IGNORE_INDEX, Outputs, ask
+from unlora.outputs import Outputs, ask
 from unlora.trainer.loss import Totals, UnlearningLoss
 
 
@@ -70,19 +70,18 @@ class UnlearningTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[dict], Totals]:
-        """The micro-batches of one optimiser step, and how many rows and tokens they hold."""
+        """The micro-batches of one optimiser step, and how many losses each term has on them."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches, self._totals(batches, device)
 
     def _totals(self, batches: Sequence[Mapping[str, Mapping]], device: torch.device) -> Totals:
-        counts = {
-            (part, unit): sum(count(batch[part]["labels"]) for batch in batches)
-            for part in (batches[0] if batches else ())
-            for unit, count in (("rows", len), ("tokens", _scored_tokens))
-        }
-        local = torch.tensor(list(counts.values()), dtype=torch.float64, device=device)
-        everywhere = self.accelerator.reduce(local, "sum") if counts else local
-        return dict(zip(counts, everywhere.float(), strict=True))
+        counts = [
+            sum(term.count(batch[term.part]["labels"]) for batch in batches)
+            for term in self.loss.terms.values()
+        ]
+        local = torch.tensor(counts, dtype=torch.float64, device=device)
+        everywhere = self.accelerator.reduce(local, "sum")
+        return dict(zip(self.loss.terms, everywhere.float(), strict=True))
 
     def compute_loss(
         self,
@@ -145,8 +144,3 @@ class UnlearningTrainer(Trainer):
         save_adapter(model, folder, state_dict)
         self.processing_class.save_pretrained(str(folder))
         torch.save(self.args, folder / "training_args.bin")
-
-
-def _scored_tokens(labels: Tensor) -> int:
-    """The first position of a row has no prediction, see :func:`unlora.outputs.ask`."""
-    return int((labels[:, 1:] != IGNORE_INDEX).sum())
