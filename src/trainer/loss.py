@@ -74,6 +74,8 @@ class UnlearningLoss:
     def parts(self) -> tuple[str, ...]:
         """The parts of the data those passes need."""
         wanted = {view.split("_")[1] for view in self.views}
+        if "alternate" in wanted:
+            wanted.add("forget")  # alternate answers come with the questions they answer
         return tuple(part for part in ("forget", "retain", "alternate") if part in wanted)
 
     @property
