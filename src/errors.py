@@ -1,8 +1,15 @@
-"""The one exception for what a user can put right."""
+"""The exceptions that end a run in words and not in a traceback."""
 
 
 class InputError(ValueError):
     """What was given, what is allowed, what to do: one clear message, shown without a traceback.
 
     The entry points print it and leave with exit code 2.
+    """
+
+
+class GuardError(RuntimeError):
+    """A guard found the run to be silently wrong; its message says what it saw.
+
+    The entry points print it and leave with exit code 1.
     """

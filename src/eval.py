@@ -32,7 +32,8 @@ def run(cfg: Any) -> dict[str, float]:
         datasets_dir=config.paths.datasets_dir,
     )
     folder = config.paths.output_dir
-    record = Run(folder, plain(cfg), resumes=True)
+    record = Run(folder, plain(cfg), kind="eval")
+    record.begin(fresh=False)
     model, _ = get_model(config.model, trainable=False)
     summary: dict[str, float] = {}
     with evaluation_is_pure(model):

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,7 @@ def ask(model: nn.Module, batch: Mapping[str, Tensor]) -> Outputs:
 def _project_only(model: nn.Module, row: Tensor, position: Tensor) -> Iterator[None]:
     """Let the output embedding see the hidden states of these positions only."""
 
-    def select(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def select(_module: nn.Module, args: Any) -> Any:
         hidden, *rest = args
         here = hidden.device  # of several, with device_map="auto"
         return (hidden[row.to(here), position.to(here)].unsqueeze(0), *rest)

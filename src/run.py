@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import platform
 import resource
@@ -24,48 +25,59 @@ class Run:
     """One run and its folder.
 
     Args:
-        folder: where everything goes. A finished run that is there already is kept: it moves to
-            ``<folder>.previous-<n>``.
+        folder: where everything goes.
         config: the resolved config.
-        resumes: whether the run goes on with the checkpoints in the folder.
+        kind: what the files are called: ``manifest.json`` and ``run_config.json`` of a training,
+            ``eval_manifest.json`` and ``eval_config.json`` of an evaluation.
+
+    Raises:
+        InputError: the folder cannot be made.
     """
 
-    def __init__(self, folder: str, config: Mapping[str, Any], *, resumes: bool = False):
-        self.folder = Path(folder)
+    def __init__(self, folder: str, config: Mapping[str, Any], *, kind: str = ""):
+        self.folder, self.config, self.kind = Path(folder), config, kind
         self.started = time.time()
         self.manifest: dict[str, Any] = {
-            "command": " ".join(sys.argv),
+            "command": " ".join(map(_without_value, sys.argv)),
             "git_commit": _git_commit(),
             "versions": _versions(),
             "python": platform.python_version(),
-            "hardware": _hardware(),
         }
-        if is_main_process():
-            self._make(resumes)
-            write_json(self.folder / "run_config.json", _without_secrets(config))
-
-    def _make(self, resumes: bool) -> None:
-        if not resumes and (self.folder / "manifest.json").is_file():
-            number = 1
-            while (kept := self.folder.with_name(f"{self.folder.name}.previous-{number}")).exists():
-                number += 1
-            self.folder.rename(kept)
-            logger.warning("%s held a finished run; it was kept as %s", self.folder, kept)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"The run folder {str(self.folder)!r} cannot be made: {error.strerror}. "
+                f"The run folder {folder!r} cannot be made: {error.strerror}. "
                 "Set paths.output_dir to a folder that can be written."
             ) from error
 
+    def begin(self, *, fresh: bool) -> None:
+        """Write the config; from here on the folder is this run's.
+
+        Args:
+            fresh: what the folder holds belongs to an earlier run: it is kept, as
+                ``<folder>.previous-<n>``. Nothing of it may be taken for this run's.
+        """
+        if not is_main_process():
+            return
+        if fresh and any(self.folder.iterdir()):
+            number = 1
+            while (kept := self.folder.with_name(f"{self.folder.name}.previous-{number}")).exists():
+                number += 1
+            self.folder.rename(kept)
+            self.folder.mkdir()
+            logger.warning("%s held an earlier run; it was kept as %s", self.folder, kept)
+        name = f"{self.kind}_config.json" if self.kind else "run_config.json"
+        write_json(self.folder / name, _without_secrets(self.config))
+
     def finish(self, **facts: Any) -> None:
-        """Write ``manifest.json``; a folder without it holds an unfinished run."""
-        self.manifest |= facts
+        """Write the manifest; a folder without it holds an unfinished run."""
+        self.manifest |= {"hardware": _hardware(), **facts}
         self.manifest["seconds"] = round(time.time() - self.started, 1)
         self.manifest["peak_memory_bytes"] = peak_memory()
         if is_main_process():
-            write_json(self.folder / "manifest.json", self.manifest)
+            name = f"{self.kind}_manifest.json" if self.kind else "manifest.json"
+            write_json(self.folder / name, self.manifest)
 
 
 def is_main_process() -> bool:
@@ -77,12 +89,24 @@ def write_json(file: Path, content: Any) -> None:
     """Write a file that is either the old or the new one, whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(file.name + f".{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=2, ensure_ascii=False, default=str)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
+    try:
+        with open(temporary, "w", encoding="utf-8") as stream:
+            json.dump(_finite(content), stream, indent=2, ensure_ascii=False, default=str)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _finite(content: Any) -> Any:
+    """JSON has no NaN: what is not a number is null."""
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def peak_memory() -> dict[str, int]:
@@ -126,6 +150,12 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None
+
+
+def _without_value(word: str) -> str:
+    """An argument of the command line, with the value hidden where it is a secret."""
+    key, equals, _ = word.partition("=")
+    return f"{key}=(hidden)" if equals and key.lower().endswith(SECRET) else word
 
 
 def _without_secrets(config: Any) -> Any:

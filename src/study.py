@@ -62,10 +62,13 @@ def run(cfg: Any) -> dict[str, Any]:
     stages = plan(study, folder)
     record = Run(str(folder), study)
     _prepare(stages[0])
+    record.begin(fresh=True)
     summaries = _run_all(stages, study["workers"])
     runs = list(dict.fromkeys(stage.run for stage in _in_table_order(stages)))
+    metrics = sorted({metric for summary in summaries.values() for metric in summary})
     results = {
-        name: over_seeds([summaries[name, seed] for seed in study["seeds"]]) for name in runs
+        name: over_seeds([summaries[name, seed] for seed in study["seeds"]], metrics)
+        for name in runs
     }
     table = as_text(results)
     write_json(folder / "summary.json", results)

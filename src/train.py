@@ -23,12 +23,13 @@ def run(cfg: Any) -> dict[str, float]:
 
     config = read(cfg)
 
+    import torch
     from transformers import set_seed
 
     from unlora.data import fingerprint, load_parts
     from unlora.data.chat import Chat
     from unlora.evals import build_suites, check
-    from unlora.model import get_model, load_args, load_tokenizer
+    from unlora.model import check_model, get_model, load_args, load_tokenizer
     from unlora.model.guards import evaluation_is_pure
     from unlora.model.lora import describe_size
     from unlora.run import Run
@@ -36,7 +37,9 @@ def run(cfg: Any) -> dict[str, float]:
         Guards,
         UnlearningLoss,
         UnlearningTrainer,
+        checkpoint_to_resume,
         choose_best_by,
+        refuse_own_model,
         set_warmup,
         training_arguments,
     )
@@ -45,10 +48,13 @@ def run(cfg: Any) -> dict[str, float]:
     folder, datasets_dir = config.paths.output_dir, config.paths.datasets_dir
     template_args = config.model.template_args
     loss = UnlearningLoss.build(config.trainer.handler, **config.trainer.method_args)
-    args = training_arguments(
-        config.trainer.args, output_dir=folder, dtype=load_args(config.model)["dtype"]
-    )
+    dtype = load_args(config.model)["dtype"]
+    args = training_arguments(config.trainer.args, output_dir=folder, dtype=dtype)
     check(config.eval)
+    lineage = check_model(config.model)
+    resume = checkpoint_to_resume(args, lineage)
+    record = Run(folder, plain(cfg))
+    refuse_own_model(folder, lineage)
     tokenizer = load_tokenizer(config.model)
     suites = build_suites(
         config.eval, tokenizer=tokenizer, template_args=template_args, datasets_dir=datasets_dir
@@ -63,8 +69,12 @@ def run(cfg: Any) -> dict[str, float]:
     )
     set_warmup(args, config.trainer.args, rows=len(parts))
 
-    resume = args.resume_from_checkpoint
-    record = Run(folder, plain(cfg), resumes=bool(resume))
+    if not config.model.use_lora and dtype in (torch.bfloat16, torch.float16):
+        logger.warning(
+            "All weights are trained in %s: steps of a small learning rate are lost in rounding. "
+            "Set model.model_args.torch_dtype=float32.",
+            dtype,
+        )
     set_seed(args.seed)
     model, tokenizer = get_model(config.model)
     guards = Guards()
@@ -77,6 +87,7 @@ def run(cfg: Any) -> dict[str, float]:
         processing_class=tokenizer,
         callbacks=[guards],
     )
+    record.begin(fresh=resume is None)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     trainer.save_state()

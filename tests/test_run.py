@@ -6,31 +6,52 @@ from unlora.errors import InputError
 from unlora.run import Run, write_json
 
 
-def test_a_finished_run_is_kept_when_its_name_is_used_again(tmp_path):
+def test_an_earlier_run_is_kept_when_its_name_is_used_again(tmp_path):
     for number in range(3):
         run = Run(str(tmp_path / "mine"), {"number": number})
+        run.begin(fresh=True)
         (run.folder / "adapter").write_text(str(number))
-        run.finish()
+        if number:  # the first one was interrupted
+            run.finish()
     found = {f.name: (f / "adapter").read_text() for f in tmp_path.iterdir()}
     assert found == {"mine": "2", "mine.previous-1": "0", "mine.previous-2": "1"}
 
 
-def test_an_unfinished_or_resumed_run_goes_on_in_its_folder(tmp_path):
+def test_a_run_that_never_begins_leaves_the_earlier_one_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "adapter").write_text("0")
+    Run(str(tmp_path / "mine"), {})
+    assert (tmp_path / "mine" / "adapter").read_text() == "0"
+
+
+def test_a_resumed_run_goes_on_in_its_folder(tmp_path):
     folder = tmp_path / "mine"
-    Run(str(folder), {})
-    Run(str(folder), {}).finish()
-    Run(str(folder), {}, resumes=True)
+    Run(str(folder), {}).begin(fresh=True)
+    Run(str(folder), {}).begin(fresh=False)
     assert [f.name for f in tmp_path.iterdir()] == ["mine"]
 
 
-def test_the_manifest_says_what_ran(tmp_path):
+def test_an_evaluation_keeps_the_record_of_the_training(tmp_path):
+    for kind in ("", "eval"):
+        run = Run(str(tmp_path), {}, kind=kind)
+        run.begin(fresh=False)
+        run.finish()
+    assert {f.name for f in tmp_path.iterdir()} == {
+        "manifest.json", "run_config.json", "eval_manifest.json", "eval_config.json",
+    }  # fmt: skip
+
+
+def test_the_manifest_says_what_ran_and_no_secret(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "model.model_args.token=s3cret"])
     run = Run(str(tmp_path), {"args": {"seed": 1, "hub_token": "s3cret"}, "token": "s3cret"})
+    run.begin(fresh=True)
     run.finish(seed=1)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert {"command", "git_commit", "versions", "hardware", "seconds", "seed"} <= set(manifest)
     assert manifest["peak_memory_bytes"]["cpu"] > 1e6
     assert manifest["versions"]["torch"] != "not installed"
-    assert "s3cret" not in (tmp_path / "run_config.json").read_text()
+    for file in tmp_path.iterdir():
+        assert "s3cret" not in file.read_text(), file.name
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
@@ -42,8 +63,13 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     file = tmp_path / "x.json"
     write_json(file, {"a": 1})
-    with pytest.raises(ValueError):
-        circular = {}
-        circular["self"] = circular
-        write_json(file, circular)
+
+
+    class Unwritable:
+        def __str__(self):
+            raise OSError("disk full")
+
+    with pytest.raises(OSError):
+        write_json(file, {"a": 2, "b": Unwritable()})
     assert json.loads(file.read_text()) == {"a": 1}
+    assert [f.name for f in tmp_path.iterdir()] == ["x.json"]

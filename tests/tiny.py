@@ -33,10 +33,11 @@ LORA = {
 }
 
 
-def llama(*, tied: bool = False, dtype: torch.dtype = torch.float32, seed: int = 0):
+def llama(*, tied: bool = False, dtype: torch.dtype = torch.float32, seed: int = 0, **shape):
     """A random Llama whose logits are a few units large."""
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=tied)).to(dtype)
+    config = LlamaConfig(**{**SHAPE, **shape}, tie_word_embeddings=tied)
+    return LlamaForCausalLM(config).to(dtype)
 
 
 def qwen2(*, tied: bool = True, seed: int = 0, **shape):

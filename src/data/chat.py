@@ -92,9 +92,9 @@ class Chat:
         """Question and answer as tokens; the answer and one end token are scored.
 
         Args:
-            max_length: in tokens. A row that is longer loses the beginning of its prompt (the
-                question stands at the end of it), down to half of the length, then the end of
-                its answer, end token included.
+            max_length: in tokens. A row that is longer loses the beginning of its prompt but for
+                the begin token (the question stands at the end of it), down to half of the length,
+                then the end of its answer, end token included.
             examples: (question, answer) pairs shown before the question.
 
         Raises:
@@ -116,7 +116,7 @@ class Chat:
         if len(ids) > 1 and bos is not None and ids[0] == ids[1] == bos:
             ids, offsets = ids[1:], offsets[1:]  # the text brought its own
         start = next(i for i, (_, end) in enumerate(offsets) if end > len(prompt))
-        return _fit(ids[:start], [*ids[start:], self.end_id], max_length)
+        return _fit(ids[:start], [*ids[start:], self.end_id], max_length, bos)
 
     def prompt(self, question: str, *, examples: Sequence[tuple[str, str]] = ()) -> list[int]:
         """What generation continues: the unscored beginning of :meth:`encode`."""
@@ -174,13 +174,16 @@ def encode_text(
         ids.pop()
     if start >= len(ids):
         raise InputError(f"The text {text!r} is empty; there is nothing to score.")
-    return _fit(ids[:start], ids[start:], max_length)
+    return _fit(ids[:start], ids[start:], max_length, tokenizer.bos_token_id)
 
 
-def _fit(prompt: list[int], answer: list[int], max_length: int) -> Encoded:
+def _fit(prompt: list[int], answer: list[int], max_length: int, bos: int | None) -> Encoded:
     """Join prompt and answer within ``max_length`` tokens; see :meth:`Chat.encode`."""
     room = max_length - min(len(answer), max_length // 2)
-    kept_prompt = prompt[max(0, len(prompt) - room) :]
+    begin = prompt[:1] if prompt[:1] == [bos] else []  # models are lost without their begin token
+    kept_prompt = prompt
+    if len(prompt) > room:
+        kept_prompt = begin + prompt[len(prompt) - room + len(begin) :]
     kept_answer = answer[: max_length - len(kept_prompt)]
     cut = len(prompt) + len(answer) - len(kept_prompt) - len(kept_answer)
     return Encoded(kept_prompt + kept_answer, [IGNORE_INDEX] * len(kept_prompt) + kept_answer, cut)

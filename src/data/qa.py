@@ -20,7 +20,7 @@ def answers(
     """Every question with its answer; a list of answers gives one row for each.
 
     Raises:
-        InputError: a column is missing, or an answer is empty.
+        InputError: a column is missing, or a question or an answer is empty or no text.
     """
     encoded = []
     for number, row in enumerate(rows):
@@ -30,10 +30,21 @@ def answers(
                     f"Row {number} has no column {key!r}; it has: {', '.join(map(str, row))}. "
                     "Set question_key and answer_key to the columns of your data."
                 )
-        given = row[answer_key]
-        for answer in given if isinstance(given, (list, tuple)) else [given]:
-            encoded.append(chat.encode(str(row[question_key]), str(answer), max_length=max_length))
+        question, given = _text(row[question_key], question_key, number), row[answer_key]
+        several = isinstance(given, (list, tuple)) and len(given) > 0
+        for answer in given if several else [given]:
+            text = _text(answer, answer_key, number)
+            encoded.append(chat.encode(question, text, max_length=max_length))
     return encoded
+
+
+def _text(value: object, key: str, number: int) -> str:
+    """A text or a number as text; whatever else would be trained on as its name in Python."""
+    if not isinstance(value, (str, int, float)) or value != value or not str(value).strip():
+        raise InputError(
+            f"Row {number} has {value!r} in column {key!r}; it must be text that is not empty."
+        )
+    return str(value)
 
 
 def refusals(
@@ -57,16 +68,13 @@ def refusals(
         try:
             with open(idk_path, encoding="utf-8") as file:
                 text = file.read()
-        except OSError as error:
-            raise InputError(f"idk_path {idk_path!r} cannot be read: {error.strerror}.") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"idk_path {idk_path!r} cannot be read: {error}.") from error
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise InputError(f"idk_path {idk_path!r} holds no refusal; it needs one a line.")
     drawn = np.random.default_rng(seed).integers(len(lines), size=len(rows))
-    questions = [
-        {question_key: row[question_key], answer_key: lines[i]}
-        for row, i in zip(rows, drawn, strict=True)
-    ]
+    questions = [{**row, answer_key: lines[i]} for row, i in zip(rows, drawn, strict=True)]
     return answers(
         questions,
         chat,

@@ -1,7 +1,9 @@
 """Rows of a data set: from the hub, from local files, or from the embedded benchmark."""
 
 import csv
+import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from unlora.errors import InputError
 from unlora.registry import unknown
 
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".txt")
+SPLIT = re.compile(r"([^\[\]:+]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 
 
 def load_rows(
@@ -24,35 +27,88 @@ def load_rows(
     """The rows of one split, as a list of columns -> values.
 
     With ``datasets_dir``, a hub data set ``owner/Set`` is looked for there, never on the network:
-    ``Set/<name>.json`` (or .jsonl, .parquet, .csv), ``Set/<name>/<split>.json``,
-    ``Set/<split>.json``; the folder may be written in any case, or as ``owner/Set``.
+    ``Set/<name>.json`` (or .jsonl, .parquet, .csv) for its split ``train``,
+    ``Set/<name>/<split>.json``, and without a name ``Set/<split>.json``; the folder may be written
+    in any case, or as ``owner/Set``.
 
     Args:
         path: ``pocket`` for the embedded benchmark; a local file or folder; or a hub data set.
         name: the configuration of the data set.
+        split: a single file has only ``train``; ``train[:5]`` and ``train[10%:20%]`` are some rows.
         data_files: files to read instead of those the name stands for.
         hub_args: for ``datasets.load_dataset``: ``revision``, ``token``.
 
     Raises:
         InputError: the data is not there or cannot be read.
     """
+    split = split or ("full" if path == "pocket" and not name else "train")
+    files = [data_files] if isinstance(data_files, str) else list(data_files or ())
     if path == "pocket":
-        from unlora.data.pocket import rows
-
-        return [dict(row) for row in rows(name or split or "full")]
+        return _of_pocket(name, split)
     local = Path(path)
     if local.is_file():
-        return read_file(local)
-    if data_files and (local.is_dir() or not datasets_dir):
-        files = [data_files] if isinstance(data_files, str) else list(data_files)
+        return _of_files([local], split)
+    if local.is_absolute() or local.suffix in SUFFIXES or path.startswith((".", "~")):
+        if not local.is_dir():
+            raise InputError(f"There is no file or folder {path!r}.")
+    if files:
         found = [local / file if local.is_dir() else Path(file) for file in files]
-        if all(file.is_file() for file in found):
-            return [row for file in found for row in read_file(file)]
-    if local.is_dir():
-        return read_file(_find([local], path, name, split))
-    if datasets_dir:
-        return read_file(_find(_folders(datasets_dir, path), path, name, split))
+        missing = [str(file) for file in found if not file.is_file()]
+        if not missing:
+            return _of_files(found, split)
+        if local.is_dir() or datasets_dir:
+            raise InputError(f"data_files: there is no file {missing[0]!r}.")
+    elif local.is_dir() or datasets_dir:
+        folders = [local] if local.is_dir() else _folders(str(datasets_dir), path)
+        base, begin, end = _parsed(split)
+        return _cut(read_file(_find(folders, path, name, base)), split, begin, end)
     return _from_hub(path, name, split, data_files, hub_args)
+
+
+def _of_pocket(name: str | None, split: str) -> list[dict[str, Any]]:
+    from unlora.data.pocket import rows
+
+    base, begin, end = _parsed(split)
+    if name and base != "train":
+        raise InputError(f"pocket has only the split train of each name, not {base!r}.")
+    return _cut([dict(row) for row in rows(name or base)], split, begin, end)
+
+
+def _of_files(files: Sequence[Path], split: str) -> list[dict[str, Any]]:
+    base, begin, end = _parsed(split)
+    if base != "train":
+        raise InputError(
+            f"{files[0]} is a file, which has only the split train, not {base!r}. Set split=train."
+        )
+    return _cut([row for file in files for row in read_file(file)], split, begin, end)
+
+
+def _parsed(split: str) -> tuple[str, str | None, str | None]:
+    """``train[:10%]`` as its name and bounds, here ``("train", None, "10%")``."""
+    match = SPLIT.fullmatch(split)
+    if match is None:
+        raise InputError(
+            f"split {split!r} of local data is not understood. Write train, train[10:20] or "
+            "train[:10%]."
+        )
+    return match[1], match[2], match[3]
+
+
+def _cut(
+    rows: list[dict[str, Any]], split: str, begin: str | None, end: str | None
+) -> list[dict[str, Any]]:
+    """The rows between two bounds, which ``datasets`` reads in the same way."""
+    first, last = (
+        round(int(bound[:-1]) * len(rows) / 100)
+        if bound and bound.endswith("%")
+        else int(bound)
+        if bound
+        else None
+        for bound in (begin, end)
+    )
+    if not rows[first:last]:
+        raise InputError(f"split {split!r} holds none of the {len(rows)} rows.")
+    return rows[first:last]
 
 
 def column(rows: Sequence[Mapping[str, Any]], key: str, source: str) -> list[Any]:
@@ -82,13 +138,29 @@ def read_file(file: Path) -> list[dict[str, Any]]:
     else:
         text = _read_text(file)
         if file.suffix == ".csv":
-            rows = list(csv.DictReader(text.splitlines(keepends=True)))
+            rows = _read_csv(file, text)
         elif file.suffix == ".txt":
             rows = [{"text": line} for line in text.splitlines() if line.strip()]
         else:
             rows = _read_json(file, text)
     if not rows:
         raise InputError(f"{file} holds no rows.")
+    return rows
+
+
+def _read_csv(file: Path, text: str) -> list[dict[str, Any]]:
+    csv.field_size_limit(2**31 - 1)  # a cell may hold a whole book
+    try:
+        # newline="": only line ends end a line, not the other separators that splitlines() knows
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise InputError(f"{file} cannot be read: {error}.") from error
+    for number, row in enumerate(rows, start=1):
+        if None in row:
+            raise InputError(
+                f"{file}, row {number} has more cells than the header has names. Put double quotes "
+                "around text that holds a comma."
+            )
     return rows
 
 
@@ -162,15 +234,16 @@ def _named(parent: Path, name: str) -> list[Path]:
     return sorted(same, key=lambda x: (x.name != name, x.name))
 
 
-def _find(folders: Sequence[Path], path: str, name: str | None, split: str | None) -> Path:
-    stems = [name, f"{name}/{split}"] if name else []
-    stems += [split] if split else []
+def _find(folders: Sequence[Path], path: str, name: str | None, split: str) -> Path:
+    stems = [f"{name}/{split}"] if name else [split]
+    if name and split == "train":
+        stems.insert(0, name)
     for folder in folders:
         for stem in stems:
             for suffix in SUFFIXES:
                 if (file := folder / f"{stem}{suffix}").is_file():
                     return file
-    wanted = " or ".join(f"{stem}.*" for stem in stems) or "a name or a split"
+    wanted = " or ".join(f"{stem}.*" for stem in stems)
     raise InputError(
         f"Data set {path!r}: {folders[0]} has no {wanted}; it has: {_listed(folders[0])}."
     )
@@ -186,13 +259,13 @@ def _listed(folder: Path) -> str:
 def _from_hub(
     path: str,
     name: str | None,
-    split: str | None,
+    split: str,
     data_files: str | Sequence[str] | None,
     hub_args: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     import datasets
 
-    given = {"name": name, "split": split or "train", "data_files": data_files, **hub_args}
+    given = {"name": name, "split": split, "data_files": data_files, **hub_args}
     try:
         found = datasets.load_dataset(path, **{k: v for k, v in given.items() if v is not None})
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

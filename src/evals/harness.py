@@ -1,11 +1,16 @@
 """Multiple-choice benchmarks (WMDP, MMLU) through lm-evaluation-harness, an optional package."""
 
+import importlib.util
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +22,7 @@ from unlora.run import is_main_process
 
 HANDLER, KIND = "LMEvalEvaluator", "LMEval"
 KEYS = ("handler", "output_dir", "overwrite", "tasks", "simple_evaluate_args")
+NOT_INSTALLED = "lm-eval is not installed. Run: pip install 'unlora[lm-eval]'"
 logger = logging.getLogger(__name__)
 
 
@@ -47,6 +53,8 @@ class HarnessSuite:
         check_harness(name, config)
         self.name, self.config, self.tokenizer = name, config, tokenizer
         self.uses_template = bool(template_args.get("apply_chat_template"))
+        for metric, why in self.not_computable.items():
+            logger.warning("%s: %s will not be computed: %s", name, metric, why)
 
     @property
     def output_dir(self) -> Path:
@@ -57,6 +65,13 @@ class HarnessSuite:
     def metrics(self) -> dict[str, bool]:
         """The metrics that may choose a checkpoint: none, they take too long."""
         return {}
+
+    @property
+    def not_computable(self) -> dict[str, str]:
+        """The metrics that will have no value, whatever the model says -> why."""
+        if importlib.util.find_spec("lm_eval"):
+            return {}
+        return {f"{task}/acc": NOT_INSTALLED for task in self.config["tasks"]}
 
     def evaluate(
         self,
@@ -87,16 +102,16 @@ class HarnessSuite:
             from lm_eval import simple_evaluate
             from lm_eval.models.huggingface import HFLM
             from lm_eval.tasks import TaskManager
-        except ImportError:
-            reason = "lm-eval is not installed. Run: pip install 'unlora[lm-eval]'"
+        except ImportError as error:
+            missing = isinstance(error, ModuleNotFoundError) and error.name == "lm_eval"
+            reason = NOT_INSTALLED if missing else f"lm-eval cannot be imported: {error}"
             return {f"{task}/acc": Value.missing(reason) for task in tasks}
         args = dict(self.config.get("simple_evaluate_args") or {})
         batch_size = args.pop("batch_size", 16)
         folder = args.pop("include_path", None)
         if args.get("apply_chat_template") is None:
             args["apply_chat_template"] = self.uses_template
-        modes = [(module, module.training) for module in model.modules()]
-        try:
+        with _as_before(model):
             found = simple_evaluate(
                 model=HFLM(pretrained=model, tokenizer=self.tokenizer, batch_size=batch_size),
                 tasks=tasks,
@@ -104,10 +119,25 @@ class HarnessSuite:
                 log_samples=False,
                 **args,
             )
-        finally:
-            for module, training in modes:
-                module.training = training
         return _read(found)
+
+
+@contextmanager
+def _as_before(model: nn.Module) -> Iterator[None]:
+    """Afterwards modes and random state are what they were; the harness seeds and evaluates."""
+    modes = [(module, module.training) for module in model.modules()]
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
 
 
 def _read(found: Mapping[str, Any]) -> dict[str, Value]:

@@ -2,9 +2,10 @@
 
 ``*_EVAL.json`` has one entry per metric: ``agg_value``, and ``value_by_index`` with the index of
 the example as a string. Membership inference has such an entry for each of ``forget`` and
-``holdout`` beside its ``auc``. What has no value is null: with ``not_computed`` it says which
-reference or data are missing, without it there was nothing to score. ``unscored`` counts examples
-without a score.
+``holdout`` beside its ``auc``. What has no value is null and says why: ``not_computed`` which
+reference or data are missing, ``not_scored`` that there was nothing to score or that the model's
+logits are not finite. ``unscored`` counts examples without a score, ``cut`` those that were cut to
+the maximal length.
 """
 
 import json
@@ -27,10 +28,10 @@ def write_log(folder: Path, kind: str, values: Mapping[str, Value]) -> None:
         folder / f"{kind}_EVAL.json", {name: _entry(values[name]) for name in sorted(values)}
     )
     summary = {name: _plain(v.value) for name, v in sorted(values.items()) if not v.not_computed}
-    reasons = {name: v.not_computed for name, v in sorted(values.items()) if v.not_computed}
-    write_json(
-        folder / f"{kind}_SUMMARY.json", summary | ({"not_computed": reasons} if reasons else {})
-    )
+    for why in ("not_computed", "not_scored"):
+        reasons = {name: getattr(v, why) for name, v in sorted(values.items()) if getattr(v, why)}
+        summary |= {why: reasons} if reasons else {}
+    write_json(folder / f"{kind}_SUMMARY.json", summary)
 
 
 def find_log(path: str | Path, kind: str) -> Path:
@@ -126,7 +127,8 @@ def _rows(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _entry(value: Value) -> dict[str, Any]:
     if value.not_computed:
         return {"agg_value": None, "not_computed": value.not_computed}
-    count = {"unscored": value.unscored} if value.unscored else {}
+    facts = {"not_scored": value.not_scored, "unscored": value.unscored, "cut": value.cut}
+    facts = {key: fact for key, fact in facts.items() if fact}
     rows = value.per_example
     if isinstance(rows, Mapping):
         parts = {
@@ -136,10 +138,10 @@ def _entry(value: Value) -> dict[str, Any]:
             }
             for part, found in rows.items()
         }
-        return parts | {"auc": _plain(value.value), "agg_value": _plain(value.value)} | count
+        return parts | {"auc": _plain(value.value), "agg_value": _plain(value.value)} | facts
     if rows is None:
-        return {"agg_value": _plain(value.value)} | count
-    return {"agg_value": _plain(value.value), "value_by_index": _by_index(rows)} | count
+        return {"agg_value": _plain(value.value)} | facts
+    return {"agg_value": _plain(value.value), "value_by_index": _by_index(rows)} | facts
 
 
 def _by_index(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

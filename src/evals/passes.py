@@ -5,6 +5,7 @@ length and answered in the order they came in; neither batch size nor order chan
 beyond float rounding.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+)
 
 from unlora.data.chat import Encoded
 from unlora.data.collate import collate
@@ -23,6 +29,7 @@ from unlora.outputs import IGNORE_INDEX, Outputs, ask
 LOGITS_AT_ONCE = 1 << 27  # numbers in the logits of one batch: 512 MiB in float32
 TOKENS_AT_ONCE = 256  # tokens reduced over the vocabulary at a time
 Progress = Callable[[int], Any]
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -37,6 +44,8 @@ def score(
     progress: Progress = lambda rows: None,
 ) -> list[Scored]:
     """Teacher-force every row once; only scored tokens reach the vocabulary.
+
+    A row on which the logits are not finite gets an empty record, and a warning counts it.
 
     Args:
         texts: the scored text of each row.
@@ -53,6 +62,7 @@ def score(
     most = max(1, LOGITS_AT_ONCE // vocabulary)
     order = sorted((i for i in range(len(rows)) if lengths[i]), key=lambda i: -len(rows[i].labels))
     progress(len(rows) - len(order))
+    dead = 0
     with _evaluating(lm):
         for batch in _batches(order, lengths, batch_size, most):
             inputs = collate([rows[i] for i in batch], pad_id)
@@ -61,8 +71,12 @@ def score(
             columns = np.split(_reduced(outputs).cpu().numpy(), ends, axis=1)
             for i, (logp, hit, mean, var) in zip(batch, columns, strict=True):
                 ended = rows[i].labels[-1] == end_id
-                records[i] = Scored(logp, hit > 0, mean, var, texts[i], ended)
+                if np.isfinite(logp).all():
+                    records[i] = Scored(logp, hit > 0, mean, var, texts[i], ended)
+                else:
+                    dead += 1
             progress(len(batch))
+    _warn_of_dead(dead, len(rows))
     return records
 
 
@@ -76,8 +90,10 @@ def generate(
     max_new_tokens: int,
     batch_size: int,
     progress: Progress = lambda rows: None,
-) -> list[str]:
+) -> list[str | None]:
     """What the model writes greedily after each prompt, up to an end token.
+
+    None where the logits were not finite, and a warning counts such rows.
 
     Nothing of the model's own generation settings (temperature, penalties, ...) has a say.
     """
@@ -92,6 +108,7 @@ def generate(
     )
     device = _device(lm)
     written: list[list[int]] = [[] for _ in prompts]
+    dead: set[int] = set()
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     with _evaluating(lm), _generation_config(lm, settings):
         for start in range(0, len(order), batch_size):
@@ -101,18 +118,41 @@ def generate(
             pad = tokenizer.pad_token_id
             ids = [[pad] * gap + list(prompts[i]) for i, gap in zip(batch, gaps, strict=True)]
             mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
+            watch = _NotFinite()
             found = lm.generate(
                 input_ids=torch.tensor(ids, device=device),
                 attention_mask=torch.tensor(mask, device=device),
                 generation_config=settings,
+                logits_processor=LogitsProcessorList([watch]),
             )
+            dead |= {i for i, not_finite in zip(batch, watch.rows.tolist(), strict=True)
+                     if not_finite}  # fmt: skip
             for i, tokens in zip(batch, found[:, width:].tolist(), strict=True):
                 stop = next((n for n, token in enumerate(tokens) if token in end_ids), None)
                 written[i] = tokens[:stop]
             progress(len(batch))
-    return tokenizer.batch_decode(
+    _warn_of_dead(len(dead), len(prompts))
+    texts = tokenizer.batch_decode(
         written, skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
+    return [None if i in dead else text for i, text in enumerate(texts)]
+
+
+class _NotFinite(LogitsProcessor):
+    """Changes nothing; knows which rows of a batch had logits that are no distribution."""
+
+    def __init__(self) -> None:
+        self.rows = torch.tensor(False)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        # -inf alone is an impossible token; NaN, +inf or nothing but -inf reach the sum
+        self.rows = self.rows.to(scores.device) | ~scores.logsumexp(-1).isfinite()
+        return scores
+
+
+def _warn_of_dead(dead: int, rows: int) -> None:
+    if dead:
+        logger.warning("The model's logits are not finite on %d of %d rows; not scored", dead, rows)
 
 
 def _reduced(outputs: Outputs) -> Float[Tensor, "4 tokens"]:

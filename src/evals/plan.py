@@ -117,6 +117,26 @@ def questions(requests: Iterable[Request]) -> list[tuple[str, str]]:
     )
 
 
+def not_computable(
+    requests: Sequence[Request],
+    reference: Callable[[str], Value],
+    missing: Mapping[str, str],
+) -> dict[str, str]:
+    """Requests that cannot be computed, whatever the model says -> why.
+
+    Args:
+        requests: each after what it needs.
+    """
+    reasons: dict[str, str] = {}
+    for request in requests:
+        for kind, source in request.sources():
+            known = missing if kind in PASSES else reasons
+            why = reference(source).not_computed if kind == "reference" else known.get(source)
+            if why:
+                reasons.setdefault(request.name, why)
+    return reasons
+
+
 def evaluate(
     requests: Sequence[Request],
     run: Callable[[str, str], Any],
@@ -131,6 +151,7 @@ def evaluate(
         missing: data that are not there -> why; what needs them is not computed, and says why.
     """
     missing = missing or {}
+    reasons = not_computable(requests, reference, missing)
     asked = [question for question in questions(requests) if question[1] not in missing]
     answers = {question: run(*question) for question in asked}
     values: dict[str, Value] = {}
@@ -140,16 +161,14 @@ def evaluate(
             return reference(source)
         if kind in ("metric", "metrics"):
             return values[source]
-        if source in missing:
-            return Value.missing(missing[source])
         return answers[PASSES[kind], source]
 
     for request in requests:
+        if request.name in reasons:
+            values[request.name] = Value.missing(reasons[request.name])
+            continue
         found = [get(kind, source) for kind, source in request.sources()]
-        reasons = [v.not_computed for v in found if isinstance(v, Value) and v.not_computed]
-        if reasons:
-            values[request.name] = Value.missing(reasons[0])
-        elif "metrics" in request.metric.inputs.values():
+        if "metrics" in request.metric.inputs.values():
             values[request.name] = request.metric.fn(found, **request.settings)
         else:
             values[request.name] = request.metric.fn(*found, **request.settings)

@@ -13,7 +13,8 @@ class Scored:
     """A teacher-forced answer: one entry per scored token, in nats.
 
     Four numbers per token are enough for every likelihood metric, so the [tokens, vocabulary]
-    matrix never outlives the forward pass.
+    matrix never outlives the forward pass. A row on which the model's logits are not finite has no
+    token here, as an empty answer has none: there is nothing to score.
 
     Attributes:
         logp: log p(token).
@@ -52,11 +53,15 @@ class Scored:
 
 @dataclass(frozen=True)
 class Generated:
-    """What a model wrote after a prompt, beside what it should have written."""
+    """What a model wrote after a prompt, beside what it should have written.
+
+    Attributes:
+        text: None where the logits were not finite, so that the model wrote nothing of its own.
+    """
 
     prompt: str
     reference: str
-    text: str
+    text: str | None
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Value:
             one such list for each of ``forget`` and ``holdout``.
         unscored: number of examples that could not be scored; they are not part of ``value``.
         not_computed: why there is no value, where something it needs is missing.
+        cut: number of examples that were cut to the maximal length of their data.
     """
 
     value: float
@@ -77,6 +83,19 @@ class Value:
     )
     unscored: int = 0
     not_computed: str | None = None
+    cut: int = 0
+
+    @property
+    def not_scored(self) -> str | None:
+        """Why the value is NaN, where all it needs is there."""
+        if self.not_computed or np.isfinite(self.value):
+            return None
+        if self.unscored:
+            return (
+                f"{self.unscored} rows could not be scored and too few are left: they hold nothing "
+                "to score, or the model's logits are not finite"
+            )
+        return "what it is computed from has no value, or there are no rows"
 
     @staticmethod
     def mean(rows: Sequence[Mapping[str, Any]], key: str) -> "Value":

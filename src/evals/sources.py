@@ -1,10 +1,10 @@
 """The data that a suite asks about: rows as answers to score and prompts to continue."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from unlora.data.chat import Chat, Encoded, encode_text
+from unlora.data.chat import STAND_IN, Chat, Encoded, encode_text
 from unlora.errors import InputError
 from unlora.outputs import IGNORE_INDEX
 from unlora.registry import unknown
@@ -92,17 +92,20 @@ class Source:
 
     @cached_property
     def prompts(self) -> list[list[int]]:
-        """What generation continues."""
-        if self.is_qa:
-            question = self.config["question_key"]
-            return [self.chat.prompt(str(row[question]), examples=self._examples)
-                    for row in self.rows]  # fmt: skip
-        prefix = self.config["prefix_key"]
-        longest = self.config.get("max_length", 2048)
-        tokenizer = self.chat.tokenizer
-        ids = [encode_text(tokenizer, row[prefix], max_length=1 << 30).input_ids
-               for row in self.rows]  # fmt: skip
-        return [row[-longest:] for row in ids]
+        """What generation continues: what is before the first answer where that is scored.
+
+        A tokenizer may treat a letter, a digit and a quote at the border differently, so only the
+        scored row itself knows its prompt.
+        """
+        found = [
+            answers[0] if answers and answers[0].input_ids else self._encode(row, STAND_IN)
+            for row, answers in zip(self.rows, self.answers, strict=True)
+        ]
+        return [row.input_ids[: row.prompt_length] for row in found]
+
+    def num_cut(self, examples: Iterable[int]) -> int:
+        """How many of these examples have an answer or a prompt that was cut to ``max_length``."""
+        return sum(any(answer.cut for answer in self.answers[i]) for i in examples)
 
     @cached_property
     def prompt_texts(self) -> list[str]:

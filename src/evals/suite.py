@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,15 @@ from unlora.data.rows import load_rows
 from unlora.errors import InputError
 from unlora.evals import passes
 from unlora.evals.logs import RetainLog, write_log
-from unlora.evals.plan import Request, evaluate, needed, questions, read_request
+from unlora.evals.plan import (
+    PASSES,
+    Request,
+    evaluate,
+    needed,
+    not_computable,
+    questions,
+    read_request,
+)
 from unlora.evals.records import Generated, Scored
 from unlora.evals.sources import Source, check_source
 from unlora.registry import unknown
@@ -108,6 +117,11 @@ class Suite:
             if source not in self.missing:
                 found = self.sources[source]
                 _ = found.texts if kind == "score" else found.prompt_texts
+        for source, found in self.sources.items():
+            if source not in self.missing and (cut := found.num_cut(range(len(found)))):
+                logger.warning(
+                    "%s: %d of %d rows of %s cut to max_length", name, cut, len(found), source
+                )
 
     @property
     def output_dir(self) -> Path:
@@ -122,6 +136,11 @@ class Suite:
             for request in self.requests
             if request.higher_is_better is not None
         }
+
+    @property
+    def not_computable(self) -> dict[str, str]:
+        """The metrics that will have no value, whatever the model says -> why."""
+        return not_computable(self.requests, self.retain.value, self.missing)
 
     def evaluate(
         self,
@@ -161,6 +180,10 @@ class Suite:
         ) as bar:
             run = partial(self._run, model, chosen, bar)
             values = evaluate(requests, run, self.retain.value, self.missing)
+        for request in requests:
+            values[request.name] = replace(
+                values[request.name], cut=self._num_cut(request, chosen)
+            )
         for name, value in values.items():
             if value.not_computed:
                 logger.warning("%s: %s is not computed: %s", self.name, name, value.not_computed)
@@ -185,7 +208,11 @@ class Suite:
                 model, prompts, tokenizer, end_ids=sorted(ends), max_new_tokens=length, **common
             )
             return [
-                Generated(source.prompt_texts[i], source.references[i], _cut(text, source.stop))
+                Generated(
+                    source.prompt_texts[i],
+                    source.references[i],
+                    None if text is None else _cut(text, source.stop),
+                )
                 for i, text in zip(rows, texts, strict=True)
             ]
         records = iter(
@@ -205,6 +232,11 @@ class Suite:
         if kind == "generate":
             return len(rows)
         return sum(len(self.sources[name].answers[i]) for i in rows)
+
+    def _num_cut(self, request: Request, chosen: Mapping[str, list[int]]) -> int:
+        """How many examples of the data that the request asks about were cut."""
+        asked = {source for kind, source in request.sources() if kind in PASSES}
+        return sum(self.sources[s].num_cut(chosen[s]) for s in asked - set(self.missing))
 
     def _missing_columns(self) -> dict[str, str]:
         """Data sets that lack a column which others have -> why they cannot be used.

@@ -5,11 +5,9 @@
 of its lineage along.
 """
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
@@ -17,24 +15,22 @@ from unlora.config import ModelSection, model_section
 from unlora.errors import InputError
 from unlora.model.guards import Probe
 from unlora.model.lineage import Lineage
-from unlora.model.load import attach, load_root, merge_adapters, root_config
-from unlora.model.lora import LoRAModelForCausalLM
+from unlora.model.load import (
+    HUB,
+    attach,
+    load_args,
+    load_root,
+    merge_adapters,
+    resolve,
+    root_config,
+)
+from unlora.model.lora import LoRAModelForCausalLM, checked_lora_config
 from unlora.model.tokenizer import get_tokenizer
 
 MODEL_REGISTRY: dict[str, type] = {
     "AutoModelForCausalLM": AutoModelForCausalLM,
     "LoRAModelForCausalLM": LoRAModelForCausalLM,
 }
-DTYPES = {
-    "auto": "auto",
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-}
-logger = logging.getLogger(__name__)
 
 
 def get_model(
@@ -52,6 +48,8 @@ def get_model(
         InputError: a setting is wrong, the model is out of reach, or its lineage is broken.
     """
     section = model_section(model_cfg)
+    if trainable:
+        check_model(section)
     tokenizer = load_tokenizer(section)
     args = load_args(section)
     path = args.pop("pretrained_model_name_or_path")
@@ -63,6 +61,11 @@ def get_model(
         base, lineage = load_root(Lineage.read(path), args)
         model = attach(base, lineage)
         if trainable:
+            if getattr(base, "is_quantized", False):
+                raise InputError(
+                    "Quantised weights cannot be trained in full. Set model.use_lora=true, or "
+                    "leave out model.model_args.quantization_config."
+                )
             target = Probe.take(model)
             model = merge_adapters(model).requires_grad_(True)
             model.target = target
@@ -76,27 +79,31 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     """The tokenizer of a model section, without the model's weights."""
     args = load_args(section)
     path = args.pop("pretrained_model_name_or_path")
-    root = Lineage.read(path).root
-    return get_tokenizer(path, _resolved(section.tokenizer_args), root_config(root, args))
+    architecture = root_config(Lineage.read(path), args)
+    hub = {key: args[key] for key in HUB if key in args and key != "revision"}
+    return get_tokenizer(path, hub | _resolved(section.tokenizer_args), architecture)
 
 
-def load_args(section: ModelSection) -> dict[str, Any]:
-    """The keyword arguments of ``from_pretrained`` that a model section stands for."""
-    given: dict[str, Any] = dict(section.model_args)
-    args = {key: value for key, value in given.items() if value is not None}
-    name = args.pop("torch_dtype", args.pop("dtype", "auto"))
-    args["dtype"] = DTYPES[name] if isinstance(name, str) else name
-    args["pretrained_model_name_or_path"] = resolve(args["pretrained_model_name_or_path"])
-    return args
+def check_model(section: ModelSection) -> Lineage:
+    """Find what is wrong with a model section before data are read or weights are loaded.
 
+    Returns:
+        The lineage that training would start from.
 
-def resolve(path: str) -> str:
-    """The path of the embedded benchmark's base model; every other path as it is."""
-    if path == "pocket":
-        from unlora.data.pocket import base_model
-
-        return str(base_model())
-    return path
+    Raises:
+        InputError: the model is out of reach, its lineage is broken, or an adapter does not fit.
+    """
+    args = load_args(section)
+    lineage = Lineage.read(args["pretrained_model_name_or_path"])
+    architecture = root_config(lineage, args)
+    if section.use_lora and section.lineage != "continue":
+        checked_lora_config(dict(section.lora_config), architecture)
+    elif section.lineage == "continue" and not section.use_lora:
+        raise InputError(
+            "model.lineage is 'continue', which trains an adapter further, but model.use_lora is "
+            "false. Set model.use_lora=true."
+        )
+    return lineage
 
 
 def _resolved(tokenizer_args: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -113,4 +120,11 @@ def _sync_special_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> None
             config.pad_token_id = tokenizer.pad_token_id
 
 
-__all__ = ["MODEL_REGISTRY", "InputError", "LoRAModelForCausalLM", "get_model"]
+__all__ = [
+    "MODEL_REGISTRY",
+    "LoRAModelForCausalLM",
+    "check_model",
+    "get_model",
+    "load_args",
+    "load_tokenizer",
+]

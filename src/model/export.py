@@ -7,6 +7,7 @@
 
 import argparse
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,13 @@ from unlora.model.lineage import Lineage
 from unlora.model.load import attach, load_root, merge_adapters, without_adapters
 from unlora.model.tokenizer import get_tokenizer
 
+CARD = """# LoRA adapter
+
+One adapter that stands for a whole lineage, to be loaded by peft on `{root}`.
+
+Use it unmerged. Where the head of the root model shares its weights with the input embedding,
+peft's own merge changes both; `unlora export --merged` writes correct full weights.
+"""
 logger = logging.getLogger(__name__)
 
 
@@ -36,11 +44,13 @@ def export(run: str, form: str, output: str | None = None) -> Path:
         InputError: nothing to export, or the target exists.
         GuardError: what was written answers differently.
     """
+    if not Path(run).is_dir():
+        raise InputError(f"There is no run folder {run!r}.")
     lineage = Lineage.read(run)
     if not lineage.links:
         raise InputError(f"{run!r} has no adapter to export; it is a full model already.")
     folder = Path(output) if output else Path(run) / "exported" / form
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"{str(folder)!r} is not empty. Give another --output, or remove it.")
     model = attach(load_root(lineage, {"dtype": "auto"})[0], lineage)
     said = Probe.take(model)
@@ -75,7 +85,10 @@ def _write_adapter(model: PeftModel, lineage: Lineage, folder: Path) -> dict[str
     with torch.no_grad():
         for name, tensor in tensors.items():
             state[name].copy_(tensor)
+    root = os.path.abspath(lineage.root) if lineage.local_root else lineage.root
+    joined.peft_config["default"].base_model_name_or_path = root
     joined.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").write_text(CARD.format(root=root), "utf-8")
     reloaded = PeftModel.from_pretrained(load_root(lineage, {"dtype": "auto"})[0], str(folder))
     return {"joined_adapter": joined, "joined_adapter_reloaded": reloaded}
 

@@ -7,27 +7,30 @@ adapters without gradients, an evaluation that changed the model, a merge that c
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from unlora.errors import GuardError
+
 # largest difference between logits that rounding explains, relative to their largest size
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
-class GuardError(RuntimeError):
-    """A guard found the run to be silently wrong; its message says what it saw."""
-
-
 @dataclass(frozen=True)
 class Probe:
-    """What a model says about a few fixed token sequences."""
+    """What a model says about a few fixed token sequences.
+
+    Attributes:
+        without: what the same model says without its adapters, where it has any.
+    """
 
     input_ids: Int[Tensor, "rows time"]
     logits: Float[Tensor, "rows time vocab"]
+    without: Float[Tensor, "rows time vocab"] | None = None
 
     @classmethod
     def take(cls, model: nn.Module, *, rows: int = 4, length: int = 16) -> "Probe":
@@ -36,6 +39,10 @@ class Probe:
         generator = torch.Generator().manual_seed(0)
         input_ids = torch.randint(vocabulary, (rows, length), generator=generator)
         return cls(input_ids, answers(model, input_ids))
+
+    def beside(self, other: nn.Module) -> "Probe":
+        """The same, with what ``other`` says: the model that must not be taken for this one."""
+        return replace(self, without=answers(other, self.input_ids))
 
     def difference(self, model: nn.Module) -> tuple[float, float]:
         """Largest difference between the logits then and now, absolute and relative."""
@@ -53,7 +60,9 @@ def answers(
     model.eval()
     device = model.get_input_embeddings().weight.device
     try:
-        return model(input_ids=input_ids.to(device), use_cache=False).logits.float().cpu()
+        # accelerate wraps the forward pass in autocast; what is compared is the model itself
+        forward = getattr(model, "_original_forward", model)
+        return forward(input_ids=input_ids.to(device), use_cache=False).logits.float().cpu()
     finally:
         for module, training in modes.items():
             module.training = training
@@ -69,22 +78,36 @@ def start_equals_target(model: nn.Module, target: Probe) -> str:
         GuardError: it does not.
     """
     difference, relative = target.difference(model)
-    allowed = TOLERANCE[dtype_of(model)]
+    allowed = tolerance(model)
     finding = (
         f"logits on {len(target.input_ids)} probe rows differ from the target's by "
         f"{difference:.2e} ({relative:.1e} of their size, {allowed:.0e} allowed)"
     )
-    if not relative <= allowed:
+    if not relative <= allowed or _nearer_to_the_root(model, target):
         raise GuardError(
             f"start equals target: {finding}. Training would start from another model."
         )
     return finding
 
 
-def dtype_of(model: nn.Module) -> torch.dtype:
-    """The coarsest floating dtype among the weights."""
+def _nearer_to_the_root(model: nn.Module, target: Probe) -> bool:
+    """Whether the model answers rather as if the adapters of its lineage were not there.
+
+    A tolerance that is wide enough for bfloat16 is wider than what a short fine-tuning changes.
+    """
+    if target.without is None:
+        return False
+    now = answers(model, target.input_ids)
+    to_target, to_root = ((now - said).norm() for said in (target.logits, target.without))
+    return bool(to_target > to_root)
+
+
+def tolerance(model: nn.Module) -> float:
+    """The largest difference that rounding explains: that of the coarsest weights."""
+    if getattr(model, "is_quantized", False):
+        return 0.1
     found = {p.dtype for p in model.parameters()} & TOLERANCE.keys()
-    return max(found, key=TOLERANCE.__getitem__, default=torch.float32)
+    return max((TOLERANCE[dtype] for dtype in found), default=TOLERANCE[torch.float32])
 
 
 def gradient_faults(model: nn.Module, resting: frozenset[str] = frozenset()) -> list[str]:
@@ -195,7 +218,7 @@ def export_parity(reference: Probe, **exported: nn.Module) -> str:
     findings = []
     for form, model in exported.items():
         difference, relative = reference.difference(model)
-        allowed = TOLERANCE[dtype_of(model)]
+        allowed = tolerance(model)
         findings.append(f"{form.replace('_', ' ')} {difference:.2e}")
         if not relative <= allowed:
             raise GuardError(

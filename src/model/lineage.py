@@ -2,54 +2,89 @@
 
 A run folder with an adapter holds ``lineage.json``:
 
-    {"root": {"path": "Qwen/Qwen2.5-3B-Instruct", "fingerprint": "..."},
-     "links": [{"path": "../../finetune/full", "sha256": "..."}, {"path": ".", "sha256": "..."}]}
+    {"root": {"path": "Qwen/Qwen2.5-3B-Instruct", "local": false, "fingerprint": "<commit>"},
+     "links": [{"path": "../../finetune/full", "sha256": "...", "config_sha256": "..."},
+               {"path": ".", "sha256": "...", "config_sha256": "..."}]}
 
 Local paths are relative to that folder, so that ``saves/`` can be moved as a whole. A link is
-found by its path and believed by its hash.
+found by its path and believed by its hashes: of its weights, and of the settings that say what the
+weights mean. A root on the hub is believed by its commit, a local one by the hash of its files.
 """
 
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from unlora.errors import InputError
 
 FILE = "lineage.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-EDGE = 1 << 20  # bytes read at both ends of a weight file for a fingerprint
+# keys of adapter_config.json that change what the model answers
+MEANING = (
+    "alpha_pattern", "fan_in_fan_out", "layers_pattern", "layers_to_transform", "lora_alpha",
+    "peft_type", "r", "rank_pattern", "target_modules", "use_dora", "use_rslora",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Link:
-    """One adapter: the folder that holds it and the sha256 of its weights."""
+    """One adapter: the folder that holds it, and the hashes of its weights and settings."""
 
     path: Path
     sha256: str
+    config_sha256: str
+
+    @classmethod
+    def of(cls, folder: Path) -> "Link":
+        """The link that an adapter folder is now.
+
+        Raises:
+            InputError: it holds no adapter.
+        """
+        for file in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
+            if not (folder / file).is_file():
+                raise InputError(
+                    f"The lineage needs the adapter {folder / file}, which is not there. "
+                    "Put the folder back, or give another model."
+                )
+        config = adapter_config(folder)
+        meaning = {key: config.get(key) for key in MEANING}
+        if isinstance(meaning["target_modules"], list):
+            meaning["target_modules"] = sorted(meaning["target_modules"])
+        text = json.dumps(meaning, sort_keys=True)
+        return cls(
+            folder,
+            _sha256(folder / ADAPTER_WEIGHTS),
+            hashlib.sha256(text.encode()).hexdigest(),
+        )
 
     def verify(self) -> None:
         """Raises InputError if the adapter is missing or is not the one that was used."""
-        weights = self.path / ADAPTER_WEIGHTS
-        if not weights.is_file():
-            raise InputError(
-                f"The lineage needs the adapter {weights}, which is not there. "
-                "Put the folder back, or give another model."
-            )
-        if sha256(weights) != self.sha256:
-            raise InputError(
-                f"The adapter {weights} is not the one the lineage names: its sha256 has changed "
-                f"(expected {self.sha256[:12]}...). It was trained again or edited since. Put the "
-                "old one back, or train again from the new one."
-            )
+        now = Link.of(self.path)
+        for what, changed in (
+            (ADAPTER_WEIGHTS, now.sha256 != self.sha256),
+            (ADAPTER_CONFIG, now.config_sha256 != self.config_sha256),
+        ):
+            if changed:
+                raise InputError(
+                    f"The adapter {self.path / what} is not the one the lineage names: its sha256 "
+                    "has changed. It was trained again or edited since. Put the old one back, or "
+                    "train again from the new one."
+                )
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """A root model (a folder or a hub repository) and the adapters on it, first to last."""
+    """A root model (a folder or a hub repository) and the adapters on it, first to last.
+
+    Attributes:
+        fingerprint: of the root: its commit on the hub, or a sha256 over the files of the folder.
+    """
 
     root: str
     links: tuple[Link, ...] = ()
@@ -60,18 +95,18 @@ class Lineage:
         """The lineage of a run folder, an adapter folder, a model folder or a hub repository.
 
         Raises:
-            InputError: the folder holds no model, or a link is missing or changed.
+            InputError: the folder holds no model, or a link or the root is missing or changed.
         """
         folder = Path(path)
         if not folder.is_dir():
-            if folder.is_absolute() or path.startswith(".") or Path(folder.parts[0]).is_dir():
+            if looks_local(path):
                 raise InputError(
                     f"There is no folder {path!r} to load a model from. "
                     "Give a run folder, a model folder or a hub repository."
                 )
             return cls(path)
         if (folder / FILE).is_file():
-            lineage = cls._parse(folder)
+            lineage = cls.parse(folder)
         elif (folder / ADAPTER_CONFIG).is_file():
             lineage = cls._of_foreign_adapter(folder)
         elif (folder / "config.json").is_file():
@@ -83,7 +118,7 @@ class Lineage:
             )
         for link in lineage.links:
             link.verify()
-        if lineage.fingerprint and os.path.isdir(lineage.root):
+        if lineage.fingerprint and lineage.local_root:
             if fingerprint(lineage.root) != lineage.fingerprint:
                 raise InputError(
                     f"The root model {lineage.root!r} has changed since {path!r} was trained on "
@@ -92,43 +127,71 @@ class Lineage:
         return lineage
 
     @classmethod
-    def _parse(cls, folder: Path) -> "Lineage":
+    def parse(cls, folder: Path) -> "Lineage":
+        """What ``lineage.json`` in a folder says, without believing it.
+
+        Raises:
+            InputError: it is not a lineage, or names a root folder that is not there.
+        """
         try:
             content = json.loads((folder / FILE).read_text("utf-8"))
             root, links = content["root"], content["links"]
-            return cls(
-                _from_relative(root["path"], folder) if root.get("local") else root["path"],
-                tuple(Link(Path(_from_relative(x["path"], folder)), x["sha256"]) for x in links),
-                root.get("fingerprint"),
+            path = root["path"]
+            if root["local"]:
+                path = _from_relative(path, folder)
+                if not os.path.isdir(path) and os.path.isdir(root["given"]):
+                    path = root["given"]
+                if not os.path.isdir(path):
+                    raise InputError(
+                        f"The root model of {str(folder)!r} is not there: neither {path!r} nor "
+                        f"{root['given']!r} is a folder. Put it back, or give another model."
+                    )
+            found = tuple(
+                Link(Path(_from_relative(x["path"], folder)), x["sha256"], x["config_sha256"])
+                for x in links
             )
+            return cls(path, found, root.get("fingerprint"))
         except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"{folder / FILE} is not a lineage: {error!r}.") from error
 
     @classmethod
     def _of_foreign_adapter(cls, folder: Path) -> "Lineage":
-        config = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
-        base = config.get("base_model_name_or_path")
-        weights = folder / ADAPTER_WEIGHTS
-        if not base or not weights.is_file():
-            missing = "names no base model" if not base else f"holds no {ADAPTER_WEIGHTS}"
-            raise InputError(f"The adapter folder {str(folder)!r} {missing}.")
+        base = adapter_config(folder).get("base_model_name_or_path")
+        if not base:
+            raise InputError(f"The adapter folder {str(folder)!r} names no base model.")
+        if os.path.isdir(base) and os.path.samefile(base, folder):
+            raise InputError(f"The adapter in {str(folder)!r} names itself as its base model.")
         below = cls.read(base)
-        return cls(below.root, (*below.links, Link(folder, sha256(weights))), below.fingerprint)
+        return cls(below.root, (*below.links, Link.of(folder)), below.fingerprint)
 
     @property
     def local_root(self) -> bool:
         """Whether the root model is a folder."""
         return os.path.isdir(self.root)
 
+    @property
+    def folders(self) -> list[Path]:
+        """Every folder that the model is read from."""
+        return [Path(self.root)] * self.local_root + [link.path for link in self.links]
+
     def write(self, folder: Path) -> None:
         """Write ``lineage.json`` into the folder whose adapter continues this lineage."""
         root = {
             "path": _to_relative(self.root, folder) if self.local_root else self.root,
+            "given": self.root,
             "local": self.local_root,
             "fingerprint": self.fingerprint,
         }
-        links = [{"path": _to_relative(x.path, folder), "sha256": x.sha256} for x in self.links]
-        links.append({"path": ".", "sha256": sha256(folder / ADAPTER_WEIGHTS)})
+        links = [
+            {
+                "path": _to_relative(link.path, folder),
+                "sha256": link.sha256,
+                "config_sha256": link.config_sha256,
+            }
+            for link in (*self.links, Link.of(folder))
+        ]
         temporary = folder / (FILE + ".tmp")
         temporary.write_text(json.dumps({"root": root, "links": links}, indent=2) + "\n", "utf-8")
         temporary.replace(folder / FILE)
@@ -137,32 +200,50 @@ class Lineage:
         return " + ".join([self.root, *(str(link.path) for link in self.links)])
 
 
-def sha256(file: Path) -> str:
-    """Hash of a file's content."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """The settings of an adapter.
+
+    Raises:
+        InputError: they are not JSON.
+    """
+    try:
+        content: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
+        return content
+    except ValueError as error:
+        raise InputError(f"{folder / ADAPTER_CONFIG} is not JSON: {error}.") from error
+
+
+def looks_local(path: str) -> bool:
+    """Whether a path that is no folder was meant as one, and not as a hub repository."""
+    parts = Path(path).parts
+    if path.startswith((".", "/", "~")) or len(parts) > 2:
+        return True
+    return len(parts) == 2 and Path(parts[0]).is_dir()
 
 
 def fingerprint(folder: str) -> str:
-    """Tells a model folder from another: its config, and size and both ends of every weight file.
-
-    Root models have gigabytes; reading them whole at every start would cost more than loading.
-    """
+    """sha256 over the config and all weight files of a model folder."""
+    files = sorted(
+        file
+        for pattern in ("config.json", "*.safetensors", "*.bin")
+        for file in Path(folder).glob(pattern)
+    )
     digest = hashlib.sha256()
-    for file in sorted(_model_files(Path(folder))):
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}:".encode())
-        with open(file, "rb") as stream:
-            digest.update(stream.read(EDGE))
-            if size > EDGE:
-                stream.seek(max(EDGE, size - EDGE))
-                digest.update(stream.read(EDGE))
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.name}:{_sha256_of(file, stat.st_size, stat.st_mtime_ns)};".encode())
     return digest.hexdigest()
 
 
-def _model_files(folder: Path) -> Iterator[Path]:
-    yield from folder.glob("config.json")
-    yield from folder.glob("*.safetensors")
+@functools.cache
+def _sha256_of(file: Path, _size: int, _changed: int) -> str:
+    """Read a file again only if it has another size or time than before."""
+    return _sha256(file)
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _to_relative(path: str | Path, folder: Path) -> str:

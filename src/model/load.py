@@ -1,53 +1,111 @@
 """Weights into memory: a root model, the adapters of its lineage on it, and their merge."""
 
+import inspect
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from unlora.config import ModelSection
 from unlora.errors import InputError
 from unlora.model.lineage import Lineage, fingerprint
+from unlora.registry import unknown
+
+HUB = ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only")
+DTYPES = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
 
 
-def root_config(root: str, model_args: Mapping[str, Any]) -> PretrainedConfig:
-    """The architecture of a root model, read before any weights.
+def load_args(section: ModelSection) -> dict[str, Any]:
+    """The keyword arguments of ``from_pretrained`` that a model section stands for."""
+    given: dict[str, Any] = dict(section.model_args)
+    args = {key: value for key, value in given.items() if value is not None}
+    name = args.pop("dtype", None) or args.pop("torch_dtype", "auto")
+    args.pop("torch_dtype", None)
+    args["dtype"] = DTYPES[name] if isinstance(name, str) else name
+    args["pretrained_model_name_or_path"] = resolve(args["pretrained_model_name_or_path"])
+    return args
+
+
+def resolve(path: str) -> str:
+    """The path of the embedded benchmark's base model; every other path as it is."""
+    if path == "pocket":
+        from unlora.data.pocket import base_model
+
+        return str(base_model())
+    return path
+
+
+def root_config(lineage: Lineage, model_args: Mapping[str, Any]) -> PretrainedConfig:
+    """The architecture of a lineage's root model, read before any weights.
 
     Raises:
         InputError: the repository is unknown, gated or out of reach; one sentence says which.
     """
-    passed = {k: model_args[k] for k in ("revision", "trust_remote_code") if k in model_args}
+    passed = {key: model_args[key] for key in HUB if key in model_args}
     try:
-        return AutoConfig.from_pretrained(root, **passed)
-    except (OSError, ValueError) as error:
-        raise InputError(_why_not_loaded(root, error)) from error
+        return AutoConfig.from_pretrained(lineage.root, **_pinned(lineage, passed))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(_why_not_loaded(lineage.root, error)) from error
 
 
 def load_root(lineage: Lineage, model_args: Mapping[str, Any]) -> tuple[PreTrainedModel, Lineage]:
     """The root model's weights, and the lineage with the root's fingerprint filled in."""
-    args = dict(model_args)
+    args = _pinned(lineage, dict(model_args))
     if isinstance(args.get("quantization_config"), Mapping):
-        from transformers import BitsAndBytesConfig
-
-        args["quantization_config"] = BitsAndBytesConfig(**args["quantization_config"])
+        args["quantization_config"] = _quantisation(args["quantization_config"])
     if args.get("device_map"):
         args["device_map"] = _device_map(args["device_map"])
     try:
         base = AutoModelForCausalLM.from_pretrained(lineage.root, **args)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(_why_not_loaded(lineage.root, error)) from error
-    found = lineage.fingerprint
-    if found is None:
-        found = (
-            fingerprint(lineage.root)
-            if lineage.local_root
-            else getattr(base.config, "_commit_hash", None)
-        )
+    found = fingerprint(lineage.root) if lineage.local_root else _commit(lineage.root, args)
     return base, Lineage(lineage.root, lineage.links, found)
+
+
+def _pinned(lineage: Lineage, args: Mapping[str, Any]) -> dict[str, Any]:
+    """With the commit of a hub root that adapters were trained on, unless the user names one."""
+    pinned = dict(args)
+    if lineage.links and lineage.fingerprint and not lineage.local_root:
+        pinned.setdefault("revision", lineage.fingerprint)
+    return pinned
+
+
+def _commit(repository: str, args: Mapping[str, Any]) -> str | None:
+    """The commit of a hub model that has just been loaded: the name of its folder in the cache."""
+    file = try_to_load_from_cache(
+        repository, "config.json", cache_dir=args.get("cache_dir"), revision=args.get("revision")
+    )
+    return Path(file).parent.name if isinstance(file, str) else None
+
+
+def _quantisation(given: Mapping[str, Any]) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    known = inspect.signature(BitsAndBytesConfig).parameters
+    for key in given:
+        if key not in known:
+            raise InputError(unknown("key of quantization_config", key, set(known) - {"kwargs"}))
+    try:
+        return BitsAndBytesConfig(**given)
+    except (ImportError, TypeError, ValueError) as error:
+        raise InputError(f"quantization_config: {str(error).splitlines()[0]}") from error
 
 
 def attach(base: PreTrainedModel, lineage: Lineage) -> PreTrainedModel | PeftModel:
@@ -62,7 +120,7 @@ def attach(base: PreTrainedModel, lineage: Lineage) -> PreTrainedModel | PeftMod
                 model = PeftModel.from_pretrained(base, str(link.path), adapter_name=name)
             else:
                 model.load_adapter(str(link.path), name)
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise InputError(
                 f"The adapter {str(link.path)!r} does not fit the model {lineage.root!r}: "
                 f"{str(error).splitlines()[0]}"
@@ -122,6 +180,10 @@ def _why_not_loaded(root: str, error: Exception) -> str:
     """One sentence for what transformers and huggingface_hub say in many."""
     names = {type(e).__name__ for e in _causes(error)}
     text = str(error)
+    if isinstance(error, ImportError):
+        return f"A package is missing: {' '.join(text.split())}"
+    if isinstance(error, SafetensorError):
+        return f"The weights of {root!r} are damaged ({text}). Download or copy them again."
     if "GatedRepoError" in names or "gated repo" in text:
         return (
             f"The repository {root!r} is gated: accept its licence on the hub and log in with "

@@ -1,5 +1,7 @@
 """LoRA on a root model, with the adapters that its lineage already has."""
 
+import logging
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,14 +12,22 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from unlora.config import model_section
 from unlora.errors import InputError
 from unlora.model.guards import Probe
 from unlora.model.lineage import ADAPTER_WEIGHTS, Lineage
-from unlora.model.load import attach, load_root, merge_adapters, root_config, without_adapters
-from unlora.model.reference import POLICY, freeze_reference
+from unlora.model.load import (
+    attach,
+    load_args,
+    load_root,
+    merge_adapters,
+    root_config,
+    without_adapters,
+)
+from unlora.model.reference import POLICY, adapters_off, freeze_reference
 from unlora.registry import unknown
 
-LINEAGE_MODES = ("auto", "merge", "stack", "continue")
+logger = logging.getLogger(__name__)
 
 
 class LoRAModelForCausalLM:
@@ -39,7 +49,8 @@ class LoRAModelForCausalLM:
 
         Args:
             path_or_repo: hub repository, model folder, or run folder with an adapter.
-            lora_config: keyword arguments of ``peft.LoraConfig``.
+            lora_config: keyword arguments of ``peft.LoraConfig``; those that are not given are the
+                shipped ones (``configs/lora/default.yaml``).
             lineage: what happens to the adapters that are there already. ``merge``: into the
                 weights, in memory. ``stack``: they stay beside the new one, frozen.
                 ``continue``: the last one is trained further, a frozen twin is the reference.
@@ -49,17 +60,23 @@ class LoRAModelForCausalLM:
         Raises:
             InputError: no such model, a link is missing or changed, or the adapter does not fit.
         """
-        if lineage not in LINEAGE_MODES:
-            raise InputError(unknown("model.lineage", lineage, LINEAGE_MODES))
-        origin = Lineage.read(path_or_repo)
-        if lineage == "continue" and not origin.links:
-            raise InputError(
-                f"model.lineage is 'continue', but {path_or_repo!r} has no adapter to continue. "
-                "Give a run folder with an adapter, or leave model.lineage out."
-            )
-        config = None
-        if lineage != "continue":
-            config = checked_lora_config(lora_config or {}, root_config(origin.root, model_args))
+        section = model_section(
+            {
+                "model_args": {"pretrained_model_name_or_path": path_or_repo, **model_args},
+                "lora_config": lora_config,
+                "lineage": lineage,
+            }
+        )
+        model_args = load_args(section)
+        origin = Lineage.read(model_args.pop("pretrained_model_name_or_path"))
+        config = checked_lora_config(dict(section.lora_config), root_config(origin, model_args))
+        if lineage == "continue":
+            if not origin.links:
+                raise InputError(
+                    f"model.lineage is 'continue', but {path_or_repo!r} has no adapter to "
+                    "continue. Give a run folder with an adapter, or leave model.lineage out."
+                )
+            logger.info("the adapter is continued with its own settings, not model.lora_config")
         base, origin = load_root(origin, model_args)
         quantised = getattr(base, "is_quantized", False)
         if lineage == "auto":
@@ -71,6 +88,9 @@ class LoRAModelForCausalLM:
             )
         model = attach(base, origin)
         target = Probe.take(model)
+        if origin.links:
+            with adapters_off(model):
+                target = target.beside(model)
         if lineage == "continue":
             model = _continue(model, origin, merge=not quantised)
         elif lineage == "stack" and origin.links:
@@ -89,20 +109,16 @@ def checked_lora_config(
 ) -> LoraConfig:
     """A ``LoraConfig`` whose target modules exist in this architecture.
 
+    Args:
+        lora_config: keyword arguments of ``peft.LoraConfig``.
+
     Raises:
-        InputError: an unknown parameter, or a target that matches nothing.
+        InputError: settings that do not go together, or a target that matches nothing.
     """
-    given = {k: list(v) if isinstance(v, tuple) else v for k, v in lora_config.items()}
-    allowed = LoraConfig.__dataclass_fields__
-    for key in given:
-        if key not in allowed:
-            raise InputError(unknown("key of lora_config", key, allowed))
-    if given.get("bias", "none") != "none":
-        raise InputError(
-            f"lora_config.bias is {given['bias']!r}, but the reference is this model with its "
-            "adapter off, and trained biases would stay on. Set model.lora_config.bias=none."
-        )
-    config = LoraConfig(**{"task_type": "CAUSAL_LM", **given})
+    try:
+        config = LoraConfig(**lora_config)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"lora_config: {' '.join(str(error).split())}") from error
     targets = config.target_modules
     if targets is None or targets == "all-linear":
         return config
@@ -136,6 +152,9 @@ def save_adapter(model: PeftModel, folder: Path, state_dict: dict | None = None)
     Args:
         state_dict: of the whole model, where it had to be gathered from several devices.
     """
+    # plain peft looks for the base from wherever it is run
+    root = os.path.abspath(model.lineage.root) if model.lineage.local_root else model.lineage.root
+    model.peft_config[POLICY].base_model_name_or_path = root
     model.save_pretrained(
         str(folder),
         state_dict=state_dict,

@@ -1,6 +1,5 @@
 """The tokenizer that belongs to a model."""
 
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Any
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from unlora.errors import InputError
+from unlora.model.lineage import looks_local
 
-logger = logging.getLogger(__name__)
+RUN_FILES = ("lineage.json", "manifest.json", "run_config.json")
 
 
 def get_tokenizer(
@@ -21,7 +21,7 @@ def get_tokenizer(
     """The tokenizer of a model, with a pad token.
 
     A run folder carries the tokenizer it was trained with; that one is taken, unless
-    ``tokenizer_args`` names another folder.
+    ``tokenizer_args`` names another folder. For every other model, ``tokenizer_args`` decides.
 
     Args:
         config: of the model, to check that every token has an embedding.
@@ -30,10 +30,13 @@ def get_tokenizer(
         InputError: there is no tokenizer, or it has more tokens than the model.
     """
     args = dict(tokenizer_args or {})
-    path = args.pop("pretrained_model_name_or_path", None)
-    if (Path(model_path) / "tokenizer_config.json").is_file() and not os.path.isdir(path or ""):
-        path = model_path
-    path = path or model_path
+    named = args.pop("pretrained_model_name_or_path", None) or model_path
+    if looks_local(named) and not os.path.exists(named):
+        raise InputError(
+            f"There is no folder {named!r} to load a tokenizer from. "
+            "Set model.tokenizer_args.pretrained_model_name_or_path."
+        )
+    path = model_path if _brings_tokenizer(model_path) and not os.path.isdir(named) else named
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **args)
     except (OSError, ValueError) as error:
@@ -54,3 +57,11 @@ def get_tokenizer(
                 "model.tokenizer_args.pretrained_model_name_or_path."
             )
     return tokenizer
+
+
+def _brings_tokenizer(model_path: str) -> bool:
+    """Whether this is a run folder, or a checkpoint in one, with the tokenizer of its training."""
+    folder = Path(model_path)
+    places = [folder, folder.parent] if folder.name.startswith("checkpoint-") else [folder]
+    is_run = any((place / name).is_file() for place in places for name in RUN_FILES)
+    return is_run and (folder / "tokenizer_config.json").is_file()

@@ -18,12 +18,13 @@ COLUMNS = {  # metric -> heading
 COLLAPSED_BELOW = 0.5  # share of the target's model utility
 
 
-def over_seeds(summaries: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, object]]:
+def over_seeds(
+    summaries: Sequence[Mapping[str, float | None]], metrics: Sequence[str]
+) -> dict[str, dict[str, object]]:
     """The same run with several seeds as ``{metric: {"mean": x, "seeds": [...]}}``.
 
     A metric that some seed could not compute has no mean (None).
     """
-    metrics = sorted({metric for summary in summaries for metric in summary})
     found: dict[str, dict[str, object]] = {}
     for metric in metrics:
         values = [summary.get(metric) for summary in summaries]
@@ -42,7 +43,8 @@ def label(run: str, results: Results, *, target: str = "target") -> str:
     before = results.get(target, {}).get("model_utility", {}).get("mean")
     if not isinstance(utility, float) or not isinstance(before, float):
         return ""
-    return "collapsed" if utility < COLLAPSED_BELOW * before else ""
+    # a utility that is not a number comes from a model that answers with none
+    return "" if utility >= COLLAPSED_BELOW * before else "collapsed"
 
 
 def as_text(results: Results) -> str:

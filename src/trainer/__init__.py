@@ -7,6 +7,7 @@ both, a model and data                ->  UnlearningTrainer (trainer.py)
 
 from unlora.trainer.arguments import choose_best_by, set_warmup, training_arguments
 from unlora.trainer.callbacks import Guards
+from unlora.trainer.checkpoints import checkpoint_to_resume, refuse_own_model
 from unlora.trainer.loss import UnlearningLoss
 from unlora.trainer.trainer import UnlearningTrainer
 
@@ -14,7 +15,9 @@ __all__ = [
     "Guards",
     "UnlearningLoss",
     "UnlearningTrainer",
+    "checkpoint_to_resume",
     "choose_best_by",
+    "refuse_own_model",
     "set_warmup",
     "training_arguments",
 ]

@@ -14,6 +14,7 @@ from transformers import Trainer
 
 from unlora.data.collate import collate_parts
 from unlora.data.pairs import KeyedSampler, Parts
+from unlora.errors import GuardError
 from unlora.model.guards import evaluation_is_pure
 from unlora.model.lora import save_adapter
 from unlora.model.reference import as_reference, frozen_copy
@@ -65,7 +66,8 @@ class UnlearningTrainer(Trainer):
         self._logged: dict[str, list[float]] = defaultdict(list)
 
     def _get_train_sampler(self, train_dataset: Parts | None = None) -> Sampler:
-        return KeyedSampler(self.parts, self.args.data_seed or self.args.seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return KeyedSampler(self.parts, seed)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
@@ -79,9 +81,9 @@ class UnlearningTrainer(Trainer):
             sum(term.count(batch[term.part]["labels"]) for batch in batches)
             for term in self.loss.terms.values()
         ]
-        local = torch.tensor(counts, dtype=torch.float64, device=device)
+        local = torch.tensor(counts, device=device)
         everywhere = self.accelerator.reduce(local, "sum")
-        return dict(zip(self.loss.terms, everywhere.float(), strict=True))
+        return dict(zip(self.loss.terms, everywhere, strict=True))
 
     def compute_loss(
         self,
@@ -98,6 +100,11 @@ class UnlearningTrainer(Trainer):
         if num_items_in_batch is not None:
             split = self.current_gradient_accumulation_steps * self.args.world_size
         for name, value in parts.items():
+            if not value.isfinite():
+                raise GuardError(
+                    f"divergence: {name} is {float(value)} at step {self.state.global_step + 1}. "
+                    "Take a lower learning rate or a bounded objective; checkpoints are kept."
+                )
             self._logged[name].append(float(value) * split)
         return (total * split, parts) if return_outputs else total * split
 
@@ -137,10 +144,11 @@ class UnlearningTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         model = self.accelerator.unwrap_model(self.model)
         if not isinstance(model, PeftModel):
+            # training_args.bin would carry the token along
+            self.args.hub_token = None
             super()._save(output_dir, state_dict)
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         save_adapter(model, folder, state_dict)
         self.processing_class.save_pretrained(str(folder))
-        torch.save(self.args, folder / "training_args.bin")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tiny import tokenizer as byte_tokenizer
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from tokenizers.decoders import Fuse
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -189,6 +189,18 @@ def test_a_long_answer_keeps_the_question_and_its_beginning():
 def test_both_too_long_share_the_room():
     row = long_row("x" * 50, "y" * 50, 20)
     assert text_of(row) == "x" * 9 + ":" + "y" * 10
+
+
+def test_the_begin_token_stays_when_a_prompt_is_cut():
+    tokenizer = words("llama2-chat")
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        "<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    chat = Chat(tokenizer, template_args("llama2-chat"))
+    whole = chat.encode("Ana " * 30, ANSWER)
+    cut = chat.encode("Ana " * 30, ANSWER, max_length=30)
+    assert whole.input_ids[0] == cut.input_ids[0] == tokenizer.bos_token_id
+    assert len(cut.input_ids) == 30 and cut.input_ids[1:] == whole.input_ids[-29:]
 
 
 def test_an_empty_answer_is_refused():

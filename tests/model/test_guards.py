@@ -8,8 +8,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import LORA, llama
 
+from unlora.errors import GuardError
 from unlora.model.guards import (
-    GuardError,
     Probe,
     evaluation_is_pure,
     export_parity,

@@ -4,15 +4,16 @@ import os
 
 import pytest
 import torch
-from peft import PeftModel
+from omegaconf import OmegaConf
+from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import LORA, llama, qwen2, tokenizer
 from transformers import AutoModelForCausalLM
 
-from unlora.errors import InputError
+from unlora.errors import GuardError, InputError
 from unlora.model import get_model
 from unlora.model.export import export
 from unlora.model.guards import Probe, start_equals_target
-from unlora.model.lineage import Lineage
+from unlora.model.lineage import Lineage, Link
 from unlora.model.lora import LoRAModelForCausalLM, save_adapter
 from unlora.model.reference import as_reference
 
@@ -133,6 +134,14 @@ def test_a_changed_link_is_named(finetuned):
         Lineage.read(str(folder))
 
 
+def test_a_changed_setting_of_a_link_is_named(finetuned):
+    folder, _ = finetuned
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "lora_alpha": 1}))
+    with pytest.raises(InputError, match="adapter_config.json is not the one.*has changed"):
+        Lineage.read(str(folder))
+
+
 def test_a_missing_link_is_named(finetuned, tmp_path):
     folder, _ = finetuned
     model = LoRAModelForCausalLM.from_pretrained(str(folder), LORA)
@@ -146,6 +155,54 @@ def test_a_changed_root_is_named(finetuned, root):
     qwen2(hidden_size=64).save_pretrained(root)
     with pytest.raises(InputError, match="root model .* has changed"):
         Lineage.read(str(finetuned[0]))
+
+
+def test_any_change_of_the_root_is_seen(finetuned, root, tmp_path):
+    weights = tmp_path / "root" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(InputError, match="root model .* has changed"):
+        Lineage.read(str(finetuned[0]))
+
+
+def test_a_root_that_is_gone_is_never_looked_for_on_the_hub(finetuned, root, tmp_path):
+    os.rename(root, tmp_path / "gone")
+    with pytest.raises(InputError, match="root model of .* is not there"):
+        Lineage.read(str(finetuned[0]))
+
+
+def test_a_run_folder_may_move_away_from_its_root(finetuned, root, tmp_path):
+    folder, said = finetuned
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    moved = tmp_path / "a" / "b" / "moved"
+    os.rename(folder, moved)
+    model = LoRAModelForCausalLM.from_pretrained(str(moved), LORA)
+    assert said.difference(model)[0] < 1e-4
+
+
+def test_an_adapter_that_names_itself_as_its_base_is_refused(finetuned):
+    folder, _ = finetuned
+    (folder / "lineage.json").unlink()
+    file = folder / "adapter_config.json"
+    named = {**json.loads(file.read_text()), "base_model_name_or_path": str(folder)}
+    file.write_text(json.dumps(named))
+    with pytest.raises(InputError, match="names itself"):
+        Lineage.read(str(folder))
+
+
+def test_a_wiped_adapter_is_seen_within_the_tolerance_of_bfloat16():
+    base = llama(dtype=torch.bfloat16)
+    target = get_peft_model(base, LoraConfig(**LORA))
+    with torch.no_grad():
+        for name, parameter in target.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(1e-3)
+    said = Probe.take(target).beside(llama(dtype=torch.bfloat16))
+    assert said.difference(llama(dtype=torch.bfloat16))[1] < 0.1, "too little to be seen by itself"
+    with pytest.raises(GuardError, match="another model"):
+        start_equals_target(llama(dtype=torch.bfloat16), said)
+    assert start_equals_target(target, said)
 
 
 def test_saves_can_be_moved_as_a_whole(finetuned, tmp_path):
@@ -190,8 +247,12 @@ def test_target_modules_may_be_a_list_a_regex_or_all_linear(root, targets):
         ({"target_modules": ["q_proj", "c_attn"]}, "Unknown target module of"),
         ({"target_modules": ".*attention.*"}, "matches no linear layer"),
         ({"target_modules": "(["}, "not a regular expression"),
-        ({"rank": 4}, "Unknown key of lora_config 'rank'"),
+        ({"rank": 4}, "Unknown key of model.lora_config 'rank'"),
         ({"bias": "lora_only"}, "Set model.lora_config.bias=none"),
+        ({"r": "8"}, "r is '8' .text.; it must be a whole number"),
+        ({"r": 0}, "greater than 0"),
+        ({"init_lora_weights": "pissa"}, "rewrites the weights below"),
+        ({"modules_to_save": ["lm_head"]}, "would stay on"),
     ],
 )
 def test_a_wrong_adapter_is_refused_before_weights_load(root, monkeypatch, change, message):
@@ -209,6 +270,30 @@ def test_a_model_that_is_nowhere_is_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no model"):
         get_model({"model_args": {"pretrained_model_name_or_path": str(tmp_path / "empty")}})
+
+
+def test_a_config_object_of_hydra_is_saved_like_a_dict(root, tmp_path):
+    config = OmegaConf.create({"lora_config": LORA})
+    model = LoRAModelForCausalLM.from_pretrained(root, config.lora_config, dtype="float32")
+    folder = run_folder(tmp_path, "mine", model)
+    assert json.loads((folder / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_an_unknown_dtype_names_the_near_miss(root):
+    with pytest.raises(InputError, match="Unknown dtype 'flaot32'. Did you mean 'float32'"):
+        LoRAModelForCausalLM.from_pretrained(root, LORA, torch_dtype="flaot32")
+
+
+@pytest.mark.parametrize("file", ["root/model.safetensors", "finetuned/adapter_model.safetensors"])
+def test_damaged_weights_are_one_sentence(finetuned, tmp_path, file):
+    (tmp_path / file).write_bytes(b"damaged")
+    folder = tmp_path / "finetuned"
+    content = json.loads((folder / "lineage.json").read_text())
+    content["root"]["fingerprint"] = None
+    content["links"][-1]["sha256"] = Link.of(folder).sha256
+    (folder / "lineage.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="damaged|does not fit"):
+        LoRAModelForCausalLM.from_pretrained(str(folder), LORA)
 
 
 def test_continuing_needs_an_adapter(root):

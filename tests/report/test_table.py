@@ -5,18 +5,24 @@ from unlora.report.table import as_text, label, over_seeds
 
 def results(**utilities):
     return {
-        run: over_seeds([{"model_utility": u, "forget_Q_A_Prob": 0.5} for u in values])
+        run: over_seeds(
+            [{"model_utility": u, "forget_Q_A_Prob": 0.5} for u in values],
+            ["model_utility", "forget_Q_A_Prob"],
+        )
         for run, values in utilities.items()
     }
 
 
 def test_means_are_over_seeds():
-    found = over_seeds([{"a": 1.0, "b": 2.0}, {"a": 3.0, "b": None}])
+    found = over_seeds([{"a": 1.0, "b": 2.0}, {"a": 3.0, "b": None}], ["a", "b", "c"])
     assert found["a"] == {"mean": 2.0, "seeds": [1.0, 3.0]}
     assert found["b"] == {"mean": None, "seeds": [2.0, None]}, "not a mean of what is left"
+    assert found["c"] == {"mean": None, "seeds": [None, None]}, "every run has every metric"
 
 
-@pytest.mark.parametrize("utility, expected", [(0.24, "collapsed"), (0.26, ""), (0.0, "collapsed")])
+@pytest.mark.parametrize(
+    "utility, expected", [(0.24, "collapsed"), (0.26, ""), (float("nan"), "collapsed")]
+)
 def test_collapsed_is_below_half_of_the_targets_utility(utility, expected):
     found = results(target=[0.4, 0.6], GradAscent=[utility])
     assert label("GradAscent", found) == expected

@@ -1,14 +1,16 @@
 import json
+import re
 from types import MethodType
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from tiny import LORA, llama, rows, tokenizer
 
 from unlora.data.pairs import Parts
-from unlora.errors import InputError
-from unlora.model.guards import GuardError, Probe
+from unlora.errors import GuardError, InputError
+from unlora.model.guards import Probe
 from unlora.model.lineage import Lineage
 from unlora.model.reference import as_reference
 from unlora.trainer import Guards, UnlearningLoss, UnlearningTrainer, training_arguments
@@ -204,7 +206,13 @@ def test_the_best_checkpoint_is_chosen_by_a_metric_of_the_panel(tmp_path):
         greater_is_better=False,
     )
     trainer.train()
-    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+    best = trainer.state.best_model_checkpoint
+    assert best.endswith("checkpoint-2")
+    saved = load_file(f"{best}/adapter_model.safetensors")
+    now = dict(trainer.model.named_parameters())
+    for name, tensor in saved.items():
+        name = re.sub(r"(lora_[AB])", r"\1.default", name)
+        assert torch.equal(now[name], tensor), "the best weights are back"
 
 
 def test_an_evaluation_that_changes_the_model_stops_the_run(tmp_path):
@@ -302,3 +310,30 @@ def test_an_objective_on_alternates_alone_draws_them_with_their_questions(tmp_pa
     trainer = trainer_for(tmp_path, loss, per_device_train_batch_size=4)
     trainer.train()
     assert len(losses(trainer, "forget_loss")) == 3
+
+
+def test_the_run_seed_or_the_data_seed_chooses_the_order_of_rows(tmp_path):
+    loss = UnlearningLoss.build("GradAscent")
+
+    def order(**seeds):
+        return list(trainer_for(tmp_path, loss, **seeds)._get_train_sampler())
+
+    assert order(seed=1) == order(seed=1) != order(seed=2)
+    assert order(seed=1, data_seed=0) == order(seed=2, data_seed=0) == order(seed=0)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
+    trainer = trainer_for(tmp_path, UnlearningLoss.build("GradAscent"))
+    next(p for p in trainer.model.parameters() if p.requires_grad).data.fill_(float("nan"))
+    with pytest.raises(GuardError, match="divergence: forget_loss is nan at step 1"):
+        trainer.train()
+
+
+def test_mixed_precision_does_not_look_like_another_model(tmp_path):
+    model = lora_model(init_lora_weights=False)
+    model.target = Probe.take(model)
+    guards = Guards()
+    trainer_for(
+        tmp_path, UnlearningLoss.build("GradAscent"), model, callbacks=[guards], bf16=True
+    ).train()
+    assert "differ from the target's by 0.00e+00" in guards.findings["start equals target"]

@@ -56,6 +56,17 @@ def privleak(attack: Value, retain: Reference) -> Value:
     return Value(100 * (unlearned - retrained) / (retrained + 1e-10))
 
 
+@metric("privleak_bounded", higher_is_better=True)
+def privleak_bounded(attack: Value, retain: Reference) -> Value:
+    """Closeness of a membership AUC to the retain model's: 1 - |AUC - AUC_retain| / AUC_retain.
+
+    Range 0..1, 1 is ideal; what falls below is 0. Unlike :func:`privleak` it does not explode as
+    the retain model's AUC comes near 1. It is s_MIA of OpenUnlearning, arXiv:2506.12618.
+    """
+    distance = abs(attack.value - retain.value) / max(retain.value, 1e-10)
+    return Value(float(np.clip(1 - distance, 0, 1)))
+
+
 def _lowest(scores: np.ndarray, k: float) -> float:
     """Mean of the lowest share ``k`` of the scores, of at least one; NaN of none."""
     if not len(scores):

@@ -24,33 +24,41 @@ def rouge(answers: list[Generated], *, rouge_type: RougeType = "rougeL_recall") 
     """ROUGE over words of any script, ASCII words stemmed; mean of one ``rouge_type``.
 
     Range 0..1; better high for what is to be kept, low for what is to be forgotten. On ASCII text
-    it equals ``rouge_score`` with its stemmer. A reference without a word is NaN.
+    it equals ``rouge_score`` with its stemmer. A reference without a word is NaN, and so is an
+    answer that a model with logits that are not finite has given.
     """
-    return _rouge(answers, rouge_type, WORD.findall)
+    return _rouge(answers, rouge_type, WORD.findall, without_words=float("nan"))
 
 
 @metric("rouge_ascii", higher_is_better=True)
 def rouge_ascii(answers: list[Generated], *, rouge_type: RougeType = "rougeL_recall") -> Value:
     """:func:`rouge` as in published tables: only a-z and 0-9 are letters.
 
-    Identical texts in another script have no word in common there.
+    Identical texts in another script have no word in common there, and a reference without a word
+    scores 0.
     """
-    return _rouge(answers, rouge_type, ASCII_WORD.findall)
+    return _rouge(answers, rouge_type, ASCII_WORD.findall, without_words=0.0)
 
 
 def _rouge(
-    answers: Sequence[Generated], rouge_type: RougeType, words: Callable[[str], list[str]]
+    answers: Sequence[Generated],
+    rouge_type: RougeType,
+    words: Callable[[str], list[str]],
+    *,
+    without_words: float,
 ) -> Value:
     tokenizer = _Tokenizer(words)
     scorer = RougeScorer(["rouge1", "rougeL"], tokenizer=tokenizer)
     rows = []
     for answer in answers:
-        if tokenizer.tokenize(answer.reference):
+        if answer.text is None:
+            scores = (float("nan"),) * 3
+        elif tokenizer.tokenize(answer.reference):
             found = scorer.score(answer.reference, answer.text)
             one, longest = found["rouge1"], found["rougeL"]
             scores = (one.recall, longest.fmeasure, longest.recall)
         else:
-            scores = (float("nan"),) * 3
+            scores = (without_words,) * 3
         texts = {
             "input": answer.prompt,
             "ground_truth": answer.reference,

@@ -1,0 +1,56 @@
+"""Which checkpoint a run goes on from, and where a run may not be written."""
+
+from pathlib import Path
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from unlora.errors import InputError
+from unlora.model.lineage import FILE, Lineage
+
+
+def checkpoint_to_resume(args: TrainingArguments, lineage: Lineage) -> str | None:
+    """The checkpoint that ``resume_from_checkpoint`` means; ``true`` is the last one.
+
+    Raises:
+        InputError: there is none, or it belongs to a run from another model.
+    """
+    wanted = args.resume_from_checkpoint
+    if not wanted or str(wanted).lower() == "false":
+        return None
+    folder: str | None = str(wanted)
+    if str(wanted).lower() == "true":
+        folder = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+        if folder is None:
+            raise InputError(
+                f"trainer.args.resume_from_checkpoint is true, but {args.output_dir!r} has no "
+                "checkpoint. Leave it out, or set trainer.args.save_strategy=epoch next time."
+            )
+    assert folder is not None
+    if not (Path(folder) / "trainer_state.json").is_file():
+        raise InputError(
+            f"trainer.args.resume_from_checkpoint is {wanted!r}, which is no checkpoint: it has "
+            "no trainer_state.json. Give a folder such as saves/unlearn/mine/checkpoint-100."
+        )
+    if (Path(folder) / FILE).is_file():
+        stands_on = Lineage.parse(Path(folder))
+        before = [link.sha256 for link in stands_on.links[:-1]]
+        now = [link.sha256 for link in lineage.links]
+        same_root = Path(stands_on.root).resolve() == Path(lineage.root).resolve()
+        if not same_root or before not in (now, now[:-1]):
+            below = " + ".join([stands_on.root, *(str(x.path) for x in stands_on.links[:-1])])
+            raise InputError(
+                f"The checkpoint {folder!r} belongs on {below}, but the model is {lineage}. "
+                "Give the model that the interrupted run started from."
+            )
+    return folder
+
+
+def refuse_own_model(folder: str, lineage: Lineage) -> None:
+    """Raises InputError where a run would overwrite a model that it is made from."""
+    for used in lineage.folders:
+        if used.resolve() == Path(folder).resolve():
+            raise InputError(
+                f"The run would be written to {folder!r}, which holds the model it starts from. "
+                "Set another task_name."
+            )
