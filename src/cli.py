@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with _mistakes_in_one_message():
             if command not in COMMANDS:
                 raise InputError(unknown("command", command, COMMANDS))
+            _silence_what_is_handled()
             module = "unlora.doctor" if command == "doctor" else "unlora.model.export"
             import_module(module).main(rest)
 
@@ -136,7 +137,7 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
         _silence_what_is_handled()
         settings = HydraConfig.get()
         several = settings.mode == RunMode.MULTIRUN
-        if several:  # jobs never share a folder
+        if several and not _has_own_folder(cfg, args):  # jobs never share a folder
             OmegaConf.update(cfg, "paths.output_dir", f"{cfg.paths.output_dir}/{settings.job.num}")
         try:
             return run(cfg)
@@ -155,10 +156,7 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
     except InputError as error:  # said already
         raise SystemExit(2) from error
     except OverrideParseException as error:
-        raise InputError(
-            f"Cannot read {error.override.removeprefix('++')!r}. Write key=value, and quote signs "
-            """that have a meaning: key='"a, b"'."""
-        ) from error
+        raise InputError(_unreadable(error.override.removeprefix("++"))) from error
     except MissingConfigException as error:
         raise InputError(_missing_config(str(error.missing_cfg_file), name, args)) from error
     except (HydraException, OmegaConfBaseException) as error:
@@ -167,6 +165,30 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
         raise InputError(_composition_mistake(str(error), name, args)) from error
     finally:
         sys.argv = before
+
+
+def _has_own_folder(cfg: Any, args: Sequence[str]) -> bool:
+    """Whether no other job of a multirun has this output folder: nothing else is swept over."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    words = [word for word in args if "=" in word and not word.startswith("-")]
+    overrides = OverridesParser.create().parse_overrides(words)
+    swept = [override.key_or_group for override in overrides if override.is_sweep_override()]
+    named = str(cfg.paths.output_dir).endswith(f"/{cfg.task_name}")
+    return swept == ["paths.output_dir"] or (swept == ["task_name"] and named)
+
+
+def _unreadable(override: str) -> str:
+    key, _, value = override.partition("=")
+    if value and not value.isascii():
+        return (
+            f"Cannot read {override!r}: text with letters other than a-z must be quoted: "
+            f"""{key}='"{value}"'."""
+        )
+    return (
+        f"Cannot read {override!r}. Write key=value, and quote signs that have a meaning: "
+        """key='"a, b"'."""
+    )
 
 
 def _silence_what_is_handled() -> None:

@@ -10,11 +10,20 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Annotated, Any, Literal, Required, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, with_config
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    with_config,
+)
 from typing_extensions import TypedDict
 
 from unlora.errors import InputError
@@ -22,7 +31,7 @@ from unlora.registry import unknown
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 DTYPES = ("auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16")
-INITS = (True, False, "gaussian", "orthogonal")
+DEVICE_MAP = re.compile(r"auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:\d+)?")
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -33,6 +42,33 @@ def _dtype(value: Any) -> Any:
     if value is not None and name not in DTYPES:
         raise ValueError(unknown("dtype", name, DTYPES))
     return value
+
+
+def _device_map(value: Any) -> Any:
+    if isinstance(value, (dict, type(None))):
+        return value
+    if not (isinstance(value, str) and DEVICE_MAP.fullmatch(value)):
+        raise ValueError(
+            "it must be auto, balanced, balanced_low_0, sequential, cpu, mps, cuda, cuda:NUMBER, "
+            "null, or a section of module names."
+        )
+    return value
+
+
+def _one_dtype(args: dict[str, Any]) -> dict[str, Any]:
+    # torch_dtype has a default in every YAML, so a dtype was asked for
+    dtype = args.pop("dtype", None)
+    return args if dtype is None else {**args, "torch_dtype": dtype}
+
+
+def _one_or_several(kind: type, words: str) -> AfterValidator:
+    def check(value: Any) -> Any:
+        values = value if isinstance(value, list) else [value]
+        if value is not None and not all(type(item) is kind for item in values):
+            raise ValueError(f"it must be {words}, or a list of them.")
+        return value
+
+    return AfterValidator(check)
 
 
 def _target_modules(value: Any) -> Any:
@@ -64,11 +100,29 @@ def _modules_to_save(value: Any) -> Any:
 
 
 def _init_lora_weights(value: Any) -> Any:
-    if value not in INITS:
+    if value is not True and value not in ("gaussian", "orthogonal"):
         raise ValueError(
-            "the reference is this model with its adapter off, and such a start rewrites the "
-            f"weights below. Choose one of: {', '.join(map(str, INITS))}."
+            "training starts from the reference, which is this model with its adapter off, and "
+            "such a start rewrites the weights below or changes the answers. Choose one of: true, "
+            "gaussian, orthogonal."
         )
+    return value
+
+
+def _task_name(value: Any) -> Any:
+    return str(value) if type(value) in (int, float) else value
+
+
+def _inside_saves(value: str) -> str:
+    if any(part.strip() in ("", ".", "..") for part in value.split("/")):
+        raise ValueError("it must name a folder below saves/<mode>. Give task_name=NAME.")
+    return value
+
+
+def _own_folder(value: str) -> str:
+    # the folder of an earlier run is moved aside as a whole
+    if Path(value).name in ("", ".."):
+        raise ValueError("a run needs a folder of its own. Give paths.output_dir=FOLDER.")
     return value
 
 
@@ -80,7 +134,7 @@ class ModelArgs(TypedDict, total=False):
     torch_dtype: Annotated[Any, AfterValidator(_dtype)]
     dtype: Annotated[Any, AfterValidator(_dtype)]
     attn_implementation: str | None
-    device_map: Any
+    device_map: Annotated[Any, AfterValidator(_device_map)]
     max_memory: Any
     quantization_config: dict[str, Any] | None
     low_cpu_mem_usage: bool
@@ -133,7 +187,7 @@ class LoraKeys(TypedDict, total=False):
     lora_alpha: Annotated[float, Field(gt=0)]
     lora_dropout: Share
     target_modules: Annotated[Any, AfterValidator(_target_modules)]
-    exclude_modules: Any
+    exclude_modules: Annotated[Any, _one_or_several(str, "a module name")]
     bias: Annotated[Any, AfterValidator(_bias)]
     task_type: Literal["CAUSAL_LM"]
     modules_to_save: Annotated[Any, AfterValidator(_modules_to_save)]
@@ -141,10 +195,10 @@ class LoraKeys(TypedDict, total=False):
     use_rslora: bool
     use_dora: bool
     fan_in_fan_out: bool
-    layers_to_transform: Any
-    layers_pattern: Any
-    rank_pattern: dict[str, int]
-    alpha_pattern: dict[str, float]
+    layers_to_transform: Annotated[Any, _one_or_several(int, "a whole number")]
+    layers_pattern: Annotated[Any, _one_or_several(str, "a name")]
+    rank_pattern: dict[str, Count]
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]]
 
 
 @with_config(STRICT)
@@ -202,7 +256,7 @@ class Section(BaseModel):
 class ModelSection(Section):
     """What ``get_model`` reads; ``targets`` are published models that experiments refer to."""
 
-    model_args: ModelArgs
+    model_args: Annotated[ModelArgs, AfterValidator(_one_dtype)]
     tokenizer_args: TokenizerArgs = Field(default_factory=TokenizerArgs)
     template_args: TemplateArgs = Field(default_factory=TemplateArgs)
     use_lora: bool = False
@@ -223,6 +277,8 @@ class TrainerArgs(TypedDict, total=False):
     learning_rate: Annotated[float, Field(ge=0)]
     weight_decay: Annotated[float, Field(ge=0)]
     warmup_epochs: Annotated[float, Field(ge=0)] | None
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] | None
+    warmup_steps: Annotated[float, Field(ge=0)] | None
     max_grad_norm: float
     gradient_checkpointing: bool
     seed: Annotated[int, Field(ge=0)]
@@ -235,7 +291,7 @@ class TrainerSection(Section):
 
 
 class Paths(Section):
-    output_dir: str
+    output_dir: Annotated[str, AfterValidator(_own_folder)]
     root_dir: str = "."
     datasets_dir: str | None = None
 
@@ -244,7 +300,7 @@ class Config(Section):
     """A whole config of train, unlearn or eval."""
 
     mode: Literal["finetune", "unlearn", "eval"]
-    task_name: str
+    task_name: Annotated[str, BeforeValidator(_task_name), AfterValidator(_inside_saves)]
     model: ModelSection
     paths: Paths
     trainer: TrainerSection = Field(default_factory=TrainerSection)
@@ -346,6 +402,12 @@ def _contradictions(config: Config) -> list[str]:
         if not config.eval:
             wrong.append("mode is eval, but no suite is chosen. Give eval=tofu.")
         return wrong
+    folder, given = config.paths.output_dir, config.trainer.args.get("output_dir")
+    if given is not None and Path(str(given)) != Path(folder):
+        wrong.append(
+            f"trainer.args.output_dir is {given!r}, but the run goes to paths.output_dir, which is "
+            f"{folder!r}. Set paths.output_dir instead."
+        )
     if not config.trainer.handler:
         return [*wrong, f"mode is {config.mode}, but there is no trainer. Give trainer=NAME."]
     finetunes = config.trainer.handler == "FinetuneTrainer"

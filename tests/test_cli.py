@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,7 @@ WRONG = {
     "unknown dtype": (f"{LORA} model.model_args.torch_dtype=bf61", "Did you mean 'bf16'?"),
     "no value": (f"{LORA} task_name=???", "task_name has no value."),
     "no equals sign": (f"{LORA} trainer", "Cannot read 'trainer'."),
+    "letters to be quoted": (f"{LORA} task_name=тест", """must be quoted: task_name='"тест"'."""),
     "bad syntax": (f"{LORA} trainer.args.seed=[1", "Cannot read 'trainer.args.seed=[1'."),
     "several values in one run": (f"{LORA} task_name=a,b", "need --multirun"),
     "group chosen twice": (f"{LORA} +trainer=NPO", "Write trainer=NAME, without the +."),
@@ -163,6 +165,39 @@ def test_jobs_of_a_multirun_never_share_a_folder(elsewhere):
         [LORA, "trainer=GradAscent,NPO", "-m", "task_name=x"],
     )
     assert seen == [("GradAscent", "./saves/unlearn/x/0"), ("NPO", "./saves/unlearn/x/1")]
+
+
+@pytest.mark.parametrize(
+    "typed, folders",
+    [
+        ("task_name=a,b", ["./saves/unlearn/a", "./saves/unlearn/b"]),
+        ("paths.output_dir=a,b", ["a", "b"]),
+        ("task_name=a,b paths.output_dir=x", ["x/0", "x/1"]),
+        ("paths.output_dir=a,b trainer=NPO,DPO", ["a/0", "a/1", "b/2", "b/3"]),
+    ],
+)
+def test_jobs_with_a_name_each_keep_it(typed, folders):
+    seen = []
+    launch(lambda cfg: seen.append(cfg.paths.output_dir), "unlearn", [LORA, "-m", *typed.split()])
+    assert seen == folders
+
+
+def test_text_in_quotes_may_hold_any_letters():
+    seen = []
+    launch(lambda cfg: seen.append(cfg.task_name), "unlearn", [LORA, """task_name='тест'"""])
+    assert seen == ["тест"]
+
+
+def test_every_command_silences_what_is_handled(monkeypatch):
+    def export(argv):
+        warnings.warn("Model has `tie_word_embeddings=True` and ...", stacklevel=1)
+        warnings.warn("This one is not.", stacklevel=1)
+
+    monkeypatch.setattr("unlora.model.export.main", export)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        main(["export", "run", "--merged"])
+    assert [str(warning.message) for warning in caught] == ["This one is not."]
 
 
 def test_a_failed_job_does_not_stop_the_others(capsys):

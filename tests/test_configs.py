@@ -203,6 +203,14 @@ def test_reading_changes_nothing():
         ({"bias": "lora_only"}, "trained biases would stay on. Set model.lora_config.bias=none."),
         ({"modules_to_save": ["lm_head"]}, "Name the modules in target_modules instead."),
         ({"init_lora_weights": "pissa"}, "such a start rewrites the weights below"),
+        ({"init_lora_weights": False}, "Choose one of: true, gaussian, orthogonal."),
+        ({"init_lora_weights": 1}, "Choose one of: true, gaussian, orthogonal."),
+        ({"layers_to_transform": "0"}, "it must be a whole number, or a list of them."),
+        ({"layers_to_transform": [0, True]}, "it must be a whole number, or a list of them."),
+        ({"exclude_modules": 3}, "it must be a module name, or a list of them."),
+        ({"layers_pattern": {"a": 1}}, "it must be a name, or a list of them."),
+        ({"rank_pattern": {"q_proj": "8"}}, "rank_pattern.q_proj is '8' (text)"),
+        ({"alpha_pattern": {"q_proj": 0}}, "it must be greater than 0."),
         ({"target_modules": []}, "a list of module names, a regular expression, or all-linear"),
     ],
 )
@@ -212,6 +220,21 @@ def test_wrong_lora_settings_are_refused(lora_config, said):
         model_section(model)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "lora_config",
+    [
+        {"init_lora_weights": True},
+        {"init_lora_weights": "gaussian"},
+        {"layers_to_transform": 0, "layers_pattern": "layers"},
+        {"layers_to_transform": [0, 1], "layers_pattern": None},
+        {"exclude_modules": "lm_head", "rank_pattern": {"q_proj": 4}, "alpha_pattern": {"x": 8}},
+    ],
+)
+def test_settings_of_peft_are_passed_on(lora_config):
+    model = {"model_args": {"pretrained_model_name_or_path": "x"}, "lora_config": lora_config}
+    assert model_section(model).lora_config == {**PROMISED_LORA, **lora_config}
 
 
 @pytest.mark.parametrize("targets", [["q_proj"], r".*\.(q|v)_proj", "all-linear"])
@@ -244,6 +267,58 @@ def test_torch_dtypes_are_dtypes():
 
 
 @pytest.mark.parametrize(
+    "given, read",
+    [
+        ({"torch_dtype": "bfloat16", "dtype": "float32"}, "float32"),
+        ({"torch_dtype": "bfloat16", "dtype": None}, "bfloat16"),
+        ({"dtype": "float16"}, "float16"),
+    ],
+)
+def test_a_dtype_wins_over_the_default_torch_dtype(given, read):
+    args = {"pretrained_model_name_or_path": "x"}
+    section = model_section({"model_args": {**args, **given}})
+    assert section.model_args == {**args, "torch_dtype": read}
+
+
+@pytest.mark.parametrize("value", ["auto", "sequential", "cpu", "cuda:1", {"": 0}, None])
+def test_device_maps_are_known(value):
+    args = {"pretrained_model_name_or_path": "x", "device_map": value}
+    assert model_section({"model_args": args}).model_args["device_map"] == value
+
+
+@pytest.mark.parametrize("value", ["atuo", "cuda:x", 0, True, ["cpu"]])
+def test_unknown_device_maps_are_refused(value):
+    args = {"pretrained_model_name_or_path": "x", "device_map": value}
+    with pytest.raises(InputError, match="model.model_args.device_map is .*it must be auto, "):
+        model_section({"model_args": args})
+
+
+@pytest.mark.parametrize(
+    "name, read", [("1", "1"), ("1.5", "1.5"), ("a/b", "a/b"), ("a..b", "a..b")]
+)
+def test_task_names_are_text(name, read):
+    config = config_of("unlearn/wmdp/lora", f"task_name={name}")
+    assert config.task_name == read
+    assert config.paths.output_dir == f"./saves/unlearn/{read}"
+
+
+@pytest.mark.parametrize("name", ["", "'  '", ".", "..", "../x", "a/../../b", "/tmp/x", "a/"])
+def test_task_names_stay_inside_saves(name):
+    with pytest.raises(
+        InputError, match=r"task_name is .* below saves/<mode>. Give task_name=NAME"
+    ):
+        config_of("unlearn/wmdp/lora", f"task_name={name}")
+
+
+def test_warmup_is_a_number():
+    overrides = ("++trainer.args.warmup_ratio=abc", "++trainer.args.warmup_steps=-1")
+    with pytest.raises(InputError) as error:
+        config_of("unlearn/wmdp/lora", *overrides)
+    assert "trainer.args.warmup_ratio is 'abc' (text); it must be a number." in str(error.value)
+    assert "trainer.args.warmup_steps is -1" in str(error.value)
+
+
+@pytest.mark.parametrize(
     "override, said",
     [
         ("data.forget=null", "data.forget is not set."),
@@ -252,6 +327,9 @@ def test_torch_dtypes_are_dtypes():
         ("model.lineage=stak", "Did you mean 'stack'?"),
         ("task_name=???", "task_name has no value. Give task_name=..."),
         ("data_split=${nothing}", "nothing"),
+        ("trainer.args.output_dir=out", "Set paths.output_dir instead."),
+        ("paths.output_dir=.", "a run needs a folder of its own."),
+        ("paths.output_dir=", "a run needs a folder of its own."),
     ],
 )
 def test_contradictions_are_refused(override, said):

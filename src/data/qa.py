@@ -31,8 +31,8 @@ def answers(
                     "Set question_key and answer_key to the columns of your data."
                 )
         question, given = _text(row[question_key], question_key, number), row[answer_key]
-        several = isinstance(given, (list, tuple)) and len(given) > 0
-        for answer in given if several else [given]:
+        # an empty list is refused as it is: its question would go missing
+        for answer in given if isinstance(given, (list, tuple)) and given else [given]:
             text = _text(answer, answer_key, number)
             encoded.append(chat.encode(question, text, max_length=max_length))
     return encoded
@@ -40,10 +40,8 @@ def answers(
 
 def _text(value: object, key: str, number: int) -> str:
     """A text or a number as text; whatever else would be trained on as its name in Python."""
-    if not isinstance(value, (str, int, float)) or value != value or not str(value).strip():
-        raise InputError(
-            f"Row {number} has {value!r} in column {key!r}; it must be text that is not empty."
-        )
+    if not isinstance(value, (str, int, float)) or value != value:
+        raise InputError(f"Row {number} has {value!r} in column {key!r}; it must be text.")
     return str(value)
 
 

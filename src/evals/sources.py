@@ -1,10 +1,12 @@
 """The data that a suite asks about: rows as answers to score and prompts to continue."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from unlora.data.chat import STAND_IN, Chat, Encoded, encode_text
+from unlora.data.rows import load_rows
 from unlora.errors import InputError
 from unlora.outputs import IGNORE_INDEX
 from unlora.registry import unknown
@@ -97,6 +99,8 @@ class Source:
         A tokenizer may treat a letter, a digit and a quote at the border differently, so only the
         scored row itself knows its prompt.
         """
+        if not self.is_qa and "prefix_key" not in self.config:
+            raise InputError(f"Data set {self.name}: generation continues a prefix_key; give one.")
         found = [
             answers[0] if answers and answers[0].input_ids else self._encode(row, STAND_IN)
             for row, answers in zip(self.rows, self.answers, strict=True)
@@ -139,6 +143,20 @@ class Source:
         if prefix and not prefix[-1].isspace() and not answer[0].isspace():
             answer = " " + answer  # the benchmark cut the text between two words
         return encode_text(self.chat.tokenizer, answer, max_length=length, prefix=prefix)
+
+
+class ReadRows:
+    """Reads each split once, however many data sets of a suite use it."""
+
+    def __init__(self, datasets_dir: str | None):
+        self.datasets_dir = datasets_dir
+        self.known: dict[str, list[dict[str, Any]]] = {}
+
+    def __call__(self, **hf_args: Any) -> list[dict[str, Any]]:
+        key = json.dumps(hf_args, sort_keys=True)
+        if key not in self.known:
+            self.known[key] = load_rows(**hf_args, datasets_dir=self.datasets_dir)
+        return self.known[key]
 
 
 def check_source(name: str, config: Mapping[str, Any]) -> None:

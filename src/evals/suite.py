@@ -1,6 +1,5 @@
 """A benchmark as its config declares it: data, metrics on them, and where the log goes."""
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,21 +12,12 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from unlora.data.chat import Chat
-from unlora.data.rows import load_rows
 from unlora.errors import InputError
 from unlora.evals import passes
 from unlora.evals.logs import RetainLog, write_log
-from unlora.evals.plan import (
-    PASSES,
-    Request,
-    evaluate,
-    needed,
-    not_computable,
-    questions,
-    read_request,
-)
+from unlora.evals.plan import Request, evaluate, needed, not_computable, questions, read_request
 from unlora.evals.records import Generated, Scored
-from unlora.evals.sources import Source, check_source
+from unlora.evals.sources import ReadRows, Source, check_source
 from unlora.registry import unknown
 from unlora.run import is_main_process
 
@@ -105,7 +95,7 @@ class Suite:
         self.retain = RetainLog(config.get("retain_logs_path"), self.kind)
         asked = questions(self.requests)
         self.sources = {}
-        load = _Rows(datasets_dir)
+        load = ReadRows(datasets_dir)
         for source in sorted({source for _, source in asked}):
             try:
                 self.sources[source] = Source(source, config["data"][source], self.chat, load)
@@ -181,14 +171,15 @@ class Suite:
             run = partial(self._run, model, chosen, bar)
             values = evaluate(requests, run, self.retain.value, self.missing)
         for request in requests:
-            values[request.name] = replace(
-                values[request.name], cut=self._num_cut(request, chosen)
-            )
-        for name, value in values.items():
-            if value.not_computed:
-                logger.warning("%s: %s is not computed: %s", self.name, name, value.not_computed)
+            value = replace(values[request.name], cut=self._num_cut(request, chosen))
+            values[request.name] = value
+            if value.not_computed or value.not_scored:
+                why = value.not_computed or value.not_scored
+                logger.warning("%s: %s is not computed: %s", self.name, request.name, why)
             elif value.unscored:
-                logger.warning("%s: %s: %d rows not scored", self.name, name, value.unscored)
+                logger.warning(
+                    "%s: %s: %d rows not scored", self.name, request.name, value.unscored
+                )
         if output_dir is not None and is_main_process():
             write_log(Path(output_dir), self.kind, values)
         return {name: value.value for name, value in values.items() if not value.not_computed}
@@ -208,11 +199,7 @@ class Suite:
                 model, prompts, tokenizer, end_ids=sorted(ends), max_new_tokens=length, **common
             )
             return [
-                Generated(
-                    source.prompt_texts[i],
-                    source.references[i],
-                    None if text is None else _cut(text, source.stop),
-                )
+                Generated(source.prompt_texts[i], source.references[i], _cut(text, source.stop))
                 for i, text in zip(rows, texts, strict=True)
             ]
         records = iter(
@@ -235,8 +222,8 @@ class Suite:
 
     def _num_cut(self, request: Request, chosen: Mapping[str, list[int]]) -> int:
         """How many examples of the data that the request asks about were cut."""
-        asked = {source for kind, source in request.sources() if kind in PASSES}
-        return sum(self.sources[s].num_cut(chosen[s]) for s in asked - set(self.missing))
+        asked = {name for _, name in questions([request])} - set(self.missing)
+        return sum(self.sources[name].num_cut(chosen[name]) for name in asked)
 
     def _missing_columns(self) -> dict[str, str]:
         """Data sets that lack a column which others have -> why they cannot be used.
@@ -298,20 +285,6 @@ class Suite:
             )
 
 
-class _Rows:
-    """Reads each split once, however many data sets of the suite use it."""
-
-    def __init__(self, datasets_dir: str | None):
-        self.datasets_dir = datasets_dir
-        self.known: dict[str, list[dict[str, Any]]] = {}
-
-    def __call__(self, **hf_args: Any) -> list[dict[str, Any]]:
-        key = json.dumps(hf_args, sort_keys=True)
-        if key not in self.known:
-            self.known[key] = load_rows(**hf_args, datasets_dir=self.datasets_dir)
-        return self.known[key]
-
-
 def _spread(size: int, limit: int | None) -> list[int]:
     """All indices, or ``limit`` of them at even distances."""
     if limit is None or limit >= size:
@@ -319,7 +292,9 @@ def _spread(size: int, limit: int | None) -> list[int]:
     return [i * size // limit for i in range(limit)]
 
 
-def _cut(text: str, stop: Iterable[str]) -> str:
+def _cut(text: str | None, stop: Iterable[str]) -> str | None:
+    if text is None:
+        return None
     for string in stop:
         text = text.split(string)[0]
     return text.strip()

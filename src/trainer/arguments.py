@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
-from typing import Any, Protocol
+from types import NoneType, UnionType
+from typing import Any, Protocol, Union, get_args, get_origin
 
 import torch
 from transformers import TrainingArguments
@@ -16,6 +17,8 @@ from unlora.registry import unknown
 # configs of Open-Unlearning set these; the installed transformers may no longer know them
 IGNORED = ("logging_dir", "overwrite_output_dir", "save_safetensors", "do_train", "do_eval")
 OURS = ("warmup_epochs", "warmup_ratio")
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+TRUE_TOO = ("resume_from_checkpoint", "fsdp")  # true is allowed, though they are declared as text
 logger = logging.getLogger(__name__)
 
 
@@ -29,11 +32,24 @@ def training_arguments(
         dtype: of the weights; bfloat16 weights train in bfloat16 where the device can.
 
     Raises:
-        InputError: an unknown name, or a value that TrainingArguments refuses.
+        InputError: an unknown name, a value of a wrong type, or one that TrainingArguments refuses.
     """
-    known = {field.name for field in fields(TrainingArguments) if field.init}
+    kinds = {field.name: field.type for field in fields(TrainingArguments) if field.init}
+    known = set(kinds)
+    kinds |= dict.fromkeys(OURS, float)
+    wrong = [
+        f"trainer.args.{key} is {value!r}; it must be {allowed}."
+        for key, value in given.items()
+        if (allowed := _refused(value, kinds.get(key))) and not (key in TRUE_TOO and value is True)
+    ]
+    if wrong:
+        raise InputError("\n".join(wrong))
+    if None not in (given.get("warmup_steps"), given.get("warmup_ratio")):
+        raise InputError("Give one of trainer.args.warmup_steps and trainer.args.warmup_ratio.")
     args = {}
     for key, value in given.items():
+        if value is None and key in known and NoneType not in get_args(kinds[key]):
+            continue  # as if it were not given
         if key in known and not (key in OURS or key in IGNORED):
             args[key] = value
         elif key in IGNORED:
@@ -59,19 +75,33 @@ def training_arguments(
         raise InputError(f"trainer.args: {' '.join(str(error).split())}") from error
 
 
+def _refused(value: Any, annotation: Any) -> str | None:
+    """What a value must be, if it is not of the plain types that an annotation names."""
+    union = get_origin(annotation) in (Union, UnionType)
+    kinds = get_args(annotation) if union else (annotation,)
+    if value is None or not {*KINDS, NoneType}.issuperset(kinds):
+        return None
+    if type(value) in kinds or (type(value) is int and float in kinds):
+        return None
+    return " or ".join(words for kind, words in KINDS.items() if kind in kinds)
+
+
 def set_warmup(args: TrainingArguments, given: Mapping[str, Any], rows: int) -> None:
     """Turn ``warmup_epochs`` or ``warmup_ratio`` into optimiser steps.
 
+    ``warmup_epochs`` has a default in the YAML; a given ``warmup_steps`` or ``warmup_ratio`` wins.
     Steps are counted as the trainer counts them: ``rows`` split over all processes, in batches,
     in groups of the accumulation.
     """
     batches = math.ceil(rows / (args.per_device_train_batch_size * max(1, args.world_size)))
     steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
-    if given.get("warmup_epochs") is not None:
-        args.warmup_steps = round(float(given["warmup_epochs"]) * steps_per_epoch)
-    elif given.get("warmup_ratio") is not None:
+    if given.get("warmup_steps") is not None:
+        return
+    if given.get("warmup_ratio") is not None:
         total = args.max_steps if args.max_steps > 0 else steps_per_epoch * args.num_train_epochs
-        args.warmup_steps = math.ceil(float(given["warmup_ratio"]) * total)
+        args.warmup_steps = math.ceil(given["warmup_ratio"] * total)
+    elif given.get("warmup_epochs") is not None:
+        args.warmup_steps = round(given["warmup_epochs"] * steps_per_epoch)
 
 
 class Suite(Protocol):
@@ -100,6 +130,12 @@ def choose_best_by(
     if args.load_best_model_at_end or args.metric_for_best_model not in (None, "loss"):
         directions = {name: up for suite in suites for name, up in suite.metrics.items()}
         wanted = str(args.metric_for_best_model or "loss").removeprefix("eval_")
+        if not directions or (given.get("metric_for_best_model") is None and wanted == "loss"):
+            hint = f" Known: {', '.join(sorted(directions))}." if directions else ""
+            raise InputError(
+                "The best checkpoint is chosen by a metric of an evaluation suite. Set eval=SUITE "
+                f"and trainer.args.metric_for_best_model=NAME.{hint}"
+            )
         if wanted not in directions:
             raise InputError(unknown("metric_for_best_model", wanted, directions))
         also = [wanted]

@@ -55,7 +55,6 @@ def test_json_may_be_one_array(tmp_path):
         "Tofu/forget10_perturbed.parquet",
         "locuslab/TOFU/forget10_perturbed.json",
         "tofu/forget10_perturbed/train.json",
-        "TOFU/train.jsonl",
     ],
 )
 def test_hub_data_sets_are_found_in_the_local_folder(tmp_path, place):
@@ -84,6 +83,76 @@ def test_the_path_may_be_a_file_or_a_folder(tmp_path):
     assert load_rows(str(tmp_path / "mine"), "full") == ROWS
     assert load_rows(str(tmp_path / "mine"), data_files="full.json") == ROWS
     assert load_rows("json", data_files=str(file)) == ROWS
+
+
+MANY = [{"question": str(i), "answer": str(i)} for i in range(20)]
+
+
+@pytest.mark.parametrize(
+    "split, first, last",
+    [
+        ("train", 0, 20), ("train[:5]", 0, 5), ("train[10:20]", 10, 20), ("train[:10%]", 0, 2),
+        ("train[50%:]", 10, 20), ("train[-3:]", 17, 20), ("train[:99]", 0, 20),
+    ],
+)  # fmt: skip
+def test_a_slice_is_those_rows(tmp_path, split, first, last):
+    file = write(tmp_path / "TOFU/full.json", MANY)
+    assert load_rows(str(file), split=split) == MANY[first:last]
+    assert load_rows("json", data_files=str(file), split=split) == MANY[first:last]
+    assert load_rows("locuslab/TOFU", "full", split, datasets_dir=str(tmp_path)) == MANY[first:last]
+
+
+def test_a_slice_of_the_embedded_benchmark_is_those_rows():
+    assert load_rows("pocket", "forget10", "train[:3]") == load_rows("pocket", "forget10")[:3]
+    with pytest.raises(InputError, match="only the split train"):
+        load_rows("pocket", "forget10", "validation")
+
+
+@pytest.mark.parametrize(
+    "split, said",
+    [
+        ("validation", "only the split train, not 'validation'"),
+        ("train[5:5]", "none of the 20 rows"),
+        ("train+test", "is not understood"),
+        ("train[:5", "is not understood"),
+        ("train[:5]+train[6:]", "is not understood"),
+    ],
+)
+def test_a_split_that_a_file_does_not_have_is_refused(tmp_path, split, said):
+    file = write(tmp_path / "full.json", MANY)
+    for arguments in ({"path": str(file)}, {"path": "json", "data_files": str(file)}):
+        with pytest.raises(InputError) as error:
+            load_rows(**arguments, split=split)
+        assert said in str(error.value)
+
+
+def test_a_mistyped_name_or_split_does_not_fall_back_on_other_rows(tmp_path):
+    write(tmp_path / "TOFU/forget10.json")
+    write(tmp_path / "TOFU/train.json")
+    for path, datasets_dir in (("locuslab/TOFU", tmp_path), (tmp_path / "TOFU", None)):
+        where = {"path": str(path), "datasets_dir": datasets_dir and str(datasets_dir)}
+        assert load_rows(**where) == ROWS
+        with pytest.raises(InputError, match=r"no forget01\.\* or forget01/train\.\*"):
+            load_rows(**where, name="forget01")
+        with pytest.raises(InputError, match=r"no forget10/validation\.\*"):
+            load_rows(**where, name="forget10", split="validation")
+
+
+def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path):
+    for path in ("nofile.jsonl", str(tmp_path / "nowhere"), "./nowhere"):
+        for datasets_dir in (None, str(tmp_path)):
+            with pytest.raises(InputError, match="There is no file or folder"):
+                load_rows(path, datasets_dir=datasets_dir)
+    write(tmp_path / "TOFU/full.json")
+    with pytest.raises(InputError, match=r"data_files: there is no file .*fulll\.json"):
+        load_rows("locuslab/TOFU", "full", datasets_dir=str(tmp_path), data_files="fulll.json")
+
+
+def test_a_cell_may_be_long_and_hold_any_separator(tmp_path):
+    file = tmp_path / "books.csv"
+    book = "a\u2028b " * 50_000
+    file.write_text(f'title,text\nOne,{book}\nTwo,"a\nb"\n', "utf-8")
+    assert [row["text"] for row in load_rows(str(file))] == [book, "a\nb"]
 
 
 def test_lines_of_text_are_rows(tmp_path):
@@ -121,6 +190,7 @@ def test_a_local_file_that_is_missing_names_what_is_there(tmp_path):
         ("rows.json", '{"a": "é"}'.encode("latin-1"), "is not UTF-8 text"),
         ("rows.parquet", b"not parquet", "is not a parquet file"),
         ("rows.xlsx", b"", "of an unknown kind"),
+        ("rows.csv", b"a,b\n1,2\n3,4,5\n", "row 2 has more cells than the header has names"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path, name, content, said):

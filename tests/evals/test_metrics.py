@@ -25,6 +25,7 @@ from unlora.evals.metrics.mia import (
     mia_min_k_plus_plus,
     mia_zlib,
     privleak,
+    privleak_bounded,
 )
 from unlora.evals.metrics.rouge import rouge, rouge_ascii
 from unlora.evals.metrics.tofu import (
@@ -184,6 +185,16 @@ def test_privleak_is_the_relative_distance_from_the_retain_model(auc, expected):
     assert privleak(Value(auc), Value(0.4)).value == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("auc", "retain", "expected"),
+    # 1 - 0.1 / 0.4; 1 - 0.6 / 0.4 is below 0; near a retain AUC of 1 privleak is 1e9 percent
+    [(0.4, 0.4, 1), (0.5, 0.4, 0.75), (0.3, 0.4, 0.75), (1.0, 0.4, 0), (0.9, 1.0, 0.9), (1, 0, 0)],
+)
+def test_privleak_bounded_stays_between_0_and_1(auc, retain, expected):
+    assert privleak_bounded(Value(auc), Value(retain)).value == pytest.approx(expected)
+    assert math.isnan(privleak_bounded(Value(math.nan), Value(retain)).value)
+
+
 def test_forget_quality_is_one_for_equal_distributions_and_tiny_for_different_ones():
     same, other = ratios(*np.linspace(0, 1, 100)), ratios(*np.linspace(5, 6, 100))
     assert forget_quality(same, same).value == 1
@@ -232,7 +243,8 @@ def test_rouge_equals_rouge_score_on_ascii_text(reference, text):
 )
 def test_identical_text_in_any_script_scores_one(text):
     assert rouge(said(text, text)).value == 1
-    assert math.isnan(rouge_ascii(said(text, text)).value)  # no word it can see
+    published = rouge_ascii([*said(text, text), *said("a b", "a b")])  # no word it can see
+    assert published.value == 0.5 and published.unscored == 0
 
 
 def test_unspaced_scripts_are_compared_by_character():
@@ -243,6 +255,13 @@ def test_unspaced_scripts_are_compared_by_character():
 def test_a_reference_without_words_is_not_scored():
     value = rouge([*said("...", "text"), *said("a b", "a")])
     assert value.value == 0.5 and value.unscored == 1
+
+
+@pytest.mark.parametrize("metric", [rouge, rouge_ascii])
+def test_a_model_that_wrote_nothing_of_its_own_is_not_scored(metric):
+    value = metric([*said("a b", None), *said("a b", "a")])
+    assert value.value == 0.5 and value.unscored == 1
+    assert math.isnan(metric(said("a b", None)).value)
 
 
 @pytest.mark.parametrize(

@@ -130,8 +130,24 @@ def test_an_impossible_token_leaves_mean_and_variance_finite(model, rows, chat):
     head.bias = torch.nn.Parameter(torch.zeros(head.weight.shape[0]))
     head.bias.data[280:] = float("-inf")
     masked = ask(model, rows, chat)
-    assert all(np.isfinite(record.var).all() for record in masked)
+    assert all(len(record.var) and np.isfinite(record.var).all() for record in masked)
     assert not np.allclose(masked[1].mean, plain[1].mean)
+    assert None not in write(model, [[5, 6], [7]], chat)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_row_on_which_the_logits_are_not_finite_has_no_answer(
+    value, model, rows, prompts, chat, caplog
+):
+    scores, texts = ask(model, rows, chat), write(model, prompts, chat)
+    (token,) = chat.tokenizer("L").input_ids
+    assert [token in row.input_ids for row in rows] == [False, False, False, True, False]
+    model.get_input_embeddings().weight.data[token] = value
+    found = ask(model, rows, chat, batch_size=5)
+    assert not len(found[3].logp) and not len(found[3].hit)
+    assert_same(found[:3] + found[4:], scores[:3] + scores[4:])
+    assert write(model, prompts, chat, batch_size=5) == [*texts[:3], None, *texts[4:]]
+    assert caplog.text.count("not finite on 1 of 5 rows") == 2
 
 
 def literal_greedy(model, prompt, ends, steps):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unlora.errors import InputError
-from unlora.evals.plan import Request, evaluate, needed, questions
+from unlora.evals.plan import Request, evaluate, needed, not_computable, questions
 from unlora.evals.records import Scored, Value
 
 ONE = np.ones(1, dtype=np.float32)
@@ -48,6 +48,14 @@ def test_a_missing_reference_is_said_in_words_and_not_guessed():
     values = evaluate(needed(REQUESTS, ["leak"]), run, lambda name: Value.missing("no log"))
     assert values["leak"].not_computed == "no log"
     assert values["attack"].value == 0.5
+
+
+def test_what_cannot_be_computed_is_known_before_the_model_is_asked():
+    found = not_computable(ORDERED, lambda name: Value.missing("no log"), {})
+    assert found == {"leak": "no log"}
+    found = not_computable(ORDERED, lambda name: Value(0.5), {"forget": "gone"})
+    assert found == dict.fromkeys(("utility", "prob", "memory", "rouge", "attack", "leak"), "gone")
+    assert not_computable(ORDERED, lambda name: Value(0.5), {}) == {}
 
 
 def test_missing_data_reach_every_metric_that_needs_them_and_are_not_asked_about():

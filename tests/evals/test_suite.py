@@ -1,11 +1,13 @@
 """A whole evaluation on a tiny model and a few rows."""
 
+import copy
 import json
 import logging
 import math
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
@@ -62,8 +64,10 @@ def eval_config(folder, *overrides, suite="tofu"):
     return OmegaConf.to_container(cfg.eval, resolve=True)
 
 
-def build(folder, tokenizer, *overrides):
+def build(folder, tokenizer, *overrides, only=None):
     config = eval_config(folder, *overrides)
+    if only:
+        config["tofu"]["metrics"] = {only: config["tofu"]["metrics"][only]}
     (suite,) = build_suites(config, tokenizer=tokenizer, template_args=TEMPLATE_ARGS)
     return suite
 
@@ -155,6 +159,77 @@ def test_an_empty_answer_is_counted_in_the_log(folder, tokenizer, model, tmp_pat
     assert entry["unscored"] == 1 and entry["value_by_index"]["2"]["prob"] is None
     assert entry["agg_value"] > 0
     assert "1 rows not scored" in caplog.text
+
+
+def test_a_dead_model_has_no_values(folder, tokenizer, model, tmp_path, caplog):
+    build(folder, tokenizer).evaluate(model, tmp_path)  # the log of a model that is alive
+    model.lm_head.weight.data.fill_(math.nan)
+    suite = build(folder, tokenizer, f"eval.tofu.retain_logs_path={tmp_path}")
+    with caplog.at_level(logging.WARNING):
+        values = suite.evaluate(model, tmp_path / "dead")
+    assert set(values) == set(suite.config["metrics"])
+    assert all(math.isnan(value) for value in values.values())
+    texts = [(tmp_path / "dead" / f"TOFU_{kind}.json").read_text() for kind in ("EVAL", "SUMMARY")]
+    log, summary = (json.loads(text, parse_constant=pytest.fail) for text in texts)
+    assert set(summary["not_scored"]) == set(values)
+    for name, entry in log.items():
+        assert entry["agg_value"] is summary[name] is None
+        assert entry["not_scored"] == summary["not_scored"][name]
+    for name in ("exact_memorization", "extraction_strength", "forget_Q_A_ROUGE", "forget_Q_A_Prob",
+                 "forget_Truth_Ratio", "forget_Q_A_PERT_Prob"):  # fmt: skip
+        assert log[name]["unscored"] == 5 and "not finite" in log[name]["not_scored"]
+    assert log["mia_loss"]["unscored"] == 11
+    assert log["forget_Q_A_ROUGE"]["value_by_index"]["0"]["generation"] is None
+    assert "model_utility is not computed: what it is computed from has no value" in caplog.text
+
+
+def test_cut_rows_are_counted(folder, tokenizer, model, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        suite = build(folder, tokenizer)
+        suite.evaluate(model, tmp_path)
+    log = json.loads((tmp_path / "TOFU_EVAL.json").read_text())
+    assert "max_length" not in caplog.text and not any("cut" in entry for entry in log.values())
+    lengths = [len(answers[0].input_ids) for answers in suite.sources["forget"].answers]
+    assert sorted(lengths) == [min(lengths)] * 2 + [min(lengths) + 1] * 3
+    with caplog.at_level(logging.WARNING):
+        override = f"+eval.tofu.data.forget.max_length={min(lengths)}"
+        build(folder, tokenizer, override).evaluate(model, tmp_path)
+    assert "3 of 5 rows of forget cut to max_length" in caplog.text
+    log = json.loads((tmp_path / "TOFU_EVAL.json").read_text())
+    of_forget = ("forget_Q_A_Prob", "forget_Q_A_ROUGE", "exact_memorization", "extraction_strength",
+                 "mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")  # fmt: skip
+    found = {name: entry["cut"] for name, entry in log.items() if "cut" in entry}
+    assert found == dict.fromkeys(of_forget, 3)
+
+
+def test_each_data_set_reads_its_own_columns(folder, tokenizer):
+    def lines(name):
+        return [json.loads(line) for line in (folder / f"{name}.json").read_text().splitlines()]
+
+    suite = build(folder, tokenizer)
+    splits = {"forget": "forget10_perturbed", "retain": "retain_perturbed",
+              "real_authors": "real_authors_perturbed", "world_facts": "world_facts_perturbed",
+              "holdout": "holdout10"}  # fmt: skip
+    columns = {"": "answer", "_paraphrased": "paraphrased_answer", "_perturbed": "perturbed_answer"}
+    for name, source in suite.sources.items():
+        part = next(part for part in splits if name.startswith(part))
+        rows = lines(splits[part])
+        answers = [row[columns[name.removeprefix(part)]] for row in rows]
+        assert source.texts == [a if isinstance(a, list) else [a] for a in answers], name
+        questions = [row["question"] for row in rows]
+        assert all(q in text for q, text in zip(questions, source.prompt_texts, strict=True))
+    assert len(suite.sources) == 11
+
+
+def test_metrics_without_their_reference_are_known_before_there_is_a_model(
+    folder, tokenizer, model, tmp_path
+):
+    suite = build(folder, tokenizer)
+    assert sorted(suite.not_computable) == ["forget_quality", "privleak"]
+    assert "retain_logs_path" in suite.not_computable["forget_quality"]
+    suite.evaluate(model, tmp_path)
+    again = build(folder, tokenizer, f"eval.tofu.retain_logs_path={tmp_path}")
+    assert again.not_computable == {}
 
 
 def test_a_question_key_that_some_data_lack(folder, tokenizer, model):
@@ -253,15 +328,24 @@ def muse_rows():
     }
 
 
-def test_muse_end_to_end(tokenizer, model, tmp_path, monkeypatch):
+MUSE_TAGS = {"user_start_tag": "Question: ", "user_end_tag": "\n", "asst_start_tag": "Answer: ",
+             "asst_end_tag": "\n\n"}  # fmt: skip
+
+
+@pytest.fixture
+def muse(monkeypatch):
+    """The rows of MUSE that its suite will read."""
     rows = muse_rows()
     monkeypatch.setattr(
-        "unlora.evals.suite.load_rows", lambda path, name, split, datasets_dir: rows[name, split]
+        "unlora.evals.sources.load_rows", lambda path, name, split, datasets_dir: rows[name, split]
     )
-    tags = {"user_start_tag": "Question: ", "user_end_tag": "\n", "asst_start_tag": "Answer: ",
-            "asst_end_tag": "\n\n"}  # fmt: skip
+    return rows
+
+
+def test_muse_end_to_end(tokenizer, model, tmp_path, muse):
+    rows = muse
     config = eval_config(None, suite="muse")
-    (suite,) = build_suites(config, tokenizer=tokenizer, template_args=tags)
+    (suite,) = build_suites(config, tokenizer=tokenizer, template_args=MUSE_TAGS)
     assert suite.sources["forget_knowmem"].prompt_texts[0].count("Question: ") == 3
     summary = suite.evaluate(model, tmp_path)
     log = json.loads((tmp_path / "MUSE_EVAL.json").read_text())
@@ -272,3 +356,53 @@ def test_muse_end_to_end(tokenizer, model, tmp_path, monkeypatch):
     text = suite.sources["verbmem"].texts[0][0]
     assert text.strip() == rows["verbmem", "forget"][0]["gt"]
     assert set(suite.evaluate(model, panel=True)) == {"exact_memorization", "retain_knowmem_ROUGE"}
+
+
+def say(model, script):
+    """Make the model write these tokens after any prompt, and the last of them ever after."""
+    steps = iter([*script, *[script[-1]] * 1000])
+
+    def scripted(module, args, logits):
+        logits = torch.zeros_like(logits)
+        logits[..., next(steps)] = 1
+        return logits
+
+    model.lm_head.register_forward_hook(scripted)
+
+
+def written(suite, model, folder):
+    suite.evaluate(model, folder)
+    file = folder / f"{suite.kind}_EVAL.json"
+    (entry,) = json.loads(file.read_text()).values()
+    (text,) = {row["generation"] for row in entry["value_by_index"].values()}
+    return text
+
+
+@pytest.mark.parametrize("stop", ["\n\n", "\nQuestion", "Question:"])
+def test_a_generation_ends_before_the_next_question(stop, tokenizer, model, tmp_path, muse):
+    config = eval_config(None, suite="muse")
+    metrics = config["muse"]["metrics"]
+    config["muse"] |= {
+        "metrics": {"forget_knowmem_ROUGE": metrics["forget_knowmem_ROUGE"]},
+        "panel": [],
+        "batch_size": 50,
+    }
+    (suite,) = build_suites(config, tokenizer=tokenizer, template_args=MUSE_TAGS)
+    say(model, tokenizer(f"In Oslo 0 {stop} what?").input_ids)
+    assert written(suite, model, tmp_path) == "In Oslo 0"
+
+
+@pytest.mark.parametrize("end", ["<|turn_end|>", "<|end|>"])
+def test_a_generation_ends_at_the_end_of_the_turn_and_of_the_text(
+    end, folder, tokenizer, model, tmp_path
+):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|user|>", "<|assistant|>", "<|turn_end|>"]}
+    )
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "<|turn_end|>")
+    suite = build(folder, tokenizer, "eval.tofu.panel=[]", "eval.tofu.batch_size=50",
+                  only="forget_Q_A_ROUGE")  # fmt: skip
+    assert suite.chat.end_id != tokenizer.eos_token_id
+    say(model, tokenizer(f"Ana{end}more").input_ids)
+    assert written(suite, model, tmp_path) == "Ana"

@@ -19,6 +19,45 @@ def test_a_value_that_trainer_refuses_is_one_sentence(tmp_path):
         build(tmp_path, eval_strategy="sometimes")
 
 
+@pytest.mark.parametrize(
+    "key, value, allowed",
+    [
+        ("save_steps", "abc", "a number"),
+        ("logging_steps", "abc", "a number"),
+        ("adam_beta1", "0.9", "a number"),
+        ("data_seed", "abc", "a whole number"),
+        ("dataloader_num_workers", 1.5, "a whole number"),
+        ("save_total_limit", True, "a whole number"),
+        ("fp16", "yes", "true or false"),
+        ("run_name", 1, "text"),
+        ("warmup_ratio", "abc", "a number"),
+        ("warmup_steps", "abc", "a "),
+    ],
+)
+def test_a_value_of_a_wrong_type_names_its_key_and_what_is_allowed(tmp_path, key, value, allowed):
+    with pytest.raises(InputError) as error:
+        build(tmp_path, **{key: value})
+    assert f"trainer.args.{key} is {value!r}; it must be {allowed}" in str(error.value)
+
+
+def test_values_of_wrong_types_are_reported_together(tmp_path):
+    with pytest.raises(InputError) as error:
+        build(tmp_path, save_steps="abc", data_seed="abc")
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_values_that_a_type_stands_for_are_accepted(tmp_path):
+    args = build(
+        tmp_path, adam_beta1=0, save_steps=2, logging_steps=0.5, data_seed=None, warmup_steps=2,
+        resume_from_checkpoint=True, optim="adamw_torch", dataloader_pin_memory=None,
+        logging_first_step=None, lr_scheduler_kwargs={}, report_to=["none"],
+    )  # fmt: skip
+    assert (args.adam_beta1, args.save_steps, args.logging_steps) == (0, 2, 0.5)
+    assert args.logging_first_step is False  # null is as if it were not given
+    with pytest.raises(InputError, match="Unknown key"):
+        build(tmp_path, learnin_rate=None)
+
+
 def test_keys_of_older_versions_are_accepted(tmp_path):
     build(tmp_path, logging_dir="x", overwrite_output_dir=True, do_train=True)
 
@@ -44,6 +83,19 @@ def test_warmup_ratio_is_a_share_of_all_steps(tmp_path):
     args = build(tmp_path, per_device_train_batch_size=10, num_train_epochs=2)
     set_warmup(args, {"warmup_ratio": 0.1}, 100)
     assert args.warmup_steps == 2
+
+
+def test_a_given_warmup_wins_over_the_default_in_epochs(tmp_path):
+    layout = {"per_device_train_batch_size": 10, "num_train_epochs": 2}
+    args = build(tmp_path, **layout, warmup_steps=7)
+    set_warmup(args, {"warmup_epochs": 1.0, "warmup_steps": 7, "warmup_ratio": None}, 100)
+    assert args.warmup_steps == 7
+    set_warmup(args, {"warmup_epochs": 1.0, "warmup_ratio": 0.1}, 100)
+    assert args.warmup_steps == 2
+    set_warmup(args, {"warmup_epochs": 1.0, "warmup_steps": None, "warmup_ratio": None}, 100)
+    assert args.warmup_steps == 10
+    with pytest.raises(InputError, match="one of .*warmup_steps and .*warmup_ratio"):
+        build(tmp_path, warmup_steps=7, warmup_ratio=0.1)
 
 
 def test_gradient_checkpointing_is_not_reentrant_by_default(tmp_path):
@@ -79,3 +131,12 @@ def test_the_best_by_an_unknown_metric_names_the_nearest(tmp_path):
     given = {"metric_for_best_model": "forget_QA_Prob"}
     with pytest.raises(InputError, match="Did you mean 'forget_Q_A_Prob'"):
         choose_best_by(build(tmp_path, **given), given, [Suite()])
+
+
+@pytest.mark.parametrize("suites", [[], [Suite()]])
+def test_the_best_needs_a_suite_and_the_name_of_its_metric(tmp_path, suites):
+    given = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    with pytest.raises(InputError) as error:
+        choose_best_by(build(tmp_path, **given), given, suites)
+    assert "Set eval=SUITE and trainer.args.metric_for_best_model=NAME." in str(error.value)
+    assert ("Known: forget_Q_A_Prob, model_utility." in str(error.value)) == bool(suites)

@@ -61,7 +61,7 @@ def privleak_bounded(attack: Value, retain: Reference) -> Value:
     """Closeness of a membership AUC to the retain model's: 1 - |AUC - AUC_retain| / AUC_retain.
 
     Range 0..1, 1 is ideal; what falls below is 0. Unlike :func:`privleak` it does not explode as
-    the retain model's AUC comes near 1. It is s_MIA of OpenUnlearning, arXiv:2506.12618.
+    the retain model's AUC comes near 1. It is s_MIA of OpenUnlearning's report.
     """
     distance = abs(attack.value - retain.value) / max(retain.value, 1e-10)
     return Value(float(np.clip(1 - distance, 0, 1)))
