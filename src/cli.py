@@ -17,7 +17,7 @@ from pathlib import Path
 from textwrap import fill, indent
 from typing import Any
 
-from unlora.errors import InputError
+from unlora.errors import GuardError, InputError
 from unlora.registry import unknown
 
 COMMANDS = {
@@ -141,11 +141,11 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
             OmegaConf.update(cfg, "paths.output_dir", f"{cfg.paths.output_dir}/{settings.job.num}")
         try:
             return run(cfg)
-        except InputError as error:
+        except (InputError, GuardError) as error:
             _say(error)
             if several:  # the other jobs go on
                 raise
-            raise SystemExit(2) from error
+            raise SystemExit(_exit_code(error)) from error
 
     before, sys.argv = sys.argv, [sys.argv[0], *args]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are
@@ -153,8 +153,8 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
         hydra.main(config_path="pkg://unlora.configs", config_name=default, version_base=None)(
             task
         )()
-    except InputError as error:  # said already
-        raise SystemExit(2) from error
+    except (InputError, GuardError) as error:  # said already
+        raise SystemExit(_exit_code(error)) from error
     except OverrideParseException as error:
         raise InputError(_unreadable(error.override.removeprefix("++"))) from error
     except MissingConfigException as error:
@@ -289,13 +289,18 @@ def _flag(args: Sequence[str], *names: str) -> str | None:
 def _mistakes_in_one_message() -> Iterator[None]:
     try:
         yield
-    except InputError as error:
+    except (InputError, GuardError) as error:
         _say(error)
-        raise SystemExit(2) from error
+        raise SystemExit(_exit_code(error)) from error
 
 
-def _say(error: InputError) -> None:
+def _say(error: Exception) -> None:
     print(error, file=sys.stderr)
+
+
+def _exit_code(error: Exception) -> int:
+    """2 for what the user can put right beforehand, 1 for a run that went wrong."""
+    return 2 if isinstance(error, InputError) else 1
 
 
 def _overview() -> str:

@@ -17,6 +17,8 @@ from typing import Any
 from unlora.errors import InputError
 
 PACKAGES = ("unlora", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
+# what an earlier run leaves and a reader would take for this one's
+OF_A_RUN = ("*.json", "*.safetensors", "*.bin", "checkpoint-*")
 SECRET = ("token", "password", "secret", "api_key")
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ class Run:
         """
         if not is_main_process():
             return
-        if fresh and any(self.folder.iterdir()):
+        if fresh and any(any(self.folder.glob(pattern)) for pattern in OF_A_RUN):
             number = 1
             while (kept := self.folder.with_name(f"{self.folder.name}.previous-{number}")).exists():
                 number += 1

@@ -98,7 +98,8 @@ def run(cfg: Any) -> dict[str, float]:
     with evaluation_is_pure(model):
         for suite in suites:
             summary |= suite.evaluate(model, Path(folder) / "evals")
-    guards.findings["evaluation is pure"] = "weights, modes and random state unchanged"
+    if suites:
+        guards.findings["evaluation is pure"] = "weights, modes and random state unchanged"
     record.finish(
         guards=guards.findings,
         lineage=str(model.lineage),

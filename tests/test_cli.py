@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from unlora.cli import launch, main, normalised
-from unlora.errors import InputError
+from unlora.errors import GuardError, InputError
 
 ROOT = Path(__file__).parents[1]
 LORA = "experiment=unlearn/wmdp/lora"  # composes fastest
@@ -309,3 +309,13 @@ def test_help_and_mistakes_do_not_wait_for_torch():
         "import sys, unlora.cli, unlora.config; print(sorted({'torch', 'peft'} & set(sys.modules)))"
     )
     assert program("-c", code).stdout == "[]\n"
+
+
+def test_a_guard_that_stops_a_run_speaks_in_words_and_exits_with_1(capsys):
+    def run(cfg):
+        raise GuardError("start equals target: it does not")
+
+    with pytest.raises(SystemExit) as left:
+        launch(run, "unlearn", [LORA])
+    assert left.value.code == 1
+    assert capsys.readouterr().err == "start equals target: it does not\n"

@@ -11,6 +11,7 @@ def test_an_earlier_run_is_kept_when_its_name_is_used_again(tmp_path):
         run = Run(str(tmp_path / "mine"), {"number": number})
         run.begin(fresh=True)
         (run.folder / "adapter").write_text(str(number))
+        (run.folder / "lineage.json").write_text("{}")
         if number:  # the first one was interrupted
             run.finish()
     found = {f.name: (f / "adapter").read_text() for f in tmp_path.iterdir()}
@@ -22,6 +23,12 @@ def test_a_run_that_never_begins_leaves_the_earlier_one_alone(tmp_path):
     (tmp_path / "mine" / "adapter").write_text("0")
     Run(str(tmp_path / "mine"), {})
     assert (tmp_path / "mine" / "adapter").read_text() == "0"
+
+
+def test_a_folder_that_holds_no_run_is_never_moved(tmp_path):
+    (tmp_path / "saves" / "finetune").mkdir(parents=True)
+    Run(str(tmp_path / "saves"), {}).begin(fresh=True)
+    assert [f.name for f in tmp_path.iterdir()] == ["saves"]
 
 
 def test_a_resumed_run_goes_on_in_its_folder(tmp_path):
@@ -63,7 +70,6 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     file = tmp_path / "x.json"
     write_json(file, {"a": 1})
-
 
     class Unwritable:
         def __str__(self):

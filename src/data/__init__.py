@@ -18,7 +18,7 @@ from typing import Any
 
 from unlora.data.chat import Chat, Encoded
 from unlora.data.pairs import Parts
-from unlora.data.qa import answers, refusals
+from unlora.data.qa import answers, refusals, text_of
 from unlora.data.rows import load_rows
 from unlora.data.text import chunks
 from unlora.errors import InputError
@@ -136,7 +136,7 @@ def _encode(
         for number, row in enumerate(rows):
             if key not in row:
                 raise InputError(f"row {number} has no column {key!r}; it has: {', '.join(row)}.")
-        texts = [str(row[key]) for row in rows]
+        texts = [text_of(row[key], key, number) for number, row in enumerate(rows)]
         return chunks(chat.tokenizer, texts, max_length=args.get("max_length", 2048))
     idk_path = args.pop("idk_path", None)
     if idk_seed is None:

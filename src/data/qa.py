@@ -30,15 +30,15 @@ def answers(
                     f"Row {number} has no column {key!r}; it has: {', '.join(map(str, row))}. "
                     "Set question_key and answer_key to the columns of your data."
                 )
-        question, given = _text(row[question_key], question_key, number), row[answer_key]
+        question, given = text_of(row[question_key], question_key, number), row[answer_key]
         # an empty list is refused as it is: its question would go missing
         for answer in given if isinstance(given, (list, tuple)) and given else [given]:
-            text = _text(answer, answer_key, number)
+            text = text_of(answer, answer_key, number)
             encoded.append(chat.encode(question, text, max_length=max_length))
     return encoded
 
 
-def _text(value: object, key: str, number: int) -> str:
+def text_of(value: object, key: str, number: int) -> str:
     """A text or a number as text; whatever else would be trained on as its name in Python."""
     if not isinstance(value, (str, int, float)) or value != value:
         raise InputError(f"Row {number} has {value!r} in column {key!r}; it must be text.")

@@ -69,10 +69,17 @@ def training_arguments(
         args["use_cpu"] = True
         if args.get("dataloader_pin_memory") is None:
             args["dataloader_pin_memory"] = False
+    if args.get("label_smoothing_factor"):
+        raise InputError("trainer.args.label_smoothing_factor has no effect on these objectives.")
     try:
-        return TrainingArguments(**args)
+        made = TrainingArguments(**args)
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"trainer.args: {' '.join(str(error).split())}") from error
+    if made.n_gpu > 1:
+        # Trainer would wrap the model in DataParallel, which splits a batch behind our back
+        made._n_gpu = 1
+        logger.warning("Of several GPUs one is used. Start with torchrun to use them all.")
+    return made
 
 
 def _refused(value: Any, annotation: Any) -> str | None:
