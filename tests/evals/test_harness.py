@@ -51,6 +51,7 @@ def test_the_harness_leaves_modes_and_random_state(tokenizer, model, harness, tm
     with pytest.raises(GuardError), evaluation_is_pure(model):
         harness(model=model, tasks=[])
     model.train()
+    random.random(), np.random.rand(), torch.rand(1)  # no longer what the harness seeds
     with evaluation_is_pure(model):
         assert build(tokenizer).evaluate(model, tmp_path) == {"wmdp_cyber/acc": 0.25}
 

@@ -378,12 +378,13 @@ def written(suite, model, folder):
     return text
 
 
+@pytest.mark.parametrize("metric", ["forget_knowmem_ROUGE", "retain_knowmem_ROUGE"])
 @pytest.mark.parametrize("stop", ["\n\n", "\nQuestion", "Question:"])
-def test_a_generation_ends_before_the_next_question(stop, tokenizer, model, tmp_path, muse):
+def test_a_generation_ends_before_the_next_question(stop, metric, tokenizer, model, tmp_path, muse):
     config = eval_config(None, suite="muse")
     metrics = config["muse"]["metrics"]
     config["muse"] |= {
-        "metrics": {"forget_knowmem_ROUGE": metrics["forget_knowmem_ROUGE"]},
+        "metrics": {metric: metrics[metric]},
         "panel": [],
         "batch_size": 50,
     }
