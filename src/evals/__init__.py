@@ -7,6 +7,7 @@ question once (:mod:`unlora.evals.plan`); only the passes call a model (:mod:`un
 """
 
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -57,12 +58,19 @@ def build_suites(
     """
     check(eval_config)
     common = {"tokenizer": tokenizer, "template_args": template_args}
-    return [
+    suites = [
         HarnessSuite(name, config, **common)
         if config["handler"] == HANDLER
         else Suite(name, config, datasets_dir=datasets_dir, **common)
         for name, config in eval_config.items()
     ]
+    for one, other in combinations(suites, 2):
+        if shared := one.metrics.keys() & other.metrics.keys():
+            raise InputError(
+                f"Two suites of one run have the metric {min(shared)}, and one would hide the "
+                "other. Evaluate with one suite, and run src/eval.py for the other."
+            )
+    return suites
 
 
 __all__ = ["HarnessSuite", "Suite", "build_suites", "check"]

@@ -119,6 +119,11 @@ class Suite(Protocol):
         """Metric -> whether higher is better."""
         ...
 
+    @property
+    def not_computable(self) -> Mapping[str, str]:
+        """Metric -> what it lacks, in words."""
+        ...
+
     def evaluate(self, model: Any, *, panel: bool, also: Sequence[str]) -> dict[str, float]: ...
 
 
@@ -145,6 +150,12 @@ def choose_best_by(
             )
         if wanted not in directions:
             raise InputError(unknown("metric_for_best_model", wanted, directions))
+        for suite in suites:
+            if wanted in suite.not_computable:
+                raise InputError(
+                    f"metric_for_best_model is {wanted}, which will have no value: "
+                    f"{suite.not_computable[wanted]}."
+                )
         also = [wanted]
         args.metric_for_best_model = f"eval_{wanted}"
         if given.get("greater_is_better") is None:

@@ -311,6 +311,19 @@ def test_every_metric_file_can_be_added_from_the_command_line(suite):
     check(OmegaConf.to_container(cfg.eval, resolve=True))
 
 
+def test_the_shipped_metrics_have_the_published_settings():
+    for suite, rouge_type in (("tofu", "rougeL_recall"), ("muse", "rougeL_f1")):
+        metrics = eval_config("unused", suite=suite)[suite]["metrics"]
+        found = {m["rouge_type"] for name, m in metrics.items() if name.endswith("_ROUGE")}
+        assert found == {rouge_type}
+    metrics = eval_config("unused")["tofu"]["metrics"]
+    ratios = {n: m["aggregator"] for n, m in metrics.items() if m["handler"] == "truth_ratio"}
+    of_forget = ("forget_truth_ratio", "forget_Truth_Ratio")
+    assert ratios == dict.fromkeys(of_forget, "closer_to_1_better") | dict.fromkeys(
+        ("retain_Truth_Ratio", "ra_Truth_Ratio", "wf_Truth_Ratio"), "true_better"
+    )
+
+
 def muse_rows():
     text = "The quiet river was long and golden near the harbour of Oslo"
     words = text.split()

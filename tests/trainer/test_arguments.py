@@ -111,7 +111,8 @@ def test_bfloat16_is_not_forced_on_a_machine_without_a_gpu(tmp_path):
 
 
 class Suite:
-    metrics = {"forget_Q_A_Prob": False, "model_utility": True}
+    metrics = {"forget_Q_A_Prob": False, "model_utility": True, "forget_quality": True}
+    not_computable = {"forget_quality": "the retain model is missing"}
 
     def evaluate(self, model, *, panel, also):
         return {"panel": panel, "also": also}
@@ -140,3 +141,9 @@ def test_the_best_needs_a_suite_and_the_name_of_its_metric(tmp_path, suites):
         choose_best_by(build(tmp_path, **given), given, suites)
     assert "Set eval=SUITE and trainer.args.metric_for_best_model=NAME." in str(error.value)
     assert ("Known: forget_Q_A_Prob, model_utility." in str(error.value)) == bool(suites)
+
+
+def test_the_best_by_a_metric_that_lacks_its_reference_is_refused(tmp_path):
+    given = {"metric_for_best_model": "forget_quality"}
+    with pytest.raises(InputError, match="will have no value: the retain model is missing"):
+        choose_best_by(build(tmp_path, **given), given, [Suite()])
