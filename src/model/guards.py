@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -182,13 +183,15 @@ def evaluation_is_pure(model: nn.Module) -> Iterator[None]:
 
 def _state(model: nn.Module) -> dict[str, object]:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    drawn: Any = np.random.get_state(legacy=False)
     return {
         "the weights": {name: _checksum(tensor) for name, tensor in tensors.items()},
         "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
         "train/eval mode": {name: module.training for name, module in model.named_modules()},
         "the random state": (
             random.getstate(),
-            np.random.get_state(legacy=False)["state"]["key"].tobytes(),
+            str(drawn["state"]["pos"]),
+            drawn["state"]["key"].tobytes(),
             bytes(torch.get_rng_state().numpy()),
             [bytes(s.numpy()) for s in torch.cuda.get_rng_state_all()]
             if torch.cuda.is_available()

@@ -140,7 +140,9 @@ def test_the_best_needs_a_suite_and_the_name_of_its_metric(tmp_path, suites):
     with pytest.raises(InputError) as error:
         choose_best_by(build(tmp_path, **given), given, suites)
     assert "Set eval=SUITE and trainer.args.metric_for_best_model=NAME." in str(error.value)
-    assert ("Known: forget_Q_A_Prob, forget_quality, model_utility." in str(error.value)) == bool(suites)
+    assert ("Known: forget_Q_A_Prob, forget_quality, model_utility." in str(error.value)) == bool(
+        suites
+    )
 
 
 def test_the_best_by_a_metric_that_lacks_its_reference_is_refused(tmp_path):
