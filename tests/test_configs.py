@@ -302,7 +302,7 @@ def test_task_names_are_text(name, read):
     assert config.paths.output_dir == f"./saves/unlearn/{read}"
 
 
-@pytest.mark.parametrize("name", ["", "'  '", ".", "..", "../x", "a/../../b", "/tmp/x", "a/"])
+@pytest.mark.parametrize("name", ["", "'  '", ".", "..", "../x", "a/../../b", "/absolute/x", "a/"])
 def test_task_names_stay_inside_saves(name):
     with pytest.raises(
         InputError, match=r"task_name is .* below saves/<mode>. Give task_name=NAME"
