@@ -48,6 +48,7 @@ def root(request, realdata, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_real_tofu_from_finetuning_to_export(root, realdata, tmp_path):
     base, model = root
     common = [
