@@ -4,6 +4,8 @@ Every key that a user can mistype is known here, so a typo ends in a sentence an
 another setting than the one asked for. Mistakes are reported together, before anything heavy is
 imported. Sections hold the keys that were given and no others: defaults stand in ``configs/`` or in
 the signature of the function that takes the value.
+
+The file is long because it is one table: a key looked up here is found at once or does not exist.
 """
 
 import re
