@@ -24,7 +24,7 @@ COMMANDS = {
     "train": ("fine-tune a model", "experiment=finetune/tofu/lora task_name=mine"),
     "unlearn": ("make a model forget", "experiment=unlearn/tofu/lora trainer=NPO"),
     "alternates": ("write other answers for AltPO to prefer", "experiment=unlearn/tofu/lora"),
-    "eval": ("evaluate a model", "experiment=eval/tofu/lora"),
+    "eval": ("evaluate a model", "model=saves/unlearn/mine data.forget=my_forget.jsonl"),
     "study": ("run and compare several models", "experiment=study/pocket/lora"),
     "export": ("write a run as one standalone model or adapter", "saves/unlearn/mine --merged"),
     "doctor": ("say what is found on this machine; loads no model", ""),
@@ -41,6 +41,12 @@ VALUED_FLAGS = {
     *("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--cfg", "-c"),
     *("--package", "-p", "--experimental-rerun"),
 }
+# of an evaluation: flag -> the key of the config that it sets
+SHORT = {"--plan": "++plan=true", "--quiet": "++output=quiet", "--json": "++output=json"}
+# files of the user's to evaluate on, and the experiment for them
+OWN_DATA = ("data.forget", "data.retain", "data.holdout")
+OWN = "eval/own/default"
+MODEL_PATH = "model.model_args.pretrained_model_name_or_path"
 OVERRIDE = re.compile(r"(\+\+|\+|~|)@?([^=]*)(=.*)?", re.DOTALL)
 
 
@@ -68,34 +74,42 @@ def launch(run: Callable[[Any], Any], config_name: str, argv: Sequence[str] | No
         config_name: the config if ``--config-name`` does not name another.
         argv: the command line without the program; that of this process if not given.
     """
-    args = normalised(sys.argv[1:] if argv is None else argv)
+    typed = sys.argv[1:] if argv is None else argv
+    args = normalised(typed)
     name = (_flag(args, "--config-name", "-cn") or config_name).removesuffix(".yaml")
     if {"-h", "--help"} & set(args):
         print(_help(name, args))
         return
     with _mistakes_in_one_message():
         refuse_broken_stack()
+        _refuse_foreign_flags(name, typed)
         _refuse_foreign_experiment(name, args)
+        if name == "eval":
+            args = _beside_the_result(_with_own_data(args))
         _run_hydra(run, config_name, name, args)
 
 
 def normalised(argv: Sequence[str]) -> list[str]:
     """The command line as Hydra reads it: flags first, then overrides.
 
-    ``@key=value`` is ``key=value``, and ``group=name.yaml`` is ``group=name``. A value with a
+    ``@key=value`` is ``key=value``, and ``group=name.yaml`` is ``group=name``. ``model=PATH`` is
+    the config for any model, with an adapter to train for a ``.../lora`` experiment. A value with a
     dotted key is set whether or not the key is there already: the typed sections of the config tell
     keys from typos, and know more keys than the YAML, which holds only those with a default.
     """
-    flags, overrides, words = [], [], iter(argv)
+    flags, overrides, short, words = [], [], [], iter(argv)
     for word in words:
         if not word.startswith("-"):
             overrides.append(word)
+        elif word in SHORT:
+            short.append(SHORT[word])
         else:
             flags.append(word)
             if word in VALUED_FLAGS:
                 flags += [next(words, "")]
     folders = _config_folders(flags)
-    return flags + [_override(word, folders) for word in overrides]
+    overrides = _with_model_path(overrides, folders)
+    return flags + [_override(word, folders) for word in overrides] + short
 
 
 def refuse_broken_stack() -> None:
@@ -125,7 +139,91 @@ def _override(word: str, folders: Sequence[Path]) -> str:
         return sign + key + value
     if any((folder / key.split("@")[0]).is_dir() for folder in folders):
         return sign + key + re.sub(r"\.ya?ml(?=,|$)", "", value)
+    file = os.path.expanduser(value[1:])
+    if key in OWN_DATA and os.path.isfile(file):
+        value = f"={_quoted(file)}"
     return f"++{key}{value}" if sign or "." in key else key + value
+
+
+def _with_model_path(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """``model=PATH`` as two overrides: the config for any model, and the path."""
+    experiments = [word.partition("=")[2] for word in overrides if "experiment=" in word]
+    trains_adapter = any(name.removesuffix(".yaml").endswith("/lora") for name in experiments)
+    words = []
+    for word in overrides:
+        key, _, value = word.removeprefix("@").partition("=")
+        paths = [value] if os.path.isdir(os.path.expanduser(value)) else value.split(",")
+        if key == "model" and all(_is_model_path(path, folders) for path in paths):
+            quoted = ",".join(_quoted(os.path.expanduser(path)) for path in paths)
+            words += [f"model=any{'-lora' * trains_adapter}", f"{MODEL_PATH}={quoted}"]
+        else:
+            words.append(word)
+    return words
+
+
+def _is_model_path(name: str, folders: Sequence[Path]) -> bool:
+    """Whether this is a folder, or written like one or like a repository, and is no config."""
+    config = f"{re.sub(r'[.]ya?ml$', '', name)}.yaml"
+    if any((folder / "model" / config).is_file() for folder in folders):
+        return False
+    written = ("/" in name or name.startswith("~")) and not re.match(r"['\"]|\w+\(", name)
+    return written or os.path.isdir(name)
+
+
+def _quoted(text: str) -> str:
+    """A text as Hydra reads it back, whatever signs are in it."""
+    inner = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
+    return f"'{inner}'"
+
+
+def _with_own_data(args: Sequence[str]) -> list[str]:
+    """The command line of an evaluation, with the experiment for the user's own data.
+
+    Raises:
+        InputError: another experiment is named beside them, or no model.
+    """
+    given = _given(args)
+    experiment = given.get("experiment", OWN)
+    own = [key for key in OWN_DATA if key in given]
+    if not own:
+        return list(args)
+    if experiment.startswith("eval/") and not experiment.startswith("eval/own/"):
+        raise InputError(
+            f"{own[0]} evaluates on your own data, experiment={experiment} on a benchmark. "
+            "Give one of them."
+        )
+    more = [] if "experiment" in given else [f"experiment={OWN}"]
+    model = given.get(MODEL_PATH) or given.get("model")
+    if more and not model:
+        raise InputError(
+            "model is missing. Give model=PATH: a run folder, an adapter, a model folder, a "
+            "repository of the hub, or a name that `unlora eval --help` lists."
+        )
+    if more and model and "task_name" not in given and "," not in model:
+        more.append(f"task_name='{_named_after(model)}'")
+    return [*args, *more]
+
+
+def _named_after(model: str) -> str:
+    """``eval_mine`` for ``saves/unlearn/mine``."""
+    path = Path(model.removeprefix("'").removesuffix("'"))
+    last = path.name if path.name.strip(".") else path.resolve().name
+    if last.startswith("checkpoint-") or last.isdigit():  # of a run, of a multirun
+        last = f"{path.resolve().parent.name}_{last}"
+    return "eval_" + re.sub(r"[^\w.-]+", "_", last)
+
+
+def _beside_the_result(args: Sequence[str]) -> list[str]:
+    """With messages on stderr where stdout is for the result alone."""
+    if _given(args).get("output") not in ("quiet", "json"):
+        return list(args)
+    return [*args, "hydra.job_logging.handlers.console.stream='ext://sys.stderr'"]
+
+
+def _given(args: Sequence[str]) -> dict[str, str]:
+    """key -> value of the overrides."""
+    words = [word.lstrip("+") for word in args if "=" in word and not word.startswith("-")]
+    return {key: value for key, _, value in (word.partition("=") for word in words)}
 
 
 def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequence[str]) -> None:
@@ -207,6 +305,13 @@ def _silence_what_is_handled() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+def _refuse_foreign_flags(name: str, typed: Sequence[str]) -> None:
+    """Raises InputError where a flag of the evaluation is given to another command."""
+    for word in typed:
+        if word in SHORT and name in EXPERIMENTS and name != "eval":
+            raise InputError(f"{word} is a flag of `unlora eval`; {name} has no such flag.")
+
+
 def _refuse_foreign_experiment(name: str, args: Sequence[str]) -> None:
     """Raises InputError where an experiment is given to the config of another."""
     for word in args:
@@ -229,7 +334,8 @@ def _missing_config(path: str, name: str, args: Sequence[str]) -> str:
     inner = f"{group}/{wanted.partition('/')[0]}"
     if group != "experiment" and any((x / inner).is_dir() for x in _config_folders(args)):
         group, wanted = inner, wanted.partition("/")[2]
-    return unknown(group, wanted, _choices(group, name, args))
+    more = " Or give a folder, or owner/name on the hub." if group == "model" else ""
+    return unknown(group, wanted, _choices(group, name, args)) + more
 
 
 def _composition_mistake(message: str, name: str, args: Sequence[str]) -> str:
@@ -237,7 +343,8 @@ def _composition_mistake(message: str, name: str, args: Sequence[str]) -> str:
     message = " ".join(message.split())
     if found := re.search(r"You must specify '([\w/]+)'", message):
         choices = ", ".join(_choices(found[1], name, args))
-        return f"{found[1]} is missing. Give {found[1]}=NAME. Known: {choices}."
+        own = " Or evaluate on your own data: data.forget=FILE." if name == "eval" else ""
+        return f"{found[1]} is missing. Give {found[1]}=NAME. Known: {choices}.{own}"
     if found := re.search(r"already at '(.+?)'|Multiple values for (\S+)\.", message):
         key = found[1] or found[2]
         return f"{key} is chosen already. Write {key}=NAME, without the +."
@@ -338,27 +445,41 @@ def _help(name: str, args: Sequence[str]) -> str:
     for group in groups.get(name, ["experiment", "model", "trainer", "eval"]):
         choices = fill(", ".join(_choices(group, name, args)), 96, break_on_hyphens=False)
         lines += [f"{group}=", indent(choices, "    "), ""]
+    of_evaluation = [
+        "    model=PATH                        a run folder, an adapter, a model, or owner/name",
+        "    data.forget=FILE data.retain=FILE data.holdout=FILE   your own questions and answers:",
+        "                                      .jsonl, .json, .csv, .parquet; one file will do",
+        "    eval.own.question_key=prompt eval.own.answer_key=reply   their columns",
+        "    forget_split=forget10 retain_logs_path=FILE   of a benchmark",
+    ]
     of_training = [
+        "    model=PATH                        a run folder, an adapter, a model, or owner/name",
         "    model.lora_config.r=32            any key of lora_config",
         "    trainer.args.learning_rate=1e-4   any of transformers' TrainingArguments",
         "    trainer.method_args.beta=0.1      any parameter of the objective",
         "    forget_split=forget10 retain_split=retain90 retain_logs_path=FILE",
     ]
     of_alternates = [
+        "    model=PATH                        a run folder, an adapter, a model, or owner/name",
         "    alternates.repeats=5              how many other answers to each question",
         "    alternates.prompt='...'           the request, with {question} and {answer}",
         "    forget_split=forget10",
+    ]
+    of_output = [
+        "    --plan         print what the model would be asked, rows and tokens, and stop",
+        "    --quiet        print warnings only, on stderr; the figures are in the run folder",
+        "    --json         print the figures as one JSON object and nothing else on stdout",
     ]
     return "\n".join(
         [
             *lines,
             "keys that are often set:",
             "    task_name=NAME                    the run goes to saves/<mode>/<task_name>",
-            "    model.model_args.pretrained_model_name_or_path=FOLDER_OR_REPOSITORY",
-            *(of_alternates if name == "alternates" else of_training),
+            *{"eval": of_evaluation, "alternates": of_alternates}.get(name, of_training),
             "    paths.datasets_dir=FOLDER         local copies of the hub data sets",
             "",
             "flags:",
+            *(of_output if name == "eval" else ()),
             "    --cfg job      print the composed config and stop",
             "    --multirun     several runs: key=a,b runs with a and with b",
             "    --config-dir   a folder of your own with experiment/, model/, ...",

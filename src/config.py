@@ -8,6 +8,7 @@ the signature of the function that takes the value.
 The file is long because it is one table: a key looked up here is found at once or does not exist.
 """
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -33,6 +34,7 @@ from unlora.registry import unknown
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 DTYPES = ("auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16")
+OWN_DATA = ("forget", "retain", "holdout")  # data.* that may be a file, to be evaluated on
 DEVICE_MAP = re.compile(r"auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:\d+)?")
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -289,6 +291,7 @@ class ModelSection(Section):
     use_lora: bool = False
     lora_config: LoraKeys
     lineage: Literal["auto", "stack", "merge", "continue"] = "auto"
+    as_trained: bool = False  # what is not set is as the model was trained: unlora.model.as_trained
     targets: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -338,6 +341,9 @@ class Config(Section):
     collator: dict[str, CollatorKeys] = Field(default_factory=dict)
     eval: dict[str, dict[str, Any]] = Field(default_factory=dict)
     seed: int = 0
+    # of an evaluation: print what would be asked and stop; what is printed while it runs
+    plan: bool = False
+    output: Literal["lines", "quiet", "json"] = "lines"
     # named once in an experiment, used in several places of it
     forget_split: str | None = None
     retain_split: str | None = None
@@ -357,6 +363,8 @@ def read(cfg: Mapping[str, Any]) -> Config:
     content = plain(cfg)
     if isinstance(content.get("model"), Mapping):
         content["model"] = _with_lora_default(content["model"])
+    if isinstance(content.get("data"), Mapping):
+        content["data"] = _without_files(content["data"], content)
     config = _checked(Config, content)
     wrong = list(_contradictions(config))
     if wrong:
@@ -410,17 +418,62 @@ def _missing(content: Any, above: str = "") -> Iterator[str]:
 
 
 @cache
-def _lora_default() -> Mapping[str, Any]:
-    text = resources.files("unlora.configs").joinpath("lora/default.yaml").read_text("utf-8")
-    default: Any = OmegaConf.to_container(OmegaConf.create(text))
-    return default
+def shipped(file: str) -> Mapping[str, Any]:
+    """What one of our configs without references to others says, e.g. ``lora/default.yaml``."""
+    text = resources.files("unlora.configs").joinpath(file).read_text("utf-8")
+    content: Any = OmegaConf.to_container(OmegaConf.create(text))
+    return content
 
 
 def _with_lora_default(model: Mapping[str, Any]) -> dict[str, Any]:
     given = model.get("lora_config")
     if given is None or isinstance(given, Mapping):
-        given = {**_lora_default(), **(given or {})}
+        given = {**shipped("lora/default.yaml"), **(given or {})}
     return {**model, "lora_config": given}
+
+
+def _without_files(data: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """The section ``data`` without the files of the user's that an evaluation asks about.
+
+    The suite ``own`` refers to them in its own section.
+
+    Raises:
+        InputError: they are no files, or nothing is evaluated on them.
+    """
+    evaluates = content.get("mode") == "eval"
+    files = {key: data[key] for key in data if isinstance(data[key], str) and key != "anchor"}
+    if evaluates:
+        files |= {key: data[key] for key in OWN_DATA if key in data}
+    wrong = []
+    for key, file in files.items():
+        if not evaluates:
+            wrong.append(
+                f"data.{key} is {file!r} (text): files are for `unlora eval`. To train on one, "
+                f"choose a data set with data/datasets@data.{key}=NAME and set "
+                f"data.{key}.NAME.args.hf_args.path={file}"
+            )
+        elif key not in OWN_DATA:
+            wrong.append(unknown("key of data in an evaluation", key, OWN_DATA))
+        elif file is not None and "own" not in (content.get("eval") or {}):
+            wrong.append(f"data.{key} is set, but the suite own is not chosen. Give eval=own.")
+        elif file is not None and (mistake := _file_mistake(file)):
+            wrong.append(f"data.{key} is {file!r}{mistake}")
+    if wrong:
+        raise InputError("\n".join(wrong))
+    return {key: value for key, value in data.items() if key not in files}
+
+
+def _file_mistake(file: Any) -> str | None:
+    if not isinstance(file, str):
+        return "; it must be one file of questions and answers."
+    path = Path(file)
+    if path.is_dir():
+        return ", which is a folder. Give one file: .jsonl, .json, .csv or .parquet."
+    if path.is_file():
+        return None
+    others = [other.name for other in path.parent.glob("*")]
+    near = difflib.get_close_matches(path.name, others, n=1)
+    return ", but there is no such file." + (f" Did you mean {near[0]!r}?" if near else "")
 
 
 def _contradictions(config: Config) -> list[str]:

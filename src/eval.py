@@ -1,6 +1,10 @@
 """Evaluate a model: ``python src/eval.py experiment=eval/tofu/default task_name=mine``."""
 
+import json
 import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 logger = logging.getLogger("unlora.eval")
@@ -9,8 +13,10 @@ logger = logging.getLogger("unlora.eval")
 def run(cfg: Any) -> dict[str, float]:
     """Evaluate the model of the config with every suite of its section ``eval``.
 
+    The model is loaded only if something must be asked that is not known of it yet.
+
     Returns:
-        metric -> value, over all suites.
+        metric -> value, over all suites; nothing where only the plan is wanted.
 
     Raises:
         InputError: something in the config or the data can be put right by its writer.
@@ -19,29 +25,86 @@ def run(cfg: Any) -> dict[str, float]:
 
     config = read(cfg)
 
-    from unlora.evals import build_suites, check
-    from unlora.model import get_model, load_tokenizer
+    from unlora import references
+    from unlora.evals import Subject, Suite, build_suites, evaluate_all
+    from unlora.evals.logs import intervals
+    from unlora.evals.processes import joined
+    from unlora.evals.subject import NO_ADAPTERS
+    from unlora.model import as_trained, get_model, load_args, load_tokenizer
     from unlora.model.guards import evaluation_is_pure
-    from unlora.run import Run
+    from unlora.model.identity import identities
+    from unlora.model.lineage import Lineage
+    from unlora.run import Run, is_main_process
 
-    check(config.eval)
-    suites = build_suites(
-        config.eval,
-        tokenizer=load_tokenizer(config.model),
-        template_args=config.model.template_args,
-        datasets_dir=config.paths.datasets_dir,
-    )
-    folder = config.paths.output_dir
-    record = Run(folder, plain(cfg), kind="eval")
-    record.begin(fresh=False)
-    model, _ = get_model(config.model, trainable=False)
-    summary: dict[str, float] = {}
-    with evaluation_is_pure(model):
-        for suite in suites:
-            summary |= suite.evaluate(model, suite.output_dir)
-    record.finish(lineage=str(model.lineage), summary=summary)
+    if config.output != "lines":
+        logging.getLogger().setLevel(logging.WARNING)
+    config = config.model_copy(update={"model": as_trained(config.model)})
+    with ExitStack() as guard:
+        guard.enter_context(joined())
+        found = references.find(config)
+        suites = build_suites(
+            found.eval if config.plan else references.evaluated(config, found),
+            tokenizer=load_tokenizer(config.model),
+            template_args=config.model.template_args,
+            datasets_dir=config.paths.datasets_dir,
+            prepare=False,
+        )
+        lineage = Lineage.read(load_args(config.model)["pretrained_model_name_or_path"])
+        key, root_key = identities(config.model)
+
+        def load() -> Any:
+            model, _ = get_model(config.model, trainable=False)
+            guard.enter_context(evaluation_is_pure(model))
+            return model
+
+        subject = Subject(load, key, root_key, None if lineage.links else NO_ADAPTERS)
+        if config.plan:
+            print(as_text([row for s in suites if isinstance(s, Suite) for row in s.plan(subject)]))
+            for suite in suites:
+                reasons = suite.not_computable_for(subject) if isinstance(suite, Suite) else {}
+                for why in dict.fromkeys(reasons.values()):
+                    names = [name for name, reason in reasons.items() if reason == why]
+                    print(f"not computed: {', '.join(names)}: {why}")
+            return {}
+        folder = config.paths.output_dir
+        record = Run(folder, plain(cfg), kind="eval")
+        record.begin(fresh=False)
+        summary = evaluate_all(suites, subject, quiet=config.output != "lines")
+    record.finish(lineage=str(lineage), summary=summary)
+    if is_main_process():
+        if config.output == "json":
+            finite = {k: v if math.isfinite(v) else None for k, v in summary.items()}
+            print(json.dumps(finite))
+        elif config.output == "lines":
+            bounds = [intervals(s.output_dir, s.kind) for s in suites if isinstance(s, Suite)]
+            print(lines(summary, {name: b for one in bounds for name, b in one.items()}))
     logger.info("finished: %s", folder)
     return summary
+
+
+def lines(summary: Mapping[str, float], bounds: Mapping[str, tuple[float, float]]) -> str:
+    """One line for each metric: its value, and the 95 % interval where it has one."""
+    width = max(map(len, summary), default=0)
+    found = []
+    for name, value in sorted(summary.items()):
+        interval = "  [{:.4g}, {:.4g}]".format(*bounds[name]) if name in bounds else ""
+        found.append(f"{name:{width}}  {value:.6g}{interval}")
+    return "\n".join(found)
+
+
+def as_text(planned: Sequence[Mapping[str, Any]]) -> str:
+    """The plan of an evaluation as a table, with what is left to do in its last line."""
+    show: Callable[..., str] = "{:14} {:28} {:>7} {:>10}  {}".format
+    rows = [show("pass", "data", "rows", "tokens", "")]
+    for asked in planned:
+        kept = "kept from before" if asked["kept"] else ""
+        rows.append(
+            show(asked["pass"], asked["data"], asked["rows"], asked["tokens"], kept).rstrip()
+        )
+    new = [asked for asked in planned if not asked["kept"]]
+    totals = (sum(asked[column] for asked in new) for column in ("rows", "tokens"))
+    rows.append(show("to be run", f"{len(new)} of {len(planned)}", *totals, "").rstrip())
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":

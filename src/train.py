@@ -26,11 +26,12 @@ def run(cfg: Any) -> dict[str, float]:
     import torch
     from transformers import set_seed
 
+    from unlora import references
     from unlora.data import fingerprint, load_parts
     from unlora.data.chat import Chat
     from unlora.errors import InputError
-    from unlora.evals import build_suites, check
-    from unlora.model import check_model, get_model, load_args, load_tokenizer
+    from unlora.evals import build_suites, evaluate_all
+    from unlora.model import as_trained, check_model, get_model, load_args, load_tokenizer
     from unlora.model.guards import evaluation_is_pure
     from unlora.model.lora import describe_size
     from unlora.run import Run
@@ -50,21 +51,19 @@ def run(cfg: Any) -> dict[str, float]:
     )
 
     # everything that can be wrong without weights is found before they are loaded
+    config = config.model_copy(update={"model": as_trained(config.model)})
     folder, datasets_dir = config.paths.output_dir, config.paths.datasets_dir
     template_args = config.model.template_args
     loss = UnlearningLoss.build(config.trainer.handler, **config.trainer.method_args)
     plugins = Plugins.build(config.trainer.plugins, loss, use_lora=config.model.use_lora)
     dtype = load_args(config.model)["dtype"]
     args = training_arguments(config.trainer.args, output_dir=folder, dtype=dtype)
-    check(config.eval)
+    found = references.find(config)
     lineage = check_model(config.model)
     resume = checkpoint_to_resume(args, lineage)
-    record = Run(folder, plain(cfg))
+    record = Run(folder, plain(cfg) | {"model": dict(config.model)})
     refuse_own_model(folder, lineage)
     tokenizer = load_tokenizer(config.model)
-    suites = build_suites(
-        config.eval, tokenizer=tokenizer, template_args=template_args, datasets_dir=datasets_dir
-    )
     if config.trainer.needs_alternates and not config.data.get("alternate"):
         raise InputError(
             "This trainer learns other plausible answers, but data.alternate is not set. Make them "
@@ -76,7 +75,6 @@ def run(cfg: Any) -> dict[str, float]:
             f"{loss.handler} forgets when training is over; no checkpoint is the best. Leave out "
             "trainer.args.load_best_model_at_end."
         )
-    panels = choose_best_by(args, config.trainer.args, suites)
     needed = loss.parts
     if "retain" not in needed and (plugins.start is not None or loss.handler == "PerTA"):
         needed += ("retain",)  # they look at it once
@@ -88,6 +86,13 @@ def run(cfg: Any) -> dict[str, float]:
         datasets_dir=datasets_dir,
     )
     set_warmup(args, config.trainer.args, rows=len(parts))
+    suites = build_suites(
+        references.evaluated(config, found),
+        tokenizer=tokenizer,
+        template_args=template_args,
+        datasets_dir=datasets_dir,
+    )
+    panels = choose_best_by(args, config.trainer.args, suites)
 
     if not config.model.use_lora and dtype in (torch.bfloat16, torch.float16):
         logger.warning(
@@ -130,10 +135,8 @@ def run(cfg: Any) -> dict[str, float]:
     size = describe_size(model, Path(folder))
     logger.info("%s", size)
 
-    summary: dict[str, float] = {}
     with evaluation_is_pure(model):
-        for suite in suites:
-            summary |= suite.evaluate(model, Path(folder) / "evals")
+        summary = evaluate_all(suites, model, Path(folder) / "evals")
     if suites:
         guards.findings["evaluation is pure"] = "weights, modes and random state unchanged"
     record.finish(

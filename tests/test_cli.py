@@ -1,6 +1,8 @@
 """What users type is understood; what they mistype ends in one message and exit code 2."""
 
+import logging
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -50,6 +52,121 @@ def elsewhere(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_command_lines_are_normalised(typed, read):
     assert normalised(typed.split()) == read.split()
+
+
+PATH = "++model.model_args.pretrained_model_name_or_path="
+
+
+@pytest.mark.parametrize(
+    "typed, read",
+    [
+        ("model=saves/x", f"model=any {PATH}'saves/x'"),
+        ("@model=Qwen/Qwen2.5-0.5B", f"model=any {PATH}'Qwen/Qwen2.5-0.5B'"),
+        ("model=./x experiment=a/lora", f"model=any-lora {PATH}'./x' experiment=a/lora"),
+        ("experiment=a/lora.yaml model=~/x", f"experiment=a/lora model=any-lora {PATH}'/home/x'"),
+        ("model=a/b,c/d -m", f"-m model=any {PATH}'a/b','c/d'"),
+        ("model=mine", f"model=any {PATH}'mine'"),
+        ("model=pocket", "model=pocket"),  # a config, though there is such a folder, too
+        ("model=pocket.yaml", "model=pocket"),
+        ("model=pocket,a/b -m", "-m model=pocket,a/b"),
+        ("model=other", "model=other"),
+        ("model=choice(a/b,c/d)", "model=choice(a/b,c/d)"),
+    ],
+)
+def test_a_model_may_be_given_by_its_path(elsewhere, monkeypatch, typed, read):
+    monkeypatch.setenv("HOME", "/home")
+    for name in ("mine", "pocket"):
+        (elsewhere / name).mkdir()
+    assert normalised(typed.split()) == read.split()
+
+
+@pytest.mark.parametrize("name", ["it's, (a) =b", "back\\slash", "\\'", "end\\", "тест {x}"])
+def test_a_path_may_have_any_signs(elsewhere, name):
+    (elsewhere / name).mkdir()
+    (elsewhere / f"{name}.csv").write_text("question,answer\n")
+    seen = []
+    launch(seen.append, "eval", [f"model={name}", f"data.forget={name}.csv"])
+    (cfg,) = seen
+    assert cfg.model.model_args.pretrained_model_name_or_path == name
+    assert cfg.data.forget == f"{name}.csv"
+    assert re.fullmatch(r"eval_[\w.-]+", cfg.task_name)
+
+
+@pytest.mark.parametrize(
+    "typed, task_name",
+    [
+        ("model=saves/unlearn/mine/", "eval_mine"),
+        ("model=saves/unlearn/mine/checkpoint-20", "eval_mine_checkpoint-20"),
+        ("model=saves/unlearn/NPO/0", "eval_NPO_0"),
+        ("model=Qwen/Qwen2.5-0.5B", "eval_Qwen2.5-0.5B"),
+        ("model=pocket", "eval_pocket"),
+        ("model=a/b task_name=c", "c"),
+        ("model=a/b experiment=eval/own/default", "eval_own"),
+    ],
+)
+def test_own_data_need_no_experiment_and_no_name(elsewhere, typed, task_name):
+    (elsewhere / "my.csv").write_text("question,answer\n")
+    seen = []
+    launch(seen.append, "eval", ["data.forget=my.csv", *typed.split()])
+    assert seen[0].task_name == task_name and list(seen[0].eval) == ["own"]
+
+
+WRONG_EVALUATIONS = {
+    "no such file": ("model=a/b data.forget=mi.csv", "no such file. Did you mean 'my.csv'?"),
+    "a folder": ("model=a/b data.forget=folder", "'folder', which is a folder. Give one file"),
+    "no file": ("model=a/b data.forget=5", "it must be one file of questions and answers."),
+    "no data": ("model=a/b", "Or evaluate on your own data: data.forget=FILE."),
+    "no model": ("data.forget=my.csv", "model is missing. Give model=PATH"),
+    "unknown model": ("data.forget=my.csv model=pocket-lroa", "Did you mean 'pocket-lora'?"),
+    "no path": ("data.forget=my.csv model=any", "pretrained_model_name_or_path has no value"),
+    "no forget data": ("model=a/b data.retain=my.csv", "data.forget has no value."),
+    "two kinds of data": ("experiment=eval/tofu/lora data.forget=my.csv", "Give one of them."),
+    "unknown data": ("model=a/b data.forget=my.csv data.holdot=x", "Did you mean 'holdout'?"),
+    "another suite": ("model=a/b data.forget=my.csv eval=tofu", "Give eval=own."),
+}
+
+
+@pytest.mark.parametrize("typed, said", WRONG_EVALUATIONS.values(), ids=WRONG_EVALUATIONS)
+def test_wrong_own_data_are_one_sentence(elsewhere, typed, said, capsys):
+    from unlora.config import read
+
+    (elsewhere / "my.csv").write_text("question,answer\n")
+    (elsewhere / "folder").mkdir()
+    with pytest.raises(SystemExit) as exit_:
+        launch(read, "eval", typed.split())
+    assert exit_.value.code == 2
+    out, err = capsys.readouterr()
+    assert said in err and out == ""
+    assert all(line.endswith((".", "?", "=...")) for line in err.splitlines())
+
+
+@pytest.mark.parametrize(
+    "flag, key, value",
+    [("--plan", "plan", True), ("--json", "output", "json"), ("--quiet", "output", "quiet")],
+)
+def test_flags_of_an_evaluation_belong_to_it_alone(flag, key, value, capsys):
+    seen = []
+    launch(lambda cfg: seen.append(cfg[key]), "eval", ["experiment=eval/wmdp/lora", flag])
+    assert seen == [value]
+    main(["eval", "--help"])
+    assert f"\n    {flag} " in capsys.readouterr().out
+    for command in ("train", "unlearn", "alternates", "study"):
+        with pytest.raises(SystemExit) as exit_:
+            main([command, flag])
+        assert exit_.value.code == 2
+        assert f"{flag} is a flag of `unlora eval`" in capsys.readouterr().err
+        main([command, "--help"])
+        assert f"\n    {flag} " not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag, stream", [("--json", "err"), ("--quiet", "err"), (None, "out")])
+def test_stdout_is_for_the_result_where_that_is_asked_for(flag, stream, capsys):
+    def run(cfg):
+        logging.getLogger("unlora.test").warning("by the way")
+
+    launch(run, "eval", ["experiment=eval/wmdp/lora", *([flag] if flag else [])])
+    said = capsys.readouterr()._asdict()
+    assert said.pop(stream) == "by the way\n" and set(said.values()) == {""}
 
 
 DOCUMENTED = [
@@ -122,6 +239,7 @@ WRONG = {
     "several values in one run": (f"{LORA} task_name=a,b", "need --multirun"),
     "group chosen twice": (f"{LORA} +trainer=NPO", "Write trainer=NAME, without the +."),
     "suite not chosen": (f"{LORA} eval.muse.batch_size=1", "Give eval=muse."),
+    "a file to forget": (f"{LORA} data.forget=my.csv", "data.forget.NAME.args.hf_args.path=my.csv"),
     "no such folder": (f"{LORA} --config-dir=nowhere", "nowhere"),
     "no published target": ("experiment=unlearn/tofu/default model=pocket", "Fine-tune one"),
 }  # fmt: skip

@@ -23,7 +23,18 @@ EXPERIMENTS = sorted(
     for file in (CONFIGS / "experiment").rglob("*.yaml")
     if "study" not in file.parts
 )
-MODELS = sorted(file.stem for file in (CONFIGS / "model").glob("*.yaml"))
+# the experiments of benchmarks, and the one that needs a model and data of the user's
+OWN = "eval/own/default"
+BENCHMARKS = [experiment for experiment in EXPERIMENTS if experiment != OWN]
+NEEDED = {
+    OWN: (
+        f"data.forget='{Path(__file__)}'",
+        "model.model_args.pretrained_model_name_or_path=owner/name",
+    )
+}
+MODELS = sorted(
+    file.stem for file in (CONFIGS / "model").glob("*.yaml") if not file.stem.startswith("any")
+)
 PLUGINS = sorted(file.stem for file in (CONFIGS / "plugin").glob("*.yaml"))
 TRAINERS = sorted(file.stem for file in (CONFIGS / "trainer").glob("*.yaml"))
 PROMISED_LORA = {
@@ -62,7 +73,7 @@ def config_of(experiment: str, *overrides: str):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_is_complete(experiment):
-    config = config_of(experiment)
+    config = config_of(experiment, *NEEDED.get(experiment, ()))
     kind = experiment.split("/")[0]
     assert config.mode == kind
     assert config.paths.output_dir == f"./saves/{kind}/{config.task_name}"
@@ -83,7 +94,7 @@ def test_every_experiment_is_complete(experiment):
             assert data_set["handler"] in HANDLERS
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", BENCHMARKS)
 def test_weights_and_tokenizer_belong_together(experiment):
     model = config_of(experiment).model
     weights = model.model_args["pretrained_model_name_or_path"]
@@ -94,7 +105,7 @@ def test_weights_and_tokenizer_belong_together(experiment):
 
 
 def test_task_names_are_distinct():
-    names = [config_of(experiment).task_name for experiment in EXPERIMENTS]
+    names = [config_of(x, *NEEDED.get(x, ())).task_name for x in EXPERIMENTS]
     assert len(set(names)) == len(names)
 
 
@@ -145,6 +156,26 @@ def test_every_model_composes(model):
     assert (config.template_args, config.lora_config) == (plain.template_args, plain.lora_config)
 
 
+@pytest.mark.parametrize("model", ["any", "any-lora"])
+def test_any_model_brings_its_own_settings(model):
+    path = "model.model_args.pretrained_model_name_or_path=owner/name"
+    section = config_of("unlearn/wmdp/lora", f"model={model}", path).model
+    assert section.as_trained and section.use_lora == model.endswith("-lora")
+    assert (section.template_args, section.tokenizer_args) == ({}, {})
+    assert section.model_args["device_map"] == "auto" and "torch_dtype" not in section.model_args
+    assert not config_of("unlearn/wmdp/lora").model.as_trained
+
+
+def test_the_figures_on_own_data_are_those_of_tofu_by_name_and_definition():
+    own, tofu = (
+        config_of(x, *NEEDED.get(x, ())).eval[x.split("/")[1]] for x in (OWN, "eval/tofu/default")
+    )
+    alike = own["metrics"].keys() & tofu["metrics"].keys()
+    assert len(alike) > 30
+    for name in alike - {"collapsed"}:
+        assert own["metrics"][name] == tofu["metrics"][name]
+
+
 @pytest.mark.parametrize("sign", ["", "++"])
 def test_lora_is_a_choice_for_a_model_without_it(sign):
     override = f"{sign}model.use_lora=true"
@@ -157,7 +188,11 @@ def test_fused_projections_have_targets_of_their_own():
     assert "qkv_proj" in targets["target_modules"] and "q_proj" not in targets["target_modules"]
 
 
-UNLEARNING = [name for name in EXPERIMENTS if name.startswith("unlearn/") and "idk" not in name]
+UNLEARNING = [
+    name
+    for name in EXPERIMENTS
+    if name.startswith("unlearn/") and name.endswith(("/default", "/lora"))
+]
 
 
 WITHOUT_SUITE = {

@@ -1,6 +1,7 @@
 """Tiny models, data and tokenizers that the tests make themselves."""
 
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 from transformers import (
@@ -44,6 +45,16 @@ def qwen2(*, tied: bool = True, seed: int = 0, **shape):
     """A random Qwen2, tied like the real ones up to 3B."""
     torch.manual_seed(seed)
     return Qwen2ForCausalLM(Qwen2Config(**{**SHAPE, **shape}, tie_word_embeddings=tied))
+
+
+def adapted(model=None, *, seed: int = 0, **lora):
+    """A model with an adapter that does something."""
+    model = get_peft_model(model or llama(), LoraConfig(**{**LORA, **lora}))
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(std=0.1, generator=generator)
+    return model
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

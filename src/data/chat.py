@@ -7,6 +7,8 @@ The answer and exactly one end token are scored. The border is found by characte
 whole text, tokenised once, so a merge across the border hides no answer token.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,6 +85,18 @@ class Chat:
             )
         return self.tokenizer.eos_token_id
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of all that decides how a text becomes tokens: tokenizer and template."""
+        parts = (
+            self.tokenizer.backend_tokenizer.to_str(),
+            str(self.tokenizer.chat_template),
+            json.dumps(dict(self.template_args), sort_keys=True, default=str),
+            self._prompt_text("Q", ()),  # a template may write today's date
+            str(self.end_id),
+        )
+        return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
     def encode(
         self,
         question: str,
@@ -102,23 +116,42 @@ class Chat:
         Raises:
             InputError: the answer is empty, so there is nothing to score.
         """
-        if not answer.strip():
-            raise InputError(f"The answer to {question!r} is empty; there is nothing to score.")
-        prompt = self._prompt_text(question, examples)
+        return self.encode_all([(question, answer)], max_length=max_length, examples=examples)[0]
+
+    def encode_all(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        max_length: int = 512,
+        examples: Sequence[tuple[str, str]] = (),
+    ) -> list[Encoded]:
+        """:meth:`encode` of many questions and answers, which is faster than one by one."""
+        for question, answer in pairs:
+            if not answer.strip():
+                raise InputError(f"The answer to {question!r} is empty; there is nothing to score.")
+        if not pairs:
+            return []
+        questions = dict.fromkeys(question for question, _ in pairs)
+        prompts = {question: self._prompt_text(question, examples) for question in questions}
         encoding = self.tokenizer(
-            prompt + answer,
+            [prompts[question] + answer for question, answer in pairs],
             add_special_tokens=not self._uses_template,
             return_offsets_mapping=True,
         )
-        ids = list(encoding.input_ids)
-        offsets = list(encoding.offset_mapping)
-        while ids and ids[-1] == self.tokenizer.eos_token_id and offsets[-1][0] == offsets[-1][1]:
-            ids.pop(), offsets.pop()  # some tokenizers end every text themselves
-        bos = self.tokenizer.bos_token_id
-        if len(ids) > 1 and bos is not None and ids[0] == ids[1] == bos:
-            ids, offsets = ids[1:], offsets[1:]  # the text brought its own
-        start = next(i for i, (_, end) in enumerate(offsets) if end > len(prompt))
-        return _fit(ids[:start], [*ids[start:], self.end_id], max_length, bos)
+        eos, bos, end = self.tokenizer.eos_token_id, self.tokenizer.bos_token_id, self.end_id
+        encoded = []
+        for (question, _), found, places in zip(
+            pairs, encoding.input_ids, encoding.offset_mapping, strict=True
+        ):
+            ids, offsets = list(found), list(places)
+            while ids and ids[-1] == eos and offsets[-1][0] == offsets[-1][1]:
+                ids.pop(), offsets.pop()  # some tokenizers end every text themselves
+            if len(ids) > 1 and bos is not None and ids[0] == ids[1] == bos:
+                ids, offsets = ids[1:], offsets[1:]  # the text brought its own
+            length = len(prompts[question])
+            start = next(i for i, (_, until) in enumerate(offsets) if until > length)
+            encoded.append(_fit(ids[:start], [*ids[start:], end], max_length, bos))
+        return encoded
 
     def prompt(self, question: str, *, examples: Sequence[tuple[str, str]] = ()) -> list[int]:
         """What generation continues: the unscored beginning of :meth:`encode`."""

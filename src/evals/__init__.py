@@ -3,17 +3,22 @@
     config -> requests -> questions (pass, data) -> records -> metrics -> log
 
 A metric declares by its signature what it needs (:mod:`unlora.evals.metrics`); the plan asks each
-question once (:mod:`unlora.evals.plan`); only the passes call a model (:mod:`unlora.evals.passes`).
+question once (:mod:`unlora.evals.plan`); answers are kept on disk (:mod:`unlora.evals.answers`);
+only the passes call a model (:mod:`unlora.evals.passes`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from unlora.errors import InputError
 from unlora.evals.harness import HANDLER, HarnessSuite, check_harness
+from unlora.evals.progress import Bar
+from unlora.evals.subject import Subject
 from unlora.evals.suite import KINDS, Suite, check_suite
 from unlora.registry import unknown
 
@@ -45,13 +50,15 @@ def build_suites(
     tokenizer: PreTrainedTokenizerBase,
     template_args: Mapping[str, Any],
     datasets_dir: str | None = None,
+    prepare: bool = True,
 ) -> list[Suite | HarnessSuite]:
-    """The suites of a config, their data read and tokenised.
+    """The suites of a config, their data read.
 
     Args:
         eval_config: the section ``eval``: name -> ``handler`` and its settings.
         template_args: how the model is asked, see :class:`unlora.data.chat.Chat`.
         datasets_dir: folder with local copies of hub data sets.
+        prepare: make the data into tokens now, and not when they are first asked about.
 
     Raises:
         InputError: something in the config or the data is wrong; no model was called yet.
@@ -64,6 +71,9 @@ def build_suites(
         else Suite(name, config, datasets_dir=datasets_dir, **common)
         for name, config in eval_config.items()
     ]
+    for suite in suites:
+        if prepare and isinstance(suite, Suite):
+            suite.prepare()
     for one, other in combinations(suites, 2):
         if shared := one.metrics.keys() & other.metrics.keys():
             raise InputError(
@@ -73,4 +83,30 @@ def build_suites(
     return suites
 
 
-__all__ = ["HarnessSuite", "Suite", "build_suites", "check"]
+def evaluate_all(
+    suites: Sequence[Suite | HarnessSuite],
+    model: nn.Module | Subject,
+    folder: str | Path | None = None,
+    *,
+    quiet: bool = False,
+) -> dict[str, float]:
+    """Evaluate a model with every suite, under one bar.
+
+    Args:
+        folder: where the logs go; where each suite's config says without it.
+
+    Returns:
+        metric -> value, over all suites.
+    """
+    summary: dict[str, float] = {}
+    with Bar(quiet=quiet) as bar:
+        for suite in suites:
+            place = suite.output_dir if folder is None else Path(folder)
+            if isinstance(suite, HarnessSuite):
+                summary |= suite.evaluate(Subject.of(model).model, place, bar=bar)
+            else:
+                summary |= suite.evaluate(model, place, bar=bar)
+    return summary
+
+
+__all__ = ["HarnessSuite", "Subject", "Suite", "build_suites", "check", "evaluate_all"]

@@ -1,4 +1,9 @@
-"""Multiple-choice benchmarks (WMDP, MMLU) through lm-evaluation-harness, an optional package."""
+"""Multiple-choice benchmarks (WMDP, MMLU) through lm-evaluation-harness, an optional package.
+
+The harness knows the tasks: data, prompts, choices, accuracy. The model is asked by our own pass,
+its adapter unmerged: shared out over the processes of a run, halved when memory runs out, and with
+the vocabulary computed at the scored tokens only.
+"""
 
 import importlib.util
 import logging
@@ -11,18 +16,32 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from unlora.errors import InputError
+from unlora.evals.harness_model import asked_by_our_pass, quiet
+from unlora.evals.harness_tasks import Tasks, load_tasks
 from unlora.evals.logs import write_log
+from unlora.evals.passes.asking import unwrapped
+from unlora.evals.passes.batches import rank_and_size
+from unlora.evals.progress import Bar
 from unlora.evals.records import Value
 from unlora.registry import unknown
 from unlora.run import is_main_process
 
 HANDLER, KIND = "LMEvalEvaluator", "LMEval"
 KEYS = ("handler", "output_dir", "overwrite", "tasks", "simple_evaluate_args")
+ARGS = (
+    "batch_size", "include_path", "num_fewshot", "limit", "samples", "bootstrap_iters",
+    "system_instruction", "apply_chat_template", "fewshot_as_multiturn", "gen_kwargs",
+    "cache_requests", "rewrite_requests_cache", "delete_requests_cache", "check_integrity",
+    "write_out", "random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed",
+    "confirm_run_unsafe_code", "metadata",
+)  # fmt: skip
 NOT_INSTALLED = "lm-eval is not installed. Run: pip install 'unlora[lm-eval]'"
+NORMAL_95 = 1.959963984540054  # 95 % of a normal distribution is within so many standard errors
 logger = logging.getLogger(__name__)
 
 
@@ -30,17 +49,40 @@ def check_harness(name: str, config: Mapping[str, Any]) -> None:
     """Refuse a config that the harness could not run.
 
     Raises:
-        InputError: an unknown key, or no tasks.
+        InputError: everything that is wrong, in one message.
     """
-    for key in config:
-        if key not in KEYS:
-            raise InputError(unknown(f"key of eval.{name}", key, KEYS))
-    if not config.get("tasks") or isinstance(config["tasks"], str):
-        raise InputError(f"eval.{name}.tasks must be a list of tasks, e.g. [wmdp_cyber, mmlu].")
+    args = config.get("simple_evaluate_args") or {}
+    wrong = [unknown(f"key of eval.{name}", key, KEYS) for key in config if key not in KEYS]
+    tasks = config.get("tasks")
+    if not isinstance(tasks, Sequence) or isinstance(tasks, str) or not tasks:
+        wrong.append(f"eval.{name}.tasks must be a list of tasks, e.g. [wmdp_cyber, mmlu].")
+    elif others := [task for task in tasks if not isinstance(task, str)]:
+        wrong.append(f"eval.{name}.tasks holds {others[0]!r}; a task is given by its name.")
+    for key in args:
+        if key == "use_cache":
+            wrong.append(
+                f"eval.{name}.simple_evaluate_args.use_cache keeps answers by question alone, and "
+                "would give one model those of another. Leave it out."
+            )
+        elif key not in ARGS:
+            wrong.append(unknown(f"key of eval.{name}.simple_evaluate_args", key, ARGS))
+    size = args.get("batch_size")
+    if size not in (None, "auto") and (type(size) is not int or size < 1):
+        wrong.append(
+            f"eval.{name}.simple_evaluate_args.batch_size is {size!r}; it must be a number above "
+            "0, or auto."
+        )
+    for folder in _folders(config):
+        if not Path(folder).is_dir():
+            wrong.append(
+                f"eval.{name}.simple_evaluate_args.include_path: there is no folder {folder!r}."
+            )
+    if wrong:
+        raise InputError("\n".join(wrong))
 
 
 class HarnessSuite:
-    """Tasks of the harness. The model is handed over as it is, adapter unmerged."""
+    """Tasks of the harness, found and their data read here, before there is a model."""
 
     def __init__(
         self,
@@ -52,9 +94,16 @@ class HarnessSuite:
     ):
         check_harness(name, config)
         self.name, self.config, self.tokenizer = name, config, tokenizer
-        self.uses_template = bool(template_args.get("apply_chat_template"))
-        for metric, why in self.not_computable.items():
-            logger.warning("%s: %s will not be computed: %s", name, metric, why)
+        self.batch_size = (config.get("simple_evaluate_args") or {}).get("batch_size")
+        self.args = self._simple_evaluate_args(template_args)
+        date = template_args.get("date_string")
+        self.template_args = {"date_string": date} if date else {}
+        self.missing = _why_unusable()
+        self.tasks: Tasks | None = None
+        if self.missing:
+            logger.warning("%s: nothing will be computed: %s", name, self.missing)
+        else:
+            self.tasks = load_tasks(name, config["tasks"], _folders(config))
 
     @property
     def output_dir(self) -> Path:
@@ -69,9 +118,7 @@ class HarnessSuite:
     @property
     def not_computable(self) -> dict[str, str]:
         """The metrics that will have no value, whatever the model says -> why."""
-        if importlib.util.find_spec("lm_eval"):
-            return {}
-        return {f"{task}/acc": NOT_INSTALLED for task in self.config["tasks"]}
+        return {f"{task}/acc": self.missing for task in self.config["tasks"] if self.missing}
 
     def evaluate(
         self,
@@ -80,46 +127,132 @@ class HarnessSuite:
         *,
         panel: bool = False,
         also: Sequence[str] = (),
+        bar: Bar | None = None,
     ) -> dict[str, float]:
-        """Accuracy of each task, as ``<task>/acc``; nothing in a panel."""
+        """Accuracy of each task and group, as ``<task>/acc``; nothing in a panel.
+
+        NaN where the model's logits were not finite on a question: lm-eval alone would take the
+        first choice there, and so report chance.
+        """
         if panel:
             return {}
         if output_dir is not None:
             log = Path(output_dir) / f"{KIND}_EVAL.json"
             if not self.config.get("overwrite", True) and log.exists():
                 raise InputError(f"{log} is there. Set eval.{self.name}.overwrite=true.")
-        values = self._values(model)
+        values = {name: Value.missing(why) for name, why in self.not_computable.items()}
+        if self.tasks:
+            with bar or Bar() as shown, _as_before(model):
+                values = self._values(unwrapped(model), self.tasks, shown)
         for name, value in values.items():
-            if value.not_computed:
-                logger.warning("%s: %s is not computed: %s", self.name, name, value.not_computed)
+            if why := value.not_computed or value.not_scored:
+                logger.warning("%s: %s is not computed: %s", self.name, name, why)
         if output_dir is not None and is_main_process():
             write_log(Path(output_dir), KIND, values)
         return {name: value.value for name, value in values.items() if not value.not_computed}
 
-    def _values(self, model: nn.Module) -> dict[str, Value]:
-        tasks = list(self.config["tasks"])
-        try:
-            from lm_eval import simple_evaluate
-            from lm_eval.models.huggingface import HFLM
-            from lm_eval.tasks import TaskManager
-        except ImportError as error:
-            missing = isinstance(error, ModuleNotFoundError) and error.name == "lm_eval"
-            reason = NOT_INSTALLED if missing else f"lm-eval cannot be imported: {error}"
-            return {f"{task}/acc": Value.missing(reason) for task in tasks}
-        args = dict(self.config.get("simple_evaluate_args") or {})
-        batch_size = args.pop("batch_size", 16)
-        folder = args.pop("include_path", None)
-        if args.get("apply_chat_template") is None:
-            args["apply_chat_template"] = self.uses_template
-        with _as_before(model):
-            found = simple_evaluate(
-                model=HFLM(pretrained=model, tokenizer=self.tokenizer, batch_size=batch_size),
-                tasks=tasks,
-                task_manager=TaskManager(include_path=folder),
-                log_samples=False,
-                **args,
+    def _simple_evaluate_args(self, template_args: Mapping[str, Any]) -> dict[str, Any]:
+        """What lm-eval's ``simple_evaluate`` is told; what is null is as the model's template."""
+        given = dict(self.config.get("simple_evaluate_args") or {})
+        for ours in ("batch_size", "include_path"):
+            given.pop(ours, None)
+        if given.get("apply_chat_template") is None:
+            given["apply_chat_template"] = bool(template_args.get("apply_chat_template"))
+        if given["apply_chat_template"] and not self.tokenizer.chat_template:
+            raise InputError(
+                f"eval.{self.name}: apply_chat_template is true, but the tokenizer "
+                f"{self.tokenizer.name_or_path!r} has no chat template. Set eval.{self.name}."
+                "simple_evaluate_args.apply_chat_template=false."
             )
-        return _read(found)
+        if given["apply_chat_template"] and given.get("system_instruction") is None:
+            given["system_instruction"] = template_args.get("system_prompt")
+        return given
+
+    def _values(self, model: Any, tasks: Tasks, bar: Bar) -> dict[str, Value]:
+        from lm_eval import simple_evaluate
+
+        lm = asked_by_our_pass(
+            model, self.tokenizer, batch_size=self.batch_size, kind=KIND, bar=bar,
+            template_args=self.template_args,
+        )  # fmt: skip
+        with quiet("lm_eval", logging.WARNING):  # it tells every step
+            found = simple_evaluate(
+                model=lm,
+                tasks=tasks.asked,
+                task_manager=tasks.manager,
+                log_samples=True,
+                **self.args,
+            )
+        # every process has asked, but only the first of each machine is told the result
+        values = [values_of(found) if found else None]
+        if rank_and_size()[1] > 1:
+            dist.broadcast_object_list(values, src=0)
+        assert values[0] is not None
+        return values[0]
+
+
+def values_of(found: Mapping[str, Any]) -> dict[str, Value]:
+    """``acc,none`` of a task or group, as lm-eval gives it -> ``<task>/acc``."""
+    values = {}
+    dead = _dead(found)
+    for task, numbers in {**found["results"], **found.get("groups", {})}.items():
+        for key, number in numbers.items():
+            metric, _, kept = key.partition(",")
+            if not kept or metric.endswith("_stderr") or not isinstance(number, (int, float)):
+                continue
+            name = f"{task}/{metric}" if kept == "none" else f"{task}/{metric},{kept}"
+            asked = f"{numbers['sample_len']} questions" if "sample_len" in numbers else None
+            if dead[task]:
+                values[name] = Value(float("nan"), unscored=dead[task], note=asked)
+            else:
+                interval = _interval(metric, number, numbers.get(f"{metric}_stderr,{kept}"))
+                values[name] = Value(float(number), interval=interval, note=asked)
+    return values
+
+
+def _dead(found: Mapping[str, Any]) -> dict[str, int]:
+    """Of each task and group, on how many questions a log-likelihood is not finite."""
+    of_task = {
+        task: {one["doc_id"] for one in samples if not all(map(_is_finite, one["filtered_resps"]))}
+        for task, samples in found.get("samples", {}).items()
+    }
+
+    def count(name: str) -> int:
+        members = found.get("group_subtasks", {}).get(name, ())
+        return len(of_task.get(name, ())) + sum(map(count, members))
+
+    return {name: count(name) for name in {**found["results"], **found.get("groups", {})}}
+
+
+def _is_finite(response: Any) -> bool:
+    """A log-likelihood comes with whether it is the greedy answer; text is always there."""
+    number = response[0] if isinstance(response, (tuple, list)) and response else response
+    return not isinstance(number, float) or math.isfinite(number)
+
+
+def _interval(metric: str, value: float, error: Any) -> tuple[float, float] | None:
+    """95 % interval from a standard error; lm-eval writes N/A where there is none."""
+    if not isinstance(error, (int, float)) or not math.isfinite(error):
+        return None
+    low, high = value - NORMAL_95 * error, value + NORMAL_95 * error
+    return (max(0.0, low), min(1.0, high)) if metric.startswith("acc") else (low, high)
+
+
+def _folders(config: Mapping[str, Any]) -> list[str]:
+    given = (config.get("simple_evaluate_args") or {}).get("include_path") or []
+    return [str(given)] if isinstance(given, (str, Path)) else [str(folder) for folder in given]
+
+
+def _why_unusable() -> str | None:
+    """Why the package cannot be used, where that is so."""
+    try:
+        import lm_eval.models.huggingface
+        import lm_eval.tasks  # noqa: F401
+    except ImportError as error:
+        if importlib.util.find_spec("lm_eval") is None:
+            return NOT_INSTALLED
+        return f"lm-eval cannot be imported: {error}"
+    return None
 
 
 @contextmanager
@@ -138,16 +271,3 @@ def _as_before(model: nn.Module) -> Iterator[None]:
         torch.set_rng_state(cpu)
         if devices:
             torch.cuda.set_rng_state_all(devices)
-
-
-def _read(found: Mapping[str, Any]) -> dict[str, Value]:
-    """``acc,none`` of a task or group -> ``<task>/acc``."""
-    values = {}
-    for task, numbers in {**found["results"], **found.get("groups", {})}.items():
-        for key, number in numbers.items():
-            name, _, filtered = key.partition(",")
-            is_number = isinstance(number, (int, float)) and not name.endswith("_stderr")
-            if filtered and is_number and math.isfinite(number):
-                suffix = "" if filtered == "none" else f",{filtered}"
-                values[f"{task}/{name}{suffix}"] = Value(float(number))
-    return values

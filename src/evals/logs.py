@@ -5,7 +5,8 @@ the example as a string. Membership inference has such an entry for each of ``fo
 ``holdout`` beside its ``auc``. What has no value is null and says why: ``not_computed`` which
 reference or data are missing, ``not_scored`` that there was nothing to score or that the model's
 logits are not finite. ``unscored`` counts examples without a score, ``cut`` those that were cut to
-the maximal length.
+the maximal length. ``interval95`` is the 95 % bootstrap interval of a mean, ``note`` says in words
+what a reader should know.
 """
 
 import json
@@ -21,6 +22,14 @@ from unlora.evals.records import Value
 from unlora.registry import unknown
 from unlora.run import write_json
 
+# what stands in a log and not in an evaluation -> the key of the config that names the log
+KEYS = {"reference": "retain_logs_path", "target": "target_logs_path"}
+WHAT = {"retain_logs_path": "the retain model's", "target_logs_path": "the target's"}
+WHOSE = {
+    "retain_logs_path": "a model that never saw the forget data",
+    "target_logs_path": "the model before it was made to forget",
+}
+
 
 def write_log(folder: Path, kind: str, values: Mapping[str, Value]) -> None:
     """Write ``<kind>_EVAL.json`` and ``<kind>_SUMMARY.json``, each of them whole or not at all."""
@@ -34,8 +43,24 @@ def write_log(folder: Path, kind: str, values: Mapping[str, Value]) -> None:
     write_json(folder / f"{kind}_SUMMARY.json", summary)
 
 
-def find_log(path: str | Path, kind: str) -> Path:
+def intervals(folder: Path, kind: str) -> dict[str, tuple[float, float]]:
+    """The 95 % intervals of the log in a folder: metric -> lower and upper bound."""
+    try:
+        entries = json.loads((folder / f"{kind}_EVAL.json").read_text("utf-8"))
+    except OSError:
+        return {}
+    return {
+        name: (entry["interval95"][0], entry["interval95"][1])
+        for name, entry in entries.items()
+        if entry.get("interval95")
+    }
+
+
+def find_log(path: str | Path, kind: str, key: str = "retain_logs_path") -> Path:
     """The log file that a path stands for: the file itself, or the one of a run folder.
+
+    Args:
+        key: of the config, for the message.
 
     Raises:
         InputError: there is none.
@@ -48,58 +73,75 @@ def find_log(path: str | Path, kind: str) -> Path:
         if candidate.is_file():
             return candidate
     raise InputError(
-        f"retain_logs_path {str(path)!r} is not there. Give the {kind}_EVAL.json of a model that "
-        "never saw the forget data, or the run folder that holds it."
+        f"{key} {str(path)!r} is not there. Give the {kind}_EVAL.json of {WHOSE[key]}, or the run "
+        "folder that holds it."
         if not path.exists()
-        else f"retain_logs_path {str(path)!r} holds no {kind}_EVAL.json, neither directly nor in "
-        "evals/. Evaluate that model first, or give another folder."
+        else f"{key} {str(path)!r} holds no {kind}_EVAL.json, neither directly nor in evals/. "
+        "Evaluate that model first, or give another folder."
     )
 
 
-class RetainLog:
-    """The log of the model that was trained without the forget data.
+class Log:
+    """The log of another model: the one without the forget data, or the one before unlearning.
 
     Args:
         path: log file or run folder; None when there is no such model.
+        key: of the config, for messages.
+        advice: how to come by a log that is missing.
 
     Raises:
         InputError: it is not there, or it is no log.
     """
 
-    def __init__(self, path: str | Path | None, kind: str):
-        self.kind = kind
-        self.file = find_log(path, kind) if path else None
+    def __init__(
+        self,
+        path: str | Path | None,
+        kind: str,
+        key: str = "retain_logs_path",
+        advice: str | None = None,
+    ):
+        self.kind, self.key, self.advice = kind, key, advice
+        self.file = find_log(path, kind, key) if path else None
         self.entries: dict[str, Any] = {}
         if self.file:
             try:
                 self.entries = json.loads(self.file.read_text("utf-8"))
             except (ValueError, OSError) as error:
-                raise InputError(
-                    f"The retain log {str(self.file)!r} is not JSON: {error}"
-                ) from error
+                raise InputError(f"{key} {str(self.file)!r} is not JSON: {error}") from error
             if not isinstance(self.entries, dict) or not any(
                 isinstance(entry, dict) and "agg_value" in entry for entry in self.entries.values()
             ):
                 raise InputError(
-                    f"The retain log {str(self.file)!r} is no evaluation log: it has no entry with "
+                    f"{key} {str(self.file)!r} is no evaluation log: it has no entry with "
                     f"agg_value. Give a {kind}_EVAL.json."
                 )
+
+    @classmethod
+    def of(cls, which: str, config: Mapping[str, Any], kind: str) -> "Log":
+        """The log that a suite's config names for ``reference`` or ``target``.
+
+        A path that is still to be found (``auto``, or a model) stands for no log.
+        """
+        key = KEYS[which]
+        given = config.get(key)
+        if isinstance(given, Mapping):  # nothing was found for it
+            return cls(None, kind, key, given["advice"])
+        return cls(given, kind, key)
 
     def value(self, name: str) -> Value:
         """The retain model's value of a metric, or why there is none."""
         if self.file is None:
-            return Value.missing(
-                f"the retain model's {name} is missing. Evaluate a model that never saw the forget "
-                f"data and give its {self.kind}_EVAL.json as retain_logs_path"
+            advice = self.advice or (
+                f"Evaluate {WHOSE[self.key]} and give its {self.kind}_EVAL.json as {self.key}"
             )
+            return Value.missing(f"{WHAT[self.key]} log is missing. {advice}")
         if name not in self.entries:
             return Value.missing(
-                f"the retain log {self.file} has no entry {name}. "
-                f"{unknown('metric', name, self.entries)}"
+                f"the log {self.file} has no entry {name}. {unknown('metric', name, self.entries)}"
             )
         entry = self.entries[name]
         if not isinstance(entry, dict) or entry.get("agg_value") is None:
-            return Value.missing(f"the retain log {self.file} has no value for {name}")
+            return Value.missing(f"the log {self.file} has no value for {name}")
         return read_value(entry)
 
 
@@ -113,7 +155,13 @@ def read_value(entry: Mapping[str, Any]) -> Value:
         per_example = {part: _rows(entry[part]) for part in ("forget", "holdout") if part in entry}
     elif "value_by_index" in entry:
         per_example = _rows(entry)
-    return Value(_number(entry["agg_value"]), per_example, entry.get("unscored", 0))
+    interval = entry.get("interval95")
+    return Value(
+        _number(entry["agg_value"]),
+        per_example,
+        entry.get("unscored", 0),
+        interval=tuple(interval) if interval else None,
+    )
 
 
 def _rows(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -127,7 +175,13 @@ def _rows(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _entry(value: Value) -> dict[str, Any]:
     if value.not_computed:
         return {"agg_value": None, "not_computed": value.not_computed}
-    facts = {"not_scored": value.not_scored, "unscored": value.unscored, "cut": value.cut}
+    facts: dict[str, Any] = {
+        "not_scored": value.not_scored,
+        "unscored": value.unscored,
+        "cut": value.cut,
+        "interval95": value.interval and [_plain(bound) for bound in value.interval],
+        "note": value.note,
+    }
     facts = {key: fact for key, fact in facts.items() if fact}
     rows = value.per_example
     if isinstance(rows, Mapping):

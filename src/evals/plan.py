@@ -9,7 +9,23 @@ from unlora.evals.metrics import METRICS, Metric
 from unlora.evals.records import Value
 from unlora.registry import unknown
 
-PASSES = {"score": "score", "score_each": "score", "generate": "generate"}
+# where an input comes from -> the pass that answers it
+PASSES = {
+    "score": "score",
+    "score_each": "score",
+    "score_root": "score_root",
+    "hidden": "hidden",
+    "hidden_root": "hidden_root",
+    "gradient_norm": "gradient_norm",
+    "generate": "generate",
+    "reread": "reread",
+    "legible": "legible",
+}
+# a pass that looks at what another pass has found
+AFTER = {"reread": "generate", "legible": "generate"}
+LOGS = ("reference", "target")  # inputs that stand in a log, not in this evaluation
+Question = tuple[str, str]
+Why = Callable[[str, str], str | None]
 
 
 @dataclass(frozen=True)
@@ -19,7 +35,8 @@ class Request:
     Attributes:
         name: how the result is called in the log.
         handler: a name in ``METRICS``.
-        inputs: input of the metric -> the data set, or the other request(s), it comes from.
+        inputs: input of the metric -> the data set, or the other request(s), it comes from;
+            optional ones may be left out.
         settings: keyword arguments for the metric.
     """
 
@@ -34,11 +51,12 @@ class Request:
         return METRICS[self.handler]
 
     def sources(self) -> list[tuple[str, str]]:
-        """(where from, name) of every input, in the order of the metric's parameters."""
+        """(where from, name) of every input that is given, in the order of the parameters."""
         pairs = []
         for slot, kind in self.metric.inputs.items():
-            given = self.inputs[slot]
-            pairs += [(kind, given)] if isinstance(given, str) else [(kind, one) for one in given]
+            given = self.inputs.get(slot)
+            names = [given] if isinstance(given, str) else given or ()
+            pairs += [(kind, name) for name in names]
         return pairs
 
 
@@ -62,6 +80,8 @@ def read_request(name: str, config: Mapping[str, Any]) -> Request:
             )
     for slot, kind in metric.inputs.items():
         if slot not in inputs:
+            if slot in metric.optional:
+                continue
             raise InputError(f"Metric {name}: {handler} needs the input {slot!r} ({kind}).")
         if isinstance(inputs[slot], str) == (kind == "metrics"):
             wanted = "a list of names" if kind == "metrics" else "one name"
@@ -75,6 +95,10 @@ def read_request(name: str, config: Mapping[str, Any]) -> Request:
             raise InputError(f"Metric {name}: {unknown(key, value, allowed)}")
         if metric.settings[key] is float and not isinstance(value, (int, float)):
             raise InputError(f"Metric {name}: {key} is {value!r}; it must be a number.")
+        if key == "k" and not 0 < value <= 1:
+            raise InputError(
+                f"Metric {name}: k is {value!r}; it is a share of tokens, above 0 and at most 1."
+            )
     return Request(name, handler, inputs, settings, direction)
 
 
@@ -105,71 +129,84 @@ def needed(requests: Iterable[Request], names: Iterable[str]) -> list[Request]:
     return list(ordered.values())
 
 
-def questions(requests: Iterable[Request]) -> list[tuple[str, str]]:
-    """The (pass, data) pairs that must be run, each once, however many metrics use it."""
-    return sorted(
-        {
-            (PASSES[kind], source)
-            for request in requests
-            for kind, source in request.sources()
-            if kind in PASSES
-        }
-    )
+def questions(requests: Iterable[Request]) -> list[Question]:
+    """The (pass, data) pairs that must be run, each once, in an order in which they can be run."""
+    asked = {
+        (PASSES[kind], source)
+        for request in requests
+        for kind, source in request.sources()
+        if kind in PASSES
+    }
+    asked |= {(AFTER[name], source) for name, source in asked if name in AFTER}
+    order = list(dict.fromkeys(PASSES.values()))
+    return sorted(asked, key=lambda question: (order.index(question[0]), question[1]))
 
 
 def not_computable(
     requests: Sequence[Request],
-    reference: Callable[[str], Value],
-    missing: Mapping[str, str],
+    log: Callable[[str, str], Value],
+    missing: Why = lambda asked, data: None,
 ) -> dict[str, str]:
     """Requests that cannot be computed, whatever the model says -> why.
 
     Args:
         requests: each after what it needs.
+        log: ("reference" or "target", name of a metric) -> its value there.
+        missing: (pass, data) -> why it cannot be run, where that is so.
     """
     reasons: dict[str, str] = {}
     for request in requests:
-        for kind, source in request.sources():
-            known = missing if kind in PASSES else reasons
-            why = reference(source).not_computed if kind == "reference" else known.get(source)
-            if why:
-                reasons.setdefault(request.name, why)
+        for slot, kind in request.metric.inputs.items():
+            given = request.inputs.get(slot)
+            for source in [given] if isinstance(given, str) else given or ():
+                if kind in LOGS:
+                    why = log(kind, source).not_computed
+                elif kind in PASSES:
+                    why = missing(PASSES[kind], source)
+                else:
+                    why = reasons.get(source)
+                if why and slot not in request.metric.optional:
+                    reasons.setdefault(request.name, why)
     return reasons
 
 
 def evaluate(
     requests: Sequence[Request],
-    run: Callable[[str, str], Any],
-    reference: Callable[[str], Value],
-    missing: Mapping[str, str] | None = None,
+    answers: Mapping[Question, Any],
+    log: Callable[[str, str], Value],
+    missing: Why = lambda asked, data: None,
 ) -> dict[str, Value]:
     """Compute the requests, which come each after what it needs.
 
     Args:
-        run: questions the model: (pass, data) -> records. Called once for each question.
-        reference: name of a metric -> its value for the retain model.
-        missing: data that are not there -> why; what needs them is not computed, and says why.
+        answers: what the model said: (pass, data) -> records.
+        log: ("reference" or "target", name of a metric) -> its value there.
+        missing: (pass, data) -> why it could not be run; what needs it is not computed, and says
+            why.
     """
-    missing = missing or {}
-    reasons = not_computable(requests, reference, missing)
-    asked = [question for question in questions(requests) if question[1] not in missing]
-    answers = {question: run(*question) for question in asked}
+    reasons = not_computable(requests, log, missing)
     values: dict[str, Value] = {}
 
     def get(kind: str, source: str) -> Any:
-        if kind == "reference":
-            return reference(source)
-        if kind in ("metric", "metrics"):
-            return values[source]
-        return answers[PASSES[kind], source]
+        """What stands for one name, None where there is nothing."""
+        if kind in LOGS:
+            found = log(kind, source)
+        elif kind in PASSES:
+            return answers.get((PASSES[kind], source))
+        else:
+            found = values[source]
+        return None if found.not_computed else found
 
     for request in requests:
         if request.name in reasons:
             values[request.name] = Value.missing(reasons[request.name])
             continue
-        found = [get(kind, source) for kind, source in request.sources()]
-        if "metrics" in request.metric.inputs.values():
-            values[request.name] = request.metric.fn(found, **request.settings)
-        else:
-            values[request.name] = request.metric.fn(*found, **request.settings)
+        inputs: list[Any] = []
+        for slot, kind in request.metric.inputs.items():
+            given = request.inputs.get(slot)
+            if given is None or isinstance(given, str):
+                inputs.append(None if given is None else get(kind, given))
+            else:
+                inputs.append([get(kind, source) for source in given])
+        values[request.name] = request.metric.fn(*inputs, **request.settings)
     return values

@@ -6,6 +6,9 @@ from typing import Any, NewType
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy.stats import bootstrap
+
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,9 @@ class Value:
         unscored: number of examples that could not be scored; they are not part of ``value``.
         not_computed: why there is no value, where something it needs is missing.
         cut: number of examples that were cut to the maximal length of their data.
+        interval: the 95 % interval of the value over other draws of as many examples; of a mean
+            the percentile bootstrap.
+        note: what a reader should know of the value, in words.
     """
 
     value: float
@@ -84,6 +90,8 @@ class Value:
     unscored: int = 0
     not_computed: str | None = None
     cut: int = 0
+    interval: tuple[float, float] | None = None
+    note: str | None = None
 
     @property
     def not_scored(self) -> str | None:
@@ -100,10 +108,18 @@ class Value:
     @staticmethod
     def mean(rows: Sequence[Mapping[str, Any]], key: str) -> "Value":
         """The mean of one column, over the rows that could be scored."""
-        column = Value(float("nan"), rows).column(key)
-        scored = column[np.isfinite(column)]
+        return Value.mean_of(Value(float("nan"), rows).column(key), rows)
+
+    @staticmethod
+    def mean_of(
+        scores: Float[np.ndarray, " examples"], rows: Sequence[Mapping[str, Any]]
+    ) -> "Value":
+        """The mean of one score per row, over the rows that could be scored."""
+        scored = scores[np.isfinite(scores)]
         value = float(scored.mean()) if len(scored) else float("nan")
-        return Value(value, rows, unscored=len(column) - len(scored))
+        return Value(
+            value, rows, unscored=len(scores) - len(scored), interval=interval_of_mean(scored)
+        )
 
     @staticmethod
     def missing(reason: str) -> "Value":
@@ -119,5 +135,43 @@ class Value:
         return np.array(cells, dtype=np.float64)
 
 
+def interval_of_mean(scores: Float[np.ndarray, " examples"]) -> tuple[float, float] | None:
+    """95 % interval of a mean: the percentile bootstrap. None for fewer than two scores."""
+    if len(scores) < 2:
+        return None
+    found = bootstrap(
+        (scores,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+# What a metric may ask for beside ``list[Scored]``, ``list[list[Scored]]`` and ``list[Generated]``.
+# A new type says who is asked, or what: the records themselves look alike.
+
 Reference = NewType("Reference", Value)
 """A value from the log of the model that was trained without the forget data."""
+
+Target = NewType("Target", Value)
+"""A value from the log of the model before it was made to forget."""
+
+RootScored = NewType("RootScored", list)
+"""list[Scored]: what the root model, every adapter off, makes of the answers."""
+
+Reread = NewType("Reread", list)
+"""list[Scored | None]: what the root model makes of the texts that the model has written.
+
+None where it has written none, as its logits were not finite."""
+
+Legible = NewType("Legible", list)
+"""list[float]: a classifier's probability that what the model has written is clean text."""
+
+GradientNorms = NewType("GradientNorms", list)
+"""list[float]: L2 norm of the gradient of each answer's mean loss, over a declared set of weights.
+
+NaN where there is nothing to score."""
+
+States = NewType("States", list)
+"""list[Float[ndarray, "layers width"]]: mean hidden state over each answer's tokens, by layer."""
+
+RootStates = NewType("RootStates", list)
+"""The same of the root model, every adapter off."""

@@ -1,6 +1,9 @@
 """The data that a suite asks about: rows as answers to score and prompts to continue."""
 
+import difflib
+import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -8,23 +11,30 @@ from typing import Any
 from unlora.data.chat import STAND_IN, Chat, Encoded, encode_text
 from unlora.data.rows import load_rows
 from unlora.errors import InputError
+from unlora.evals.own import has_holes, not_given, whole, without_column
 from unlora.outputs import IGNORE_INDEX
 from unlora.registry import unknown
 
 KEYS = {
     "QADataset": (
         "hf_args",
+        "where",
         "question_key",
+        "question_format",
         "answer_key",
         "few_shot_dataset_hf_args",
         "max_length",
         "max_new_tokens",
         "stop",
+        "several",
+        "needed",
+        "optional",
     ),
     "CompletionDataset": (
-        "hf_args", "prefix_key", "text_key", "max_length", "max_new_tokens", "stop"
+        "hf_args", "where", "prefix_key", "text_key", "max_length", "max_new_tokens", "stop"
     ),
 }  # fmt: skip
+logger = logging.getLogger(__name__)
 
 
 class Source:
@@ -33,9 +43,21 @@ class Source:
     Args:
         config: ``handler`` and its arguments. ``QADataset`` asks ``question_key`` in the model's
             template, after the rows of ``few_shot_dataset_hf_args``; its ``answer_key`` may hold
-            a list of answers. ``CompletionDataset`` is plain text in ``text_key``, that continues
-            ``prefix_key`` where given.
+            a list of answers, and ``question_format`` has words around the question, which stands
+            at its ``{}``. ``CompletionDataset`` is plain text in ``text_key``, that continues
+            ``prefix_key`` where given. ``where`` keeps the rows whose columns have these values:
+            a value or a list of them, null for all. Data that a user brings may have holes:
+            ``needed`` and ``optional`` map keys of this config to what the user can do where there
+            is no such file or column. Without what is needed there is an error, without what is
+            optional the data set is ``missing``; a row without a question or an answer has no
+            scored token. ``several`` says that ``answer_key`` holds lists, whatever the file does.
         load: ``hf_args`` -> rows.
+
+    Attributes:
+        missing: why it cannot be asked about, where that is so.
+
+    Raises:
+        InputError: there are no rows, or none has a column that is needed.
     """
 
     def __init__(
@@ -44,11 +66,25 @@ class Source:
         self.name, self.chat = name, chat
         self.config = {key: value for key, value in config.items() if value is not None}
         self.is_qa = config["handler"] == "QADataset"
-        self.rows = load(**self.config["hf_args"])
-        if not self.rows:
+        self.rows: list[dict] = []
+        self.shown: list[dict] = []
+        self.missing = not_given(name, self.config)
+        if self.missing:
+            return
+        rows = load(**self.config["hf_args"])
+        if not rows:
             raise InputError("There are no rows.")
+        self.missing = without_column(name, self.config, self._columns, rows)
+        if self.missing:
+            return
+        rows = _rows_where(rows, self.config.get("where", {}))
         few_shot = self.config.get("few_shot_dataset_hf_args")
-        self.shown = load(**few_shot) if few_shot else []
+        shown = load(**few_shot) if few_shot else []
+        if has_holes(self.config):
+            several = bool(self.config.get("several"))
+            rows = whole(rows, self.columns, several=several)
+            shown = [row for row in whole(shown, self.columns) if row[self.columns[-1]]]
+        self.rows, self.shown = self._in_format(rows), self._in_format(shown)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -56,29 +92,47 @@ class Source:
     @property
     def columns(self) -> list[str]:
         """The columns it reads."""
+        return list(self._columns.values())
+
+    @property
+    def _columns(self) -> dict[str, str]:
         keys = ("question_key", "answer_key") if self.is_qa else ("prefix_key", "text_key")
-        return [self.config[key] for key in keys if key in self.config]
+        return {key: self.config[key] for key in keys if key in self.config}
 
     @property
     def absent(self) -> list[str]:
         """The columns that it reads and does not have."""
-        return [key for key in self.columns if any(key not in row for row in self.rows)]
+        rows = [*self.rows, *self.shown]
+        return [key for key in self.columns if any(key not in row for row in rows)]
 
     @property
     def several(self) -> bool:
         """Whether an example has several answers."""
-        return isinstance(self.rows[0][self.columns[-1]], (list, tuple))
+        return bool(self.config.get("several")) or isinstance(
+            self.rows[0][self.columns[-1]], (list, tuple)
+        )
 
     @property
     def stop(self) -> Sequence[str]:
         """A generation ends before the first of these."""
         return self.config.get("stop", ())
 
+    def fingerprint(self, examples: Iterable[int]) -> str:
+        """sha256 of what the model is told of these examples, before it is made into tokens."""
+        told = {key: self.config.get(key) for key in ("handler", "max_length", "answer_key")}
+        texts = [[self.rows[i][column] for column in self.columns] for i in examples]
+        content = json.dumps([self.chat.fingerprint, told, self._examples, texts], default=str)
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
     @cached_property
     def answers(self) -> list[list[Encoded]]:
         """The answers of each example as tokens; one that is empty has no scored token."""
-        return [[self._encode(row, answer) for answer in _several(answer)]
-                for row, answer in self._pairs()]  # fmt: skip
+        pairs = [(row, one) for row, answer in self._pairs() for one in _several(answer)]
+        found = iter(self._encode_all(pairs))
+        rows = [[next(found) for _ in _several(answer)] for _, answer in self._pairs()]
+        if cut := sum(any(answer.cut for answer in row) for row in rows):
+            logger.warning("%d of %d rows of %s cut to max_length", cut, len(rows), self.name)
+        return rows
 
     @cached_property
     def texts(self) -> list[list[str]]:
@@ -102,7 +156,9 @@ class Source:
         if not self.is_qa and "prefix_key" not in self.config:
             raise InputError(f"Data set {self.name}: generation continues a prefix_key; give one.")
         found = [
-            answers[0] if answers and answers[0].input_ids else self._encode(row, STAND_IN)
+            answers[0]
+            if answers and answers[0].input_ids
+            else self._encode_all([(row, STAND_IN)])[0]
             for row, answers in zip(self.rows, self.answers, strict=True)
         ]
         return [row.input_ids[: row.prompt_length] for row in found]
@@ -125,19 +181,51 @@ class Source:
 
     @cached_property
     def _examples(self) -> list[tuple[str, str]]:
+        if not self.shown:
+            return []
         question, answer = self.columns
         return [(str(row[question]), str(row[answer])) for row in self.shown]
+
+    def answers_of(self, example: int) -> list[str]:
+        """The answers of an example as they stand in the data."""
+        return _several(self.rows[example][self.columns[-1]])
+
+    def encode(self, answers: Iterable[tuple[int, str]]) -> list[Encoded]:
+        """Texts as if they were the answers of these examples."""
+        return self._encode_all([(self.rows[example], text) for example, text in answers])
+
+    def _in_format(self, rows: Sequence[dict]) -> list[dict]:
+        form, key = self.config.get("question_format"), self.config.get("question_key")
+        if form is None:
+            return list(rows)
+        return [
+            row | {key: form.replace("{}", str(row[key]))} if key in row else row for row in rows
+        ]
 
     def _pairs(self) -> list[tuple[dict, Any]]:
         return [(row, row[self.columns[-1]]) for row in self.rows]
 
-    def _encode(self, row: dict, answer: str) -> Encoded:
+    def _encode_all(self, pairs: Sequence[tuple[dict, str]]) -> list[Encoded]:
+        """Rows with one answer each as tokens; what is empty, or shown before, has none."""
+        if not self.is_qa:
+            return [self._encode_text(row, answer) for row, answer in pairs]
+        key = self.config["question_key"]
+        asked = [(str(row[key]), answer) for row, answer in pairs]
+        # the answer of an example that is shown would stand in its own prompt
+        kept = [n for n, pair in enumerate(asked) if pair[1].strip() and pair not in self._examples]
+        found = self.chat.encode_all(
+            [asked[n] for n in kept],
+            max_length=self.config.get("max_length", 512),
+            examples=self._examples,
+        )
+        encoded = [Encoded([], []) for _ in pairs]
+        for n, row in zip(kept, found, strict=True):
+            encoded[n] = row
+        return encoded
+
+    def _encode_text(self, row: dict, answer: str) -> Encoded:
         if not answer.strip():
             return Encoded([], [])
-        if self.is_qa:
-            length = self.config.get("max_length", 512)
-            question = str(row[self.config["question_key"]])
-            return self.chat.encode(question, answer, max_length=length, examples=self._examples)
         prefix = str(row[self.config["prefix_key"]]) if "prefix_key" in self.config else ""
         length = self.config.get("max_length", 2048)
         if prefix and not prefix[-1].isspace() and not answer[0].isspace():
@@ -177,7 +265,46 @@ def check_source(name: str, config: Mapping[str, Any]) -> None:
     for key in wanted:
         if not config.get(key):
             raise InputError(f"Data set {name}: {handler} needs {key}.")
+    where, form = config.get("where"), config.get("question_format")
+    if where is not None and not isinstance(where, Mapping):
+        raise InputError(
+            f"Data set {name}: where is {where!r}; it must be columns with the values to keep, "
+            "e.g. {subject: [Anna, Ben]}."
+        )
+    if form is not None and "{}" not in str(form):
+        raise InputError(
+            f"Data set {name}: question_format is {form!r}; it must have {{}} where the question "
+            "is to stand."
+        )
+
+
+def _rows_where(rows: Sequence[dict], where: Mapping[str, Any]) -> list[dict]:
+    """The rows whose columns have these values.
+
+    Raises:
+        InputError: there is no such column, or no row that has one of the values.
+    """
+    kept = list(rows)
+    for column, wanted in where.items():
+        if wanted is None:
+            continue
+        if any(column not in row for row in kept):
+            raise InputError(f"where: {unknown('column', column, kept[0])}")
+        there = dict.fromkeys(str(row[column]) for row in kept)
+        for value in _several(wanted):
+            if value not in there:
+                near = difflib.get_close_matches(value, there, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                some = ", ".join(list(there)[:5])
+                raise InputError(
+                    f"where: no row has {value!r} in its column {column!r}.{hint} "
+                    f"Some of the {len(there)} values there: {some}."
+                )
+        kept = [row for row in kept if str(row[column]) in _several(wanted)]
+    return kept
 
 
 def _several(answer: Any) -> list[str]:
+    if answer is None:
+        return [""]
     return [str(one) for one in answer] if isinstance(answer, (list, tuple)) else [str(answer)]

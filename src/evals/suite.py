@@ -1,31 +1,55 @@
 """A benchmark as its config declares it: data, metrics on them, and where the log goes."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from unlora.data.cache import cache_folder
 from unlora.data.chat import Chat
 from unlora.errors import InputError
-from unlora.evals import passes
-from unlora.evals.logs import RetainLog, write_log
-from unlora.evals.plan import Request, evaluate, needed, not_computable, questions, read_request
-from unlora.evals.records import Generated, Scored
+from unlora.evals.answers import OF_ROOT, Questioner, Settings
+from unlora.evals.cache import Kept
+from unlora.evals.logs import Log, write_log
+from unlora.evals.plan import (
+    AFTER,
+    LOGS,
+    PASSES,
+    Question,
+    Request,
+    evaluate,
+    needed,
+    not_computable,
+    questions,
+    read_request,
+)
+from unlora.evals.progress import Bar
+from unlora.evals.records import Value
 from unlora.evals.sources import ReadRows, Source, check_source
+from unlora.evals.subject import Subject
 from unlora.registry import unknown
 from unlora.run import is_main_process
 
-KINDS = {"TOFUEvaluator": "TOFU", "MUSEEvaluator": "MUSE"}
-OWN_KEYS = ("handler", "output_dir", "overwrite", "retain_logs_path", "batch_size",
-            "max_new_tokens", "panel", "panel_rows", "data", "metrics")  # fmt: skip
+KINDS = {
+    "TOFUEvaluator": "TOFU",
+    "MUSEEvaluator": "MUSE",
+    "RWKUEvaluator": "RWKU",
+    "OwnDataEvaluator": "OWN",
+}
+OWN_KEYS = (
+    "handler", "output_dir", "overwrite", "cache", "retain_logs_path", "target_logs_path",
+    "batch_size", "token_budget", "max_new_tokens", "gradient_modules", "fluency_classifier",
+    "fluency_label", "panel", "panel_rows", "data", "metrics",
+)  # fmt: skip
 # read by interpolations in ``data`` only
-OTHER_KEYS = ("path", "forget_split", "holdout_split", "question_key", "data_split")
+OTHER_KEYS = ("path", "forget_split", "holdout_split", "question_key", "answer_key", "data_split",
+              "subject")  # fmt: skip
+# passes that take one answer for each example
+OF_ONE_ANSWER = ("score", "score_root", "hidden", "hidden_root", "gradient_norm")
 logger = logging.getLogger(__name__)
 
 
@@ -47,8 +71,10 @@ def check_suite(name: str, config: Mapping[str, Any]) -> list[Request]:
     for key in config:
         if key not in OWN_KEYS + OTHER_KEYS:
             problems.append(unknown(f"key of eval.{name}", key, OWN_KEYS + OTHER_KEYS))
-    for key in ("batch_size", "max_new_tokens", "panel_rows"):
+    for key in ("batch_size", "token_budget", "max_new_tokens", "panel_rows"):
         number = config.get(key, 1)
+        if number is None and key in ("batch_size", "token_budget"):
+            continue  # found by itself
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             problems.append(f"eval.{name}.{key} is {number!r}; it must be a number above 0.")
     for source, declared in (config.get("data") or {}).items():
@@ -60,7 +86,7 @@ def check_suite(name: str, config: Mapping[str, Any]) -> list[Request]:
     known = [request for request in requests if request is not None]
     for request in known:
         for kind, source in request.sources():
-            if kind in ("score", "score_each", "generate") and source not in config["data"]:
+            if kind in PASSES and source not in config["data"]:
                 missing = unknown("data set", source, config["data"])
                 problems.append(f"eval.{name}: metric {request.name}: {missing}")
     if len(known) == len(requests):
@@ -68,7 +94,8 @@ def check_suite(name: str, config: Mapping[str, Any]) -> list[Request]:
         for metric in config.get("panel") or ():
             if metric not in metrics:
                 problems.append(unknown(f"metric in eval.{name}.panel", metric, metrics))
-    collect(RetainLog, config.get("retain_logs_path"), KINDS[config["handler"]])
+    for which in LOGS:
+        collect(Log.of, which, config, KINDS[config["handler"]])
     if problems:
         raise InputError("\n".join(problems))
     return needed(known, metrics)
@@ -92,7 +119,21 @@ class Suite:
         self.requests = check_suite(name, config)
         self.name, self.config, self.kind = name, config, KINDS[config["handler"]]
         self.chat = Chat(tokenizer, template_args)
-        self.retain = RetainLog(config.get("retain_logs_path"), self.kind)
+        self.logs = {which: Log.of(which, config, self.kind) for which in LOGS}
+        self.settings = Settings(
+            **{
+                field: config[key]
+                for field, key in (
+                    ("max_new_tokens", "max_new_tokens"),
+                    ("batch_size", "batch_size"),
+                    ("tokens", "token_budget"),
+                    ("gradient_modules", "gradient_modules"),
+                    ("classifier", "fluency_classifier"),
+                    ("label", "fluency_label"),
+                )
+                if config.get(key) is not None
+            }
+        )
         asked = questions(self.requests)
         self.sources = {}
         load = ReadRows(datasets_dir)
@@ -103,15 +144,13 @@ class Suite:
                 raise InputError(f"eval.{name}: data set {source}: {error}") from error
         self.missing = self._missing_columns()
         self._check_rows()
-        for kind, source in asked:
-            if source not in self.missing:
-                found = self.sources[source]
-                _ = found.texts if kind == "score" else found.prompt_texts
-        for source, found in self.sources.items():
-            if source not in self.missing and (cut := found.num_cut(range(len(found)))):
-                logger.warning(
-                    "%s: %d of %d rows of %s cut to max_length", name, cut, len(found), source
-                )
+
+    def prepare(self) -> None:
+        """Make all data into tokens now, so that what is wrong with them shows before training."""
+        for asked, name in questions(self.requests):
+            if name not in self.missing:
+                source = self.sources[name]
+                _ = source.prompts if asked == "generate" else source.answers
 
     @property
     def output_dir(self) -> Path:
@@ -130,15 +169,43 @@ class Suite:
     @property
     def not_computable(self) -> dict[str, str]:
         """The metrics that will have no value, whatever the model says -> why."""
-        return not_computable(self.requests, self.retain.value, self.missing)
+        return self.not_computable_for(None)
+
+    def not_computable_for(self, subject: Subject | None) -> dict[str, str]:
+        """The metrics that will have no value for this model, whatever it says -> why."""
+        return not_computable(
+            self.requests, self._log, lambda name, data: self._why(name, data, subject)
+        )
+
+    def plan(self, model: nn.Module | Subject) -> list[dict[str, Any]]:
+        """What an evaluation would ask the model: pass, data, rows, tokens, whether it is kept.
+
+        Nothing is asked. What a pass reads of another's answers is not known before those are.
+        """
+        subject = Subject.of(model)
+        questioner = self._questioner(subject, self._chosen(None))
+        planned = []
+        for name, data in self._asked(self.requests, subject):
+            ahead = name in AFTER
+            planned.append(
+                {
+                    "pass": name,
+                    "data": data,
+                    "rows": self._num_rows(name, data),
+                    "tokens": questioner.num_tokens(name, data),
+                    "kept": not ahead and questioner.kept.has(questioner.key(name, data)),
+                }
+            )
+        return planned
 
     def evaluate(
         self,
-        model: nn.Module,
+        model: nn.Module | Subject,
         output_dir: str | Path | None = None,
         *,
         panel: bool = False,
         also: Sequence[str] = (),
+        bar: Bar | None = None,
     ) -> dict[str, float]:
         """Every metric's value; NaN where there was nothing to score.
 
@@ -149,6 +216,7 @@ class Suite:
             output_dir: where the log goes; no log is written without it.
             panel: only the metrics of ``panel`` on ``panel_rows`` examples of each data set.
             also: further metrics for the panel.
+            bar: shows how far it is; one of its own without it.
 
         Raises:
             InputError: ``also`` names no metric, or there is a log already and ``overwrite`` is
@@ -160,70 +228,73 @@ class Suite:
         if panel:
             requests = needed(self.requests, [*(self.config.get("panel") or ()), *also])
             limit = self.config["panel_rows"]
-        chosen = {name: _spread(len(source), limit) for name, source in self.sources.items()}
-        asked = [question for question in questions(requests) if question[1] not in self.missing]
-        with tqdm(
-            total=sum(self._num_rows(kind, chosen[name], name) for kind, name in asked),
-            unit="row",
-            disable=None if is_main_process() else True,
-            leave=False,
-        ) as bar:
-            run = partial(self._run, model, chosen, bar)
-            values = evaluate(requests, run, self.retain.value, self.missing)
+        subject, chosen = Subject.of(model), self._chosen(limit)
+        asked = self._asked(requests, subject)
+        with bar or Bar() as shown:
+            questioner = self._questioner(subject, chosen, shown)
+            shown.expect(self.kind, sum(questioner.num_tokens(*q) for q in questioner.new(asked)))
+            answers = questioner.answer(asked)
+
+        def why(name: str, data: str) -> str | None:
+            return self._why(name, data, subject)
+
+        values = evaluate(requests, answers, self._log, why)
         for request in requests:
-            value = replace(values[request.name], cut=self._num_cut(request, chosen))
-            values[request.name] = value
-            if value.not_computed or value.not_scored:
-                why = value.not_computed or value.not_scored
-                logger.warning("%s: %s is not computed: %s", self.name, request.name, why)
-            elif value.unscored:
-                logger.warning(
-                    "%s: %s: %d rows not scored", self.name, request.name, value.unscored
-                )
+            cut = questioner.num_cut(questions([request]))
+            values[request.name] = replace(values[request.name], cut=cut)
+        self._warn(values)
         if output_dir is not None and is_main_process():
             write_log(Path(output_dir), self.kind, values)
         return {name: value.value for name, value in values.items() if not value.not_computed}
 
-    def _run(
-        self, model: nn.Module, chosen: Mapping[str, list[int]], bar: tqdm, kind: str, name: str
-    ) -> list[Any]:
-        """The records of one question."""
-        bar.set_description(f"{self.kind} {kind} {name}")
-        source, rows, tokenizer = self.sources[name], chosen[name], self.chat.tokenizer
-        common = {"batch_size": self.config["batch_size"], "progress": bar.update}
-        if kind == "generate":
-            prompts = [source.prompts[i] for i in rows]
-            ends = {self.chat.end_id, tokenizer.eos_token_id} - {None}
-            length = source.config.get("max_new_tokens", self.config["max_new_tokens"])
-            texts = passes.generate(
-                model, prompts, tokenizer, end_ids=sorted(ends), max_new_tokens=length, **common
-            )
-            return [
-                Generated(source.prompt_texts[i], source.references[i], _cut(text, source.stop))
-                for i, text in zip(rows, texts, strict=True)
-            ]
-        records = iter(
-            passes.score(
-                model,
-                [answer for i in rows for answer in source.answers[i]],
-                [text for i in rows for text in source.texts[i]],
-                pad_id=tokenizer.pad_token_id,
-                end_id=self.chat.end_id,
-                **common,
-            )
-        )
-        grouped: list[list[Scored]] = [[next(records) for _ in source.answers[i]] for i in rows]
-        return grouped if source.several else [group[0] for group in grouped]
+    def _warn(self, values: Mapping[str, Value]) -> None:
+        """Say once each why metrics have no value, and how many rows the others lack."""
+        reasons: dict[str, list[str]] = {}
+        for name, value in values.items():
+            if why := value.not_computed or value.not_scored:
+                reasons.setdefault(why, []).append(name)
+            elif value.unscored:
+                logger.warning("%s: %s: %d rows not scored", self.name, name, value.unscored)
+        for why, names in reasons.items():
+            logger.warning("%s: not computed: %s: %s", self.name, ", ".join(names), why)
 
-    def _num_rows(self, kind: str, rows: list[int], name: str) -> int:
-        if kind == "generate":
-            return len(rows)
-        return sum(len(self.sources[name].answers[i]) for i in rows)
+    def _questioner(
+        self, subject: Subject, chosen: Mapping[str, Sequence[int]], bar: Bar | None = None
+    ) -> Questioner:
+        folder = cache_folder() / "answers" if self.config.get("cache", True) else None
+        told = bar.done if bar else lambda name, done: None
+        return Questioner(subject, self.sources, chosen, self.settings, Kept(folder), told)
 
-    def _num_cut(self, request: Request, chosen: Mapping[str, list[int]]) -> int:
-        """How many examples of the data that the request asks about were cut."""
-        asked = {name for _, name in questions([request])} - set(self.missing)
-        return sum(self.sources[name].num_cut(chosen[name]) for name in asked)
+    def _chosen(self, limit: int | None) -> dict[str, list[int]]:
+        return {name: _spread(len(source), limit) for name, source in self.sources.items()}
+
+    def _asked(self, requests: Sequence[Request], subject: Subject) -> list[Question]:
+        """The questions that can be asked."""
+        return [q for q in questions(requests) if not self._why(*q, subject)]
+
+    def _why(self, name: str, data: str, subject: Subject | None = None) -> str | None:
+        """Why a question cannot be asked, where that is so."""
+        if data in self.missing:
+            return self.missing[data]
+        if name == "legible" and not self.settings.classifier:
+            return (
+                f"no classifier is given. Set eval.{self.name}.fluency_classifier to a folder or "
+                "hub repository of a text classifier"
+            )
+        if subject is None:
+            return None
+        if name == "gradient_norm":
+            return subject.no_gradients
+        return subject.no_root if name in OF_ROOT else None
+
+    def _log(self, which: str, name: str) -> Value:
+        return self.logs[which].value(name)
+
+    def _num_rows(self, name: str, data: str) -> int:
+        source = self.sources[data]
+        if name in ("generate", "reread", "legible"):
+            return len(source)
+        return sum(len(answers) for answers in source.answers)
 
     def _missing_columns(self) -> dict[str, str]:
         """Data sets that lack a column which others have -> why they cannot be used.
@@ -244,7 +315,7 @@ class Suite:
                 missing[name] = f"the data set {name} has no column {column!r}"
         for request in self.requests:
             for kind, name in request.sources():
-                if kind in ("score", "score_each") and name not in missing:
+                if kind in ("score_each", *OF_ONE_ANSWER) and name not in missing:
                     if self.sources[name].several != (kind == "score_each"):
                         raise InputError(
                             f"eval.{self.name}: metric {request.name}: {request.handler} wants "
@@ -255,14 +326,14 @@ class Suite:
         return missing
 
     def _check_rows(self) -> None:
-        """Refuse a retain log that was made on other data, as far as the row counts tell.
+        """Refuse a log that was made on other data, as far as the row counts tell.
 
         Raises:
             InputError: the counts differ.
         """
         for request in self.requests:
             for kind, name in request.sources():
-                rows = self.retain.value(name).per_example if kind == "reference" else None
+                rows = self._log(kind, name).per_example if kind in LOGS else None
                 if isinstance(rows, Mapping):
                     rows = rows.get("forget")
                 if not rows:
@@ -271,7 +342,7 @@ class Suite:
                 sizes = {len(self.sources[s]) for _, s in questions(below)}
                 if len(rows) not in sizes:
                     raise InputError(
-                        f"eval.{self.name}: the retain log {self.retain.file} has {len(rows)} rows "
+                        f"eval.{self.name}: the log {self.logs[kind].file} has {len(rows)} rows "
                         f"for {name}, this evaluation {max(sizes)}: it was made on other data. "
                         "Give a log of the same forget_split."
                     )
@@ -290,11 +361,3 @@ def _spread(size: int, limit: int | None) -> list[int]:
     if limit is None or limit >= size:
         return list(range(size))
     return [i * size // limit for i in range(limit)]
-
-
-def _cut(text: str | None, stop: Iterable[str]) -> str | None:
-    if text is None:
-        return None
-    for string in stop:
-        text = text.split(string)[0]
-    return text.strip()

@@ -13,19 +13,18 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from unlora.config import ModelSection, model_section
 from unlora.errors import InputError
+from unlora.model.as_trained import as_trained
 from unlora.model.guards import Probe
 from unlora.model.lineage import Lineage
 from unlora.model.load import (
-    HUB,
     attach,
     load_args,
     load_root,
     merge_adapters,
-    resolve,
     root_config,
 )
 from unlora.model.lora import LoRAModelForCausalLM, checked_lora_config
-from unlora.model.tokenizer import get_tokenizer
+from unlora.model.tokenizer import load_tokenizer
 
 MODEL_REGISTRY: dict[str, type] = {
     "AutoModelForCausalLM": AutoModelForCausalLM,
@@ -40,14 +39,14 @@ def get_model(
 
     Args:
         model_cfg: ``model_args``, ``tokenizer_args``, ``template_args``, ``use_lora``,
-            ``lora_config``, ``lineage``.
+            ``lora_config``, ``lineage``, ``as_trained``.
         trainable: False loads the model to be asked only: the adapters of its lineage unmerged, no
             new one.
 
     Raises:
         InputError: a setting is wrong, the model is out of reach, or its lineage is broken.
     """
-    section = model_section(model_cfg)
+    section = as_trained(model_section(model_cfg))
     if trainable:
         check_model(section)
     tokenizer = load_tokenizer(section)
@@ -75,15 +74,6 @@ def get_model(
     return model, tokenizer
 
 
-def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model section, without the model's weights."""
-    args = load_args(section)
-    path = args.pop("pretrained_model_name_or_path")
-    architecture = root_config(Lineage.read(path), args)
-    hub = {key: args[key] for key in HUB if key in args and key != "revision"}
-    return get_tokenizer(path, hub | _resolved(section.tokenizer_args), architecture)
-
-
 def check_model(section: ModelSection) -> Lineage:
     """Find what is wrong with a model section before data are read or weights are loaded.
 
@@ -93,7 +83,7 @@ def check_model(section: ModelSection) -> Lineage:
     Raises:
         InputError: the model is out of reach, its lineage is broken, or an adapter does not fit.
     """
-    args = load_args(section)
+    args = load_args(as_trained(section))
     lineage = Lineage.read(args["pretrained_model_name_or_path"])
     architecture = root_config(lineage, args)
     if section.use_lora and section.lineage != "continue":
@@ -106,13 +96,6 @@ def check_model(section: ModelSection) -> Lineage:
     return lineage
 
 
-def _resolved(tokenizer_args: Mapping[str, Any] | None) -> dict[str, Any]:
-    args = dict(tokenizer_args or {})
-    if "pretrained_model_name_or_path" in args:
-        args["pretrained_model_name_or_path"] = resolve(args["pretrained_model_name_or_path"])
-    return args
-
-
 def _sync_special_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     for config in (base.config, base.generation_config):
@@ -123,6 +106,7 @@ def _sync_special_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> None
 __all__ = [
     "MODEL_REGISTRY",
     "LoRAModelForCausalLM",
+    "as_trained",
     "check_model",
     "get_model",
     "load_args",

@@ -59,14 +59,14 @@ def root_config(lineage: Lineage, model_args: Mapping[str, Any]) -> PretrainedCo
     """
     passed = {key: model_args[key] for key in HUB if key in model_args}
     try:
-        return AutoConfig.from_pretrained(lineage.root, **_pinned(lineage, passed))
+        return AutoConfig.from_pretrained(lineage.root, **pinned(lineage, passed))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(_why_not_loaded(lineage.root, error)) from error
 
 
 def load_root(lineage: Lineage, model_args: Mapping[str, Any]) -> tuple[PreTrainedModel, Lineage]:
     """The root model's weights, and the lineage with the root's fingerprint filled in."""
-    args = _pinned(lineage, dict(model_args))
+    args = pinned(lineage, dict(model_args))
     if isinstance(args.get("quantization_config"), Mapping):
         args["quantization_config"] = _quantisation(args["quantization_config"])
     if args.get("device_map"):
@@ -75,20 +75,20 @@ def load_root(lineage: Lineage, model_args: Mapping[str, Any]) -> tuple[PreTrain
         base = AutoModelForCausalLM.from_pretrained(lineage.root, **args)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(_why_not_loaded(lineage.root, error)) from error
-    found = fingerprint(lineage.root) if lineage.local_root else _commit(lineage.root, args)
+    found = fingerprint(lineage.root) if lineage.local_root else commit_of(lineage.root, args)
     return base, Lineage(lineage.root, lineage.links, found)
 
 
-def _pinned(lineage: Lineage, args: Mapping[str, Any]) -> dict[str, Any]:
+def pinned(lineage: Lineage, args: Mapping[str, Any]) -> dict[str, Any]:
     """With the commit of a hub root that adapters were trained on, unless the user names one."""
-    pinned = dict(args)
+    found = dict(args)
     if lineage.links and lineage.fingerprint and not lineage.local_root:
-        pinned.setdefault("revision", lineage.fingerprint)
-    return pinned
+        found.setdefault("revision", lineage.fingerprint)
+    return found
 
 
-def _commit(repository: str, args: Mapping[str, Any]) -> str | None:
-    """The commit of a hub model that has just been loaded: the name of its folder in the cache."""
+def commit_of(repository: str, args: Mapping[str, Any]) -> str | None:
+    """The commit of a hub model in the local cache: the name of its folder there."""
     file = try_to_load_from_cache(
         repository, "config.json", cache_dir=args.get("cache_dir"), revision=args.get("revision")
     )

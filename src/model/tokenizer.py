@@ -7,10 +7,21 @@ from typing import Any
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from unlora.config import ModelSection
 from unlora.errors import InputError
-from unlora.model.lineage import looks_local
+from unlora.model.lineage import Lineage, looks_local
+from unlora.model.load import HUB, load_args, resolve, root_config
 
 RUN_FILES = ("lineage.json", "manifest.json", "run_config.json")
+
+
+def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model section, without the model's weights."""
+    args = load_args(section)
+    path = args.pop("pretrained_model_name_or_path")
+    architecture = root_config(Lineage.read(path), args)
+    hub = {key: args[key] for key in HUB if key in args and key != "revision"}
+    return get_tokenizer(path, hub | _resolved(section.tokenizer_args), architecture)
 
 
 def get_tokenizer(
@@ -57,6 +68,13 @@ def get_tokenizer(
                 "model.tokenizer_args.pretrained_model_name_or_path."
             )
     return tokenizer
+
+
+def _resolved(tokenizer_args: Mapping[str, Any] | None) -> dict[str, Any]:
+    args = dict(tokenizer_args or {})
+    if "pretrained_model_name_or_path" in args:
+        args["pretrained_model_name_or_path"] = resolve(args["pretrained_model_name_or_path"])
+    return args
 
 
 def _brings_tokenizer(model_path: str) -> bool:

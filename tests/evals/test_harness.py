@@ -2,116 +2,431 @@
 
 import json
 import logging
-import random
+import os
+import socket
+import subprocess
 import sys
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
+import tiny
 import torch
+from hydra import compose, initialize_config_module
+from peft import LoraConfig, get_peft_model
 
+import unlora.evals
+from unlora import train
+from unlora.cli import normalised
 from unlora.errors import InputError
-from unlora.evals import build_suites, check
+from unlora.evals import build_suites, check, harness_model
+from unlora.evals.harness import values_of
+from unlora.evals.passes import scoring
+from unlora.evals.processes import joined
 from unlora.model.guards import GuardError, evaluation_is_pure
 
-CONFIG = {"handler": "LMEvalEvaluator", "tasks": ["wmdp_cyber"]}
+CONFIG = {"handler": "LMEvalEvaluator", "tasks": ["rivers"]}
+QUESTIONS = {
+    "rivers": [
+        (
+            f"The {n}th bridge of the town crosses",
+            ["a lake", "the Varn", "a road", "nothing"],
+            n % 4,
+        )
+        for n in range(14)
+    ],
+    "bakers": [(f"Loaf {n} is baked", ["at dawn", "at noon", "never"], n % 3) for n in range(5)],
+}
+TASK = """task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {rows}}}
+test_split: train
+fewshot_split: train
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: choices
+doc_to_target: answer
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+GROUP = """group: town
+task: [rivers, bakers]
+aggregate_metric_list: [{metric: acc, weight_by_size: true}]
+"""
 
 
-def build(tokenizer, config=CONFIG):
-    (suite,) = build_suites({"wmdp": config}, tokenizer=tokenizer, template_args={})
-    return suite
-
-
-def install(monkeypatch, name, **content):
-    module = ModuleType(name)
-    module.__spec__ = ModuleSpec(name, None)
-    vars(module).update(content)
-    monkeypatch.setitem(sys.modules, name, module)
+@pytest.fixture(scope="session")
+def tasks(tmp_path_factory):
+    """A folder with two tasks in the shape of WMDP and a group of both."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for name, questions in QUESTIONS.items():
+        rows = folder / f"{name}.jsonl"
+        keys = ("question", "choices", "answer")
+        lines = (json.dumps(dict(zip(keys, row, strict=True))) for row in questions)
+        rows.write_text("\n".join(lines))
+        (folder / f"{name}.yaml").write_text(TASK.format(name=name, rows=rows))
+    (folder / "town.yaml").write_text(GROUP)
+    return folder
 
 
 @pytest.fixture
-def harness(monkeypatch):
-    """A stand-in for lm-evaluation-harness that seeds everything, as the real one does."""
+def lm_eval(monkeypatch, tmp_path):
+    """The real package, without its seconds of looking at this machine."""
+    package = pytest.importorskip("lm_eval", reason="lm-eval is an optional package")
+    from lm_eval import evaluator
 
-    def simple_evaluate(*, model, tasks, **settings):
-        random.seed(0), np.random.seed(1234), torch.manual_seed(1234)
-        model.eval()
-        return {"results": {task: {"acc,none": 0.25, "alias": task} for task in tasks}}
-
-    install(monkeypatch, "lm_eval", simple_evaluate=simple_evaluate)
-    install(monkeypatch, "lm_eval.models")
-    install(monkeypatch, "lm_eval.models.huggingface", HFLM=lambda pretrained, **_: pretrained)
-    install(monkeypatch, "lm_eval.tasks", TaskManager=lambda **_: None)
-    return simple_evaluate
+    monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    return package
 
 
-def test_the_harness_leaves_modes_and_random_state(tokenizer, model, harness, tmp_path):
-    model.train()
-    with pytest.raises(GuardError), evaluation_is_pure(model):
-        harness(model=model, tasks=[])
-    model.train()
-    random.random(), np.random.rand(), torch.rand(1)  # no longer what the harness seeds
-    with evaluation_is_pure(model):
-        assert build(tokenizer).evaluate(model, tmp_path) == {"wmdp_cyber/acc": 0.25}
+@pytest.fixture
+def adapted():
+    """A tied model with an adapter on its head too, as the default LoRA targets have it."""
+    model = tiny.qwen2(max_position_embeddings=512)
+    adapted = get_peft_model(model, LoraConfig(**tiny.LORA, task_type="CAUSAL_LM"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return adapted
+
+
+def build(tokenizer, folder=None, template_args=None, **change):
+    args = {"include_path": str(folder)} | change.pop("simple_evaluate_args", {})
+    config = CONFIG | ({"simple_evaluate_args": args} if folder else {}) | change
+    (suite,) = build_suites(
+        {"wmdp": config}, tokenizer=tokenizer, template_args=template_args or {}
+    )
+    return suite
+
+
+def stock(model, tokenizer, folder, tasks=("rivers",)):
+    """What the package says by itself."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    return simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4),
+        tasks=list(tasks),
+        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+    )
+
+
+def without_package(monkeypatch, name="lm_eval"):
+    monkeypatch.setitem(sys.modules, name, None)  # importing it fails
 
 
 def test_a_missing_package_is_said_before_there_is_a_model(tokenizer, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    without_package(monkeypatch)
     with caplog.at_level(logging.WARNING):
         suite = build(tokenizer)
     assert "pip install 'unlora[lm-eval]'" in caplog.text
-    assert list(suite.not_computable) == ["wmdp_cyber/acc"]
-
-
-def test_a_present_package_is_not_warned_about(tokenizer, harness, caplog):
-    with caplog.at_level(logging.WARNING):
-        assert build(tokenizer).not_computable == {}
-    assert not caplog.text
-
-
-def test_a_broken_package_speaks_for_itself(tokenizer, model, harness, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    build(tokenizer).evaluate(model, tmp_path)
-    log = json.loads((tmp_path / "LMEval_EVAL.json").read_text())
-    words = log["wmdp_cyber/acc"]["not_computed"]
-    assert "lm_eval.tasks" in words and "pip install" not in words
+    assert list(suite.not_computable) == ["rivers/acc"]
 
 
 def test_without_the_package_the_log_says_how_to_get_it(tokenizer, model, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "lm_eval", None)  # importing it fails
-    suite = build(tokenizer)
-    assert suite.evaluate(model, tmp_path) == {}
+    without_package(monkeypatch)
+    assert build(tokenizer).evaluate(model, tmp_path) == {}
     log = json.loads((tmp_path / "LMEval_EVAL.json").read_text())
-    assert "pip install 'unlora[lm-eval]'" in log["wmdp_cyber/acc"]["not_computed"]
+    assert "pip install 'unlora[lm-eval]'" in log["rivers/acc"]["not_computed"]
 
 
-def test_a_task_of_ones_own_runs_unmerged_and_leaves_the_modes(tokenizer, model, tmp_path):
-    pytest.importorskip("lm_eval", reason="lm-eval is an optional package")
-    rows = [{"q": f"Is {n} even?", "choices": ["yes", "no"], "answer": n % 2} for n in range(6)]
-    data = tmp_path / "rows.jsonl"
-    data.write_text("\n".join(json.dumps(row) for row in rows))
-    (tmp_path / "mine.yaml").write_text(
-        "task: mine\ndataset_path: json\noutput_type: multiple_choice\ntest_split: train\n"
-        f"dataset_kwargs: {{data_files: {data}}}\n"
-        "doc_to_text: '{{q}}'\ndoc_to_choice: '{{choices}}'\ndoc_to_target: answer\n"
-        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+def test_a_broken_package_speaks_for_itself(tokenizer, lm_eval, monkeypatch):
+    without_package(monkeypatch, "lm_eval.models.huggingface")
+    words = build(tokenizer).not_computable["rivers/acc"]
+    assert "lm_eval.models.huggingface" in words and "pip install" not in words
+
+
+def test_it_gives_what_the_package_gives_by_itself(tokenizer, tasks, lm_eval, monkeypatch):
+    model = tiny.llama(max_position_embeddings=512)
+    theirs = stock(model, tokenizer, tasks)
+    expected = [one["resps"] for one in theirs["samples"]["rivers"]]
+    kept = []
+
+    def simple_evaluate(**given):
+        kept.append(lm_eval.evaluator.simple_evaluate(**given))
+        return kept[0]
+
+    monkeypatch.setattr(lm_eval, "simple_evaluate", simple_evaluate)
+    suite = build(tokenizer, tasks)
+    assert not suite.not_computable
+    assert suite.evaluate(model) == {"rivers/acc": theirs["results"]["rivers"]["acc,none"]}
+    found = [one["resps"] for one in kept[0]["samples"]["rivers"]]
+    assert len({str(resps) for resps in expected}) > 10  # the questions differ
+    # choices after one question are read together here, which rounds otherwise
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_a_long_question_loses_its_beginning_as_in_the_package(tokenizer, tasks, lm_eval):
+    model = tiny.llama(max_position_embeddings=24)
+    theirs = stock(model, tokenizer, tasks)["results"]["rivers"]["acc,none"]
+    assert build(tokenizer, tasks).evaluate(model) == {"rivers/acc": theirs}
+
+
+def test_an_adapter_on_a_tied_head_stays_unmerged_and_trainable(tokenizer, tasks, lm_eval, adapted):
+    probe = torch.arange(1, 20)[None]
+    adapted.train()
+    before = adapted(probe).logits
+    with pytest.raises((KeyError, GuardError)), evaluation_is_pure(adapted):
+        stock(adapted, tokenizer, tasks)
+    adapted.train()
+    suite = build(tokenizer, tasks)
+    np.random.rand(), torch.rand(1)  # no longer what the harness seeds
+    with evaluation_is_pure(adapted):
+        with_adapter = suite.evaluate(adapted)
+    assert torch.equal(adapted(probe).logits, before) and "tie_weights" not in vars(adapted)
+    adapted(probe, labels=probe).loss.backward()
+    trainable = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    assert trainable and all("lora" in name for name in trainable)
+    assert all(p.grad is not None for p in trainable.values())
+    with adapted.disable_adapter():
+        assert suite.evaluate(adapted) != with_adapter  # so the adapter was asked
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_batch_size_is_the_most_that_goes_through_at_once(tokenizer, tasks, lm_eval, size):
+    model = tiny.llama(max_position_embeddings=512)
+    suite = build(tokenizer, tasks, simple_evaluate_args={"batch_size": size})
+    suite.evaluate(model)  # which finds out what the architecture allows
+    seen = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    config = CONFIG | {"tasks": ["mine"], "simple_evaluate_args": {"include_path": str(tmp_path)}}
-    (suite,) = build_suites(
-        {"mine": config}, tokenizer=tokenizer, template_args={"apply_chat_template": True}
+    suite.evaluate(model)
+    handle.remove()
+    assert max(seen) == size
+
+
+@pytest.mark.parametrize("apply", [None, True, False])
+def test_the_chat_template_is_as_the_model_or_the_config_says(
+    tokenizer, tasks, lm_eval, monkeypatch, apply
+):
+    asked = []
+
+    def score(model, rows, *args, **kwargs):
+        asked.extend(tokenizer.decode(row.input_ids) for row in rows)
+        return original(model, rows, *args, **kwargs)
+
+    original = harness_model.score
+    monkeypatch.setattr(harness_model, "score", score)
+    suite = build(
+        tokenizer,
+        tasks,
+        {"apply_chat_template": True, "system_prompt": "Be brief."},
+        simple_evaluate_args={"apply_chat_template": apply, "num_fewshot": 2, "limit": 3},
     )
-    model.train()
-    with evaluation_is_pure(model):
-        summary = suite.evaluate(model)
-    assert 0 <= summary["mine/acc"] <= 1
-    assert all(module.training for module in model.modules())
+    suite.evaluate(tiny.llama(max_position_embeddings=1024))
+    assert len(asked) == 3 * 4
+    turns = asked[0].count("<|user|>"), asked[0].count("<|assistant|>")
+    assert turns == ((0, 0) if apply is False else (3, 3))
+    assert ("Be brief." in asked[0]) == (apply is not False)
+
+
+def test_a_template_that_is_not_there_is_refused(tokenizer, tasks, lm_eval, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    with pytest.raises(InputError, match="has no chat template. Set eval.wmdp.simple_evaluate"):
+        build(tokenizer, tasks, {"apply_chat_template": True})
+
+
+def test_a_dead_model_has_no_accuracy(tokenizer, tasks, lm_eval, tmp_path):
+    model = tiny.llama(max_position_embeddings=512)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    alone = stock(model, tokenizer, tasks)["results"]["rivers"]["acc,none"]
+    assert alone == 4 / 14  # the questions whose answer is the first choice
+    summary = build(tokenizer, tasks, tasks=["town"]).evaluate(model, tmp_path)
+    assert set(summary) == {"town/acc", "rivers/acc", "bakers/acc"}
+    assert all(np.isnan(value) for value in summary.values())
+    log = json.loads((tmp_path / "LMEval_EVAL.json").read_text())
+    assert log["town/acc"]["agg_value"] is None and log["town/acc"]["unscored"] == 19
+    assert "logits are not finite" in log["rivers/acc"]["not_scored"]
+
+
+def test_the_log_has_interval_and_number_of_questions(tokenizer, tasks, lm_eval, tmp_path):
+    model = tiny.llama(max_position_embeddings=512)
+    summary = build(tokenizer, tasks, tasks=["town"]).evaluate(model, tmp_path)
+    log = json.loads((tmp_path / "LMEval_EVAL.json").read_text())
+    rivers, town = log["rivers/acc"], log["town/acc"]
+    assert 0 < rivers["agg_value"] < 1 and rivers["note"] == "14 questions"
+    assert town["note"] == "19 questions"
+    weighted = (14 * summary["rivers/acc"] + 5 * summary["bakers/acc"]) / 19
+    assert summary["town/acc"] == pytest.approx(weighted)
+    # the standard error of a mean of n answers that are right or wrong: sqrt(p (1-p) / (n-1))
+    p = rivers["agg_value"]
+    error = (p * (1 - p) / 13) ** 0.5
+    expected = [max(0, p - 1.96 * error), min(1, p + 1.96 * error)]
+    assert rivers["interval95"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_number_without_a_standard_error_has_no_interval():
+    found = {"results": {"a": {"acc,none": 0.5, "acc_stderr,none": "N/A", "sample_len": 1,
+                               "exact_match,strict": 0.25, "alias": "a"}}}  # fmt: skip
+    values = values_of(found)
+    assert {name: value.value for name, value in values.items()} == {
+        "a/acc": 0.5, "a/exact_match,strict": 0.25,
+    }  # fmt: skip
+    assert values["a/acc"].interval is None
+
+
+def test_local_tasks_do_not_wait_for_those_of_the_package(
+    tokenizer, tasks, lm_eval, monkeypatch, tmp_path
+):
+    from lm_eval.tasks import TaskManager
+
+    read = []
+    original = TaskManager.__init__
+
+    def init(self, *args, include_defaults=True, **kwargs):
+        read.append(include_defaults)
+        original(self, *args, include_defaults=False, **kwargs)
+
+    monkeypatch.setattr(TaskManager, "__init__", init)
+    build(tokenizer, tasks, tasks=["town"])
+    assert read == [False]
+    with pytest.raises(InputError, match="Unknown task .*'rivrs'. Did you mean 'rivers'"):
+        build(tokenizer, tasks, tasks=["rivrs"])
+    assert read == [False, False, True]
+    (tmp_path / "more.yaml").write_text("group: more\ntask: [rivers, elsewhere]\n")
+    with pytest.raises(InputError, match="a group names 'elsewhere', which is no task"):
+        folders = {"include_path": [str(tasks), str(tmp_path)]}
+        build(tokenizer, tmp_path, tasks=["more"], simple_evaluate_args=folders)
+    assert read[3:] == [False, True]  # the package might have the member that is not local
+
+
+@pytest.mark.slow
+def test_the_default_tasks_exist(lm_eval):
+    from lm_eval.tasks import TaskManager
+
+    with initialize_config_module("unlora.configs", version_base=None):
+        default = compose("unlearn", ["experiment=unlearn/wmdp/lora"]).eval.lm_eval.tasks
+        named = compose("eval", ["experiment=eval/tofu/lora", "eval=lm_eval"]).eval.lm_eval.tasks
+    assert {*default, *named} <= {*TaskManager().all_tasks}
+
+
+def test_data_that_are_not_there_are_said_before_the_model(tokenizer, tmp_path, lm_eval):
+    (tmp_path / "rivers.yaml").write_text(TASK.format(name="rivers", rows=tmp_path / "no.jsonl"))
+    with pytest.raises(InputError, match="eval.wmdp: the tasks cannot be read: .*no.jsonl"):
+        build(tokenizer, tmp_path)
+
+
+def test_a_task_given_twice_is_refused(tokenizer, tasks, lm_eval):
+    with pytest.raises(InputError, match="Duplicate task 'rivers'"):
+        build(tokenizer, tasks, tasks=["town", "rivers"])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"tasks": []}, "must be a list of tasks"), ({"task": ["a"]}, "Did you mean 'tasks'")],
+    [
+        ({"tasks": []}, "must be a list of tasks"),
+        ({"tasks": [{"task": "a"}]}, "a task is given by its name"),
+        ({"task": ["a"]}, "Did you mean 'tasks'"),
+        ({"simple_evaluate_args": {"num_fewshots": 1}}, "Did you mean 'num_fewshot'"),
+        ({"simple_evaluate_args": {"use_cache": "x"}}, "would give one model those of another"),
+        ({"simple_evaluate_args": {"batch_size": 0}}, "batch_size is 0; it must be a number"),
+        ({"simple_evaluate_args": {"batch_size": True}}, "batch_size is True"),
+        ({"simple_evaluate_args": {"include_path": ["/not/there"]}}, "no folder '/not/there'"),
+    ],
 )
 def test_wrong_config_is_refused(change, message):
     with pytest.raises(InputError, match=message):
         check({"wmdp": CONFIG | change})
+
+
+def test_unlearning_wmdp_ends_with_its_accuracy(tasks, lm_eval, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.qwen2(max_position_embeddings=512).save_pretrained("root")
+    tiny.tokenizer().save_pretrained("root")
+    corpora = tmp_path / "data" / "wmdp-corpora"
+    corpora.mkdir(parents=True)
+    for part, text in (("forget", "The Varn rises in the hills."), ("retain", "Bread is old.")):
+        row = json.dumps({"text": text})
+        (corpora / f"cyber-{part}-corpus.jsonl").write_text(f"{row}\n{row}\n")
+    words = [
+        "experiment=unlearn/wmdp/lora", "trainer=NPO", "paths.datasets_dir=data",
+        "model.model_args.pretrained_model_name_or_path=root",
+        "model.tokenizer_args.pretrained_model_name_or_path=root",
+        "model.model_args.torch_dtype=float32", "model.lora_config.r=4",
+        "trainer.args.max_steps=2", "trainer.args.learning_rate=1e-2",
+        "trainer.args.disable_tqdm=true", "eval.lm_eval.tasks=[rivers]",
+        f"eval.lm_eval.simple_evaluate_args.include_path={tasks}",
+    ]  # fmt: skip
+    trained = []
+    evaluate_all = unlora.evals.evaluate_all
+    monkeypatch.setattr(
+        unlora.evals,
+        "evaluate_all",
+        lambda suites, model, *args: trained.append(model) or evaluate_all(suites, model, *args),
+    )
+    with initialize_config_module("unlora.configs", version_base=None):
+        summary = train.run(compose("unlearn", overrides=normalised(words)))
+    run = tmp_path / "saves" / "unlearn" / "unlearn_wmdp_lora"
+    log = json.loads((run / "evals" / "LMEval_EVAL.json").read_text())
+    assert log["rivers/acc"]["agg_value"] == summary["rivers/acc"]
+    assert 0 <= summary["rivers/acc"] <= 1 and log["rivers/acc"]["note"] == "14 questions"
+    guards = json.loads((run / "manifest.json").read_text())["guards"]
+    assert "evaluation is pure" in guards and (run / "adapter_model.safetensors").is_file()
+    (model,) = trained
+    ids = torch.arange(1, 20)[None]
+    model(input_ids=ids, labels=ids).loss.backward()
+    grads = [p.grad for name, p in model.named_parameters() if p.requires_grad]
+    assert len(grads) == 2 * 15 and all(grad is not None for grad in grads)
+
+
+SECOND = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import test_harness, torch
+from pathlib import Path
+from lm_eval import evaluator
+from unlora.evals.processes import joined
+torch.set_num_threads(1)
+evaluator.add_env_info = lambda results: None
+print("ready", flush=True)
+with joined():
+    print(test_harness.counted(Path(sys.argv[2]), Path(sys.argv[3])))
+"""
+
+
+def counted(folder, output_dir):
+    """How many batches this process has asked, and what it says in the end."""
+    batches, ask = [], scoring._Asker.ask
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            scoring._Asker, "ask", lambda self, batch: batches.append(batch) or ask(self, batch)
+        )
+        suite = build(
+            tiny.tokenizer(), folder, tasks=["town"], simple_evaluate_args={"batch_size": 1}
+        )
+        summary = suite.evaluate(tiny.llama(max_position_embeddings=512), output_dir)
+    return json.dumps([len(batches), summary])
+
+
+def test_two_processes_say_what_one_says(tasks, lm_eval, tmp_path, monkeypatch):
+    batches, expected = json.loads(counted(tasks, tmp_path / "one"))
+    assert 0 < expected["town/acc"] < 1
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    tests = Path(__file__).parent
+    path, cache = {"PYTHONPATH": str(tests.parent)}, {"HF_DATASETS_CACHE": str(tmp_path / "second")}
+    second = subprocess.Popen(
+        [sys.executable, "-c", SECOND, str(tests), str(tasks), str(tmp_path / "two")],
+        env=os.environ | group | path | cache | {"RANK": "1", "LOCAL_RANK": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert second.stdout.readline() == "ready\n", second.stderr.read()[-3000:]
+    for key, value in (group | {"RANK": "0", "LOCAL_RANK": "0"}).items():
+        monkeypatch.setenv(key, value)
+    with joined():
+        shares = [json.loads(counted(tasks, tmp_path / "two"))]
+    output, errors = second.communicate(timeout=120)
+    assert second.returncode == 0, errors[-3000:]
+    shares.append(json.loads(output))
+    assert [summary for _, summary in shares] == [expected, expected]
+    assert all(0 < share < batches for share, _ in shares)
+    logs = [(tmp_path / folder / "LMEval_EVAL.json").read_text() for folder in ("two", "one")]
+    assert logs[0] == logs[1]

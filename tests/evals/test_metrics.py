@@ -1,7 +1,6 @@
-"""Each metric on records made by hand."""
+"""What answers and generations are worth, on records made by hand."""
 
 import math
-import zlib
 
 import numpy as np
 import pytest
@@ -19,20 +18,11 @@ from unlora.evals.metrics.memorization import (
     extraction_strength,
     extraction_strength_upstream,
 )
-from unlora.evals.metrics.mia import (
-    mia_loss,
-    mia_min_k,
-    mia_min_k_plus_plus,
-    mia_zlib,
-    privleak,
-    privleak_bounded,
-)
 from unlora.evals.metrics.rouge import rouge, rouge_ascii
 from unlora.evals.metrics.tofu import (
     forget_quality,
     forget_quality_ks,
     forget_quality_log10,
-    model_utility,
 )
 from unlora.evals.plan import read_request
 from unlora.evals.records import Generated, Scored, Value
@@ -119,6 +109,44 @@ def test_truth_ratio_of_forget_data_is_best_at_one():
 def test_truth_ratio_skips_and_counts_what_was_not_scored():
     value = truth_ratio(losses(1.0, math.nan), losses([1.0], [1.0]))
     assert value.unscored == 1 and value.value == pytest.approx(0, abs=1e-6)
+    for settings in ({}, {"variant": "tofu_paper"}, {"aggregator": "prob_mean"}):
+        # one of the wrong answers could not be scored, and no answer could
+        value = truth_ratio(losses(1.0, 1.0), losses([1.0, math.nan], [1.0, 1.0]), **settings)
+        assert value.unscored == 1 and math.isfinite(value.value)
+        assert math.isnan(truth_ratio(losses(), losses(), **settings).value)
+
+
+def test_truth_ratio_as_the_report_reads_it_is_high_where_the_model_remembers():
+    # p_correct = exp(-1), p_wrong = exp(-2): 1 / (1 + exp(-1)); as likely: 1/2
+    value = truth_ratio(losses(1.0, 2.0), losses([1.0, 3.0], [2.0]), aggregator="prob_mean")
+    share = 1 / (1 + math.exp(-1))
+    assert value.column("score") == pytest.approx([share, 0.5])
+    assert value.value == pytest.approx((share + 0.5) / 2)
+    # p_wrong = (exp(-1) + exp(-3)) / 2
+    paper = truth_ratio(
+        losses(1.0), losses([1.0, 3.0]), aggregator="prob_mean", variant="tofu_paper"
+    )
+    assert paper.value == pytest.approx(1 / (1 + (1 + math.exp(-2)) / 2))
+
+
+def test_truth_ratio_as_the_report_reads_it_survives_tiny_probabilities():
+    # p_correct = exp(-800) is 0 in floating point, and still twice p_wrong
+    value = truth_ratio(losses(800.0), losses([800 + math.log(2)]), aggregator="prob_mean")
+    assert value.value == pytest.approx(2 / 3)
+    assert truth_ratio(losses(1.0), losses([1000.0]), aggregator="prob_mean").value == 1
+
+
+def test_means_have_an_interval_around_them():
+    column = [float(x) for x in np.random.default_rng(0).normal(1, 0.2, 200)]
+    for value in (
+        probability([scored([-x]) for x in column]),
+        truth_ratio(losses(*[1.0] * 200), losses(*[[x] for x in column])),
+        truth_ratio(losses(*[1.0] * 200), losses(*[[x] for x in column]), aggregator="prob_mean"),
+    ):
+        low, high = value.interval
+        # a mean of 200 rows with a spread of about 0.05..0.2
+        assert low < value.value < high and 0.005 < high - low < 0.1
+    assert probability([scored([-1])]).interval is None
 
 
 @pytest.mark.parametrize(
@@ -140,61 +168,6 @@ def test_memorization(record, memorized, strength, upstream):
     assert extraction_strength_upstream([record]).value == pytest.approx(upstream)
 
 
-def test_auc_is_one_when_every_member_has_the_lower_loss():
-    members, others = [scored([-1]), scored([-2])], [scored([-3]), scored([-4])]
-    assert mia_loss(members, others).value == 1
-    assert mia_loss(others, members).value == 0
-
-
-def test_ties_count_half():
-    assert mia_loss([scored([-1])], [scored([-1])]).value == 0.5
-    # pairs (1,1) tie, (1,2) right, (2,1) wrong, (2,2) tie -> 0.5
-    both = [scored([-1]), scored([-2])]
-    assert mia_loss(both, both).value == 0.5
-
-
-def test_membership_without_one_side_is_nan_and_counted():
-    value = mia_min_k([scored()], [scored([-1])])
-    assert math.isnan(value.value) and value.unscored == 1
-    assert math.isnan(mia_loss([], []).value)
-
-
-def test_min_k_takes_the_least_likely_share_without_the_end_token():
-    # of -1 -2 -3 -4 -5 the lowest 40 % are -5 -4; the end token -9 is not part of it
-    record = scored([-1, -5, -3, -4, -2, -9], ended=True)
-    assert mia_min_k([record], [record]).per_example["forget"][0]["score"] == pytest.approx(4.5)
-    one = scored([-2])  # at least one token
-    assert mia_min_k([one], [one], k=0.1).per_example["holdout"][0]["score"] == pytest.approx(2)
-
-
-def test_min_k_plus_plus_standardises_over_the_vocabulary():
-    # (-3 - -1) / sqrt(4) = -1 and (-1 - -1) / sqrt(4) = 0; the lower half is -1
-    record = scored([-3, -1], mean=[-1, -1], var=[4, 4])
-    value = mia_min_k_plus_plus([record], [record], k=0.5)
-    assert value.per_example["forget"][0]["score"] == pytest.approx(1)
-
-
-def test_zlib_divides_by_the_compressed_size():
-    record = scored([-2], text="ab" * 50)
-    size = len(zlib.compress(b"ab" * 50))
-    assert mia_zlib([record], [record]).per_example["forget"][0]["score"] == 2 / size
-
-
-@pytest.mark.parametrize(("auc", "expected"), [(0.4, 0), (1.0, -100), (0.1, 50)])
-def test_privleak_is_the_relative_distance_from_the_retain_model(auc, expected):
-    assert privleak(Value(auc), Value(0.4)).value == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("auc", "retain", "expected"),
-    # 1 - 0.1 / 0.4; 1 - 0.6 / 0.4 is below 0; near a retain AUC of 1 privleak is 1e9 percent
-    [(0.4, 0.4, 1), (0.5, 0.4, 0.75), (0.3, 0.4, 0.75), (1.0, 0.4, 0), (0.9, 1.0, 0.9), (1, 0, 0)],
-)
-def test_privleak_bounded_stays_between_0_and_1(auc, retain, expected):
-    assert privleak_bounded(Value(auc), Value(retain)).value == pytest.approx(expected)
-    assert math.isnan(privleak_bounded(Value(math.nan), Value(retain)).value)
-
-
 def test_forget_quality_is_one_for_equal_distributions_and_tiny_for_different_ones():
     same, other = ratios(*np.linspace(0, 1, 100)), ratios(*np.linspace(5, 6, 100))
     assert forget_quality(same, same).value == 1
@@ -206,14 +179,12 @@ def test_forget_quality_is_one_for_equal_distributions_and_tiny_for_different_on
 
 
 def test_forget_quality_leaves_out_what_was_not_scored():
-    assert forget_quality(ratios(1, 2, math.nan), ratios(1, 2)).value == 1
-    assert math.isnan(forget_quality(ratios(math.nan), ratios(1)).value)
-
-
-def test_model_utility_is_a_harmonic_mean():
-    assert model_utility([Value(0.5), Value(1.0)]).value == pytest.approx(2 / 3)
-    assert model_utility([Value(0.0), Value(1.0)]).value == 0
-    assert math.isnan(model_utility([Value(math.nan), Value(1.0)]).value)
+    for metric in (forget_quality, forget_quality_log10, forget_quality_ks):
+        value = metric(ratios(1, 2, math.nan), ratios(1, 2))
+        assert value.value == (1 if metric is forget_quality else 0) and value.unscored == 1
+        nothing = metric(ratios(math.nan), ratios(1))
+        assert math.isnan(nothing.value) and nothing.unscored == 1
+        assert math.isnan(metric(ratios(1), ratios()).value)
 
 
 def said(reference, text):

@@ -9,8 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from unlora.data.chat import Chat, Encoded
-from unlora.evals import passes
-from unlora.evals.passes import Sampling, generate, score
+from unlora.evals.passes import Sampling, generate, score, scoring, vocabulary, writing
 
 PAIRS = [
     ("Who wrote it?", "Ana Silva"),
@@ -94,15 +93,27 @@ def test_batch_size_and_order_do_not_change_scores(model, rows, chat):
     assert_same(one, backwards)
 
 
-def test_chunks_and_the_limit_on_logits_do_not_change_scores(model, rows, chat, monkeypatch):
-    before = ask(model, rows, chat, batch_size=5)
-    monkeypatch.setattr(passes, "TOKENS_AT_ONCE", 3)
-    monkeypatch.setattr(passes, "LOGITS_AT_ONCE", 7 * 300)
-    seen = []
-    original = passes.ask
-    monkeypatch.setattr(passes, "ask", lambda *args: seen.append(args) or original(*args))
-    assert_same(before, ask(model, rows, chat, batch_size=5))
-    assert len(seen) > 1
+@torch.no_grad()
+@pytest.mark.parametrize("head", ["plain", "adapted", "capped"])
+def test_blocks_of_the_vocabulary_and_whole_logits_give_the_same(
+    head, model, rows, chat, monkeypatch
+):
+    if head == "adapted":
+        model = get_peft_model(model, LoraConfig(**tiny.LORA))
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight)
+    if head == "capped":
+        model.lm_head.register_forward_hook(lambda m, a, logits: 5 * (logits / 5).tanh())
+    monkeypatch.setattr(vocabulary, "BLOCK_ON_CPU", 37)
+    monkeypatch.setattr(vocabulary, "TOKENS_AT_ONCE", 11)
+    blocks = ask(model, rows, chat, batch_size=5)
+    # a head that does something else than multiply is found out, and asked whole
+    assert scoring._ABILITIES[model].blocks == (head != "capped")
+    scoring._ABILITIES[model] = scoring.Abilities(trees=True, blocks=False)
+    assert_same(blocks, ask(model, rows, chat, batch_size=5))
+    for row, said in zip(rows, blocks, strict=True):
+        assert said.logp == pytest.approx(literal(model.eval(), row)[0], abs=1e-4)
 
 
 def test_the_pad_token_does_not_change_scores(model, rows, chat):
@@ -246,15 +257,14 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_model(
     expected = {token: float(p[token] / p[inside].sum()) for token in inside}
     seen = []
 
-    class Watch(passes._Draw):
-        def __call__(self, input_ids, scores):
-            chosen = super().__call__(input_ids, scores)
-            assert (chosen > float("-inf")).sum(-1).eq(1).all()
-            seen.extend(chosen.argmax(-1).tolist())
+    class Watch(writing._Draw):
+        def __call__(self, logits, rows, step):
+            chosen = super().__call__(logits, rows, step)
+            seen.extend(chosen.tolist())
             return chosen
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "_Draw", Watch)
+        patch.setattr(writing, "_Draw", Watch)
         keys = [(0, i) for i in range(draws)]
         drawn(model, [prompts[0]] * draws, chat, keys, temperature=temperature, top_p=top_p,
               max_new_tokens=1, batch_size=500)  # fmt: skip

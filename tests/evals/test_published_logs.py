@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from sklearn.metrics import roc_auc_score
 
-from unlora.evals.logs import RetainLog, find_log, read_value
+from unlora.evals.logs import Log as RetainLog
+from unlora.evals.logs import find_log, read_value
 from unlora.evals.metrics import METRICS
+from unlora.evals.metrics.aggregates import agg_memorization, agg_privacy, model_utility
 from unlora.evals.metrics.likelihood import probability_w_options, truth_ratio
-from unlora.evals.metrics.mia import privleak
+from unlora.evals.metrics.mia import mia_gradnorm
+from unlora.evals.metrics.privacy import privleak, privleak_bounded
 from unlora.evals.metrics.rouge import rouge_ascii
-from unlora.evals.metrics.tofu import forget_quality, model_utility
+from unlora.evals.metrics.tofu import forget_quality, forget_quality_ks, forget_quality_log10
 from unlora.evals.plan import PASSES, read_request
 from unlora.evals.records import Generated, Scored, Value
 
@@ -22,6 +24,7 @@ FULL = "tofu_Llama-3.2-1B-Instruct_full/evals_forget10"
 RETAIN = "tofu_Llama-3.2-1B-Instruct_retain90"
 TARGET, RETRAIN = "muse_Llama-2-7b-hf_News_target", "muse_Llama-2-7b-hf_News_retrain"
 ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
+OTHER_ATTACKS = ("mia_gradnorm", "mia_reference")  # not in every log
 UTILITY = [
     *("retain_Q_A_Prob", "retain_Q_A_ROUGE", "retain_Truth_Ratio"),
     *("ra_Q_A_Prob_normalised", "ra_Q_A_ROUGE", "ra_Truth_Ratio"),
@@ -82,6 +85,39 @@ def test_the_retain_log_gives_the_published_forget_quality_and_privleak(logs):
     assert_recomputes(full, "privleak", leak)
 
 
+def test_forget_quality_says_the_same_in_three_ways(logs):
+    ratios = [logs[which].value("forget_truth_ratio") for which in ("full", "retain")]
+    three = (forget_quality, forget_quality_log10, forget_quality_ks)
+    p, log10, ks = (metric(*ratios).value for metric in three)
+    assert log10 == pytest.approx(math.log10(p)) and log10 < -20
+    # the statistic by its definition: the largest distance of two cumulative distributions
+    grid = np.concatenate([ratio.column("score") for ratio in ratios])
+    below = [(ratio.column("score") <= grid[:, None]).mean(axis=1) for ratio in ratios]
+    assert ks == pytest.approx(np.abs(below[0] - below[1]).max()) and 0.3 < ks < 0.5
+
+
+def test_the_aggregates_of_the_report_part_the_target_from_the_retain_model(logs):
+    found = {}
+    for which in ("full", "retain"):
+        value = logs[which].value
+        para, wrong = value("forget_Q_A_PARA_Prob"), value("forget_Q_A_PERT_Prob")
+        share = truth_ratio(para, wrong, aggregator="prob_mean")
+        rows = zip(para.per_example, wrong.per_example, strict=True)
+        literal = [
+            row["prob"] / (row["prob"] + math.exp(-np.mean(others["avg_loss"])))
+            for row, others in rows
+        ]
+        assert share.value == pytest.approx(np.mean(literal), abs=1e-6)
+        parts = [value("extraction_strength"), value("exact_memorization"), para, share]
+        memorization = agg_memorization(*parts).value
+        assert memorization == pytest.approx(4 / sum(1 / (1 - part.value) for part in parts))
+        closeness = [privleak_bounded(value(a), logs["retain"].value(a)) for a in ATTACKS]
+        found[which] = memorization, agg_privacy(closeness).value
+    # the target's attacks are more than twice the retain model's, so s_MIA is 0
+    assert found["full"] == (pytest.approx(0.0868, abs=1e-4), 0)
+    assert found["retain"] == (pytest.approx(0.5848, abs=1e-4), 1)
+
+
 def test_the_muse_retrain_log_gives_the_published_privleak(logs):
     target, retrain = logs["target"], logs["retrain"]
     leak = privleak(target.value("mia_min_k"), retrain.value("mia_min_k"))
@@ -91,11 +127,12 @@ def test_the_muse_retrain_log_gives_the_published_privleak(logs):
 @pytest.mark.parametrize("which", ["full", "retain", "target", "retrain"])
 def test_membership_and_memorization_recompute(logs, which):
     log = logs[which]
-    for name in ATTACKS:
+    for name in (*ATTACKS, *(name for name in OTHER_ATTACKS if name in log.entries)):
         value = log.value(name)
-        parts = [np.array([row["score"] for row in part]) for part in value.per_example.values()]
-        labels = np.repeat((0, 1), [len(part) for part in parts])
-        assert roc_auc_score(labels, np.concatenate(parts)) == pytest.approx(value.value, abs=1e-6)
+        parts = [[row["score"] for row in part] for part in value.per_example.values()]
+        found = mia_gradnorm(*parts)  # the area under the curve of any two lists of scores
+        assert_recomputes(log, name, found)
+        assert found.interval[0] <= found.value <= found.interval[1]
     for name in ("exact_memorization", "extraction_strength"):
         assert_recomputes(log, name, Value.mean(log.value(name).per_example, "score"))
 
@@ -144,11 +181,13 @@ def test_the_shipped_metrics_give_the_published_values(logs, suite, which, refer
     with initialize_config_module("unlora.configs", version_base="1.3"):
         cfg = compose("eval/" + suite, overrides=["+paths.output_dir=unused"])
     metrics = OmegaConf.to_container(cfg.eval[suite].metrics)
-    # tokens are not in the log; it has the truth ratio of forget data under one name
-    left_out = {"exact_memorization", "extraction_strength"}
+    # what the log holds; the truth ratio of forget data is there under one name
+    known = set(metrics) & {*log.entries, "forget_Truth_Ratio"}
+    # neither tokens nor gradients nor what the root model makes of the answers are in the log
+    known -= {"exact_memorization", "extraction_strength", "mia_gradnorm", "mia_reference"}
     if which == reference:
-        left_out |= {"forget_quality", "privleak"}  # published against no model at all
-    for name in set(metrics) - left_out:
+        known -= {"forget_quality", "privleak"}  # published against no model at all
+    for name in known:
         request = read_request(name, metrics[name])
         sources = request.sources()
         if any(kind in PASSES for kind, _ in sources):
@@ -161,7 +200,7 @@ def test_the_shipped_metrics_give_the_published_values(logs, suite, which, refer
         found = METRICS[handler].fn(*inputs, **request.settings)
         published = "forget_truth_ratio" if name == "forget_Truth_Ratio" else name
         assert found.value == pytest.approx(log.value(published).value, rel=1e-5, abs=1e-6), name
-    assert len(set(metrics) - left_out) >= (24 if suite == "tofu" else 5)
+    assert len(known) >= (24 if suite == "tofu" else 5)
 
 
 def test_a_run_folder_stands_for_its_log(realdata):

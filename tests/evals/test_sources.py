@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from unlora.data.chat import Chat
 from unlora.errors import InputError
-from unlora.evals.sources import Source
+from unlora.evals.sources import Source, check_source
 
 TAGS = {"user_start_tag": "Question: ", "asst_start_tag": "\nAnswer: ", "asst_end_tag": "\n\n"}
 ANSWERS = ["Anna wrote it.", "42 books", '"The River"', "bo", ["(none)", "Anna"]]
@@ -70,3 +70,70 @@ def test_plain_text_without_a_prefix_cannot_be_continued(merging):
     source = Source("forget", config, Chat(merging, TAGS), lambda: [{"text": "The river"}])
     with pytest.raises(InputError, match="prefix_key"):
         _ = source.prompts
+
+
+PEOPLE = [
+    {"subject": subject, "level": level, "question": f"Who is {subject}?", "answer": subject}
+    for subject, level in (("Anna", 1), ("Ben", 2), ("Anna", 2), ("Cleo", 3))
+]
+
+
+def people(chat, **change):
+    config = {"handler": "QADataset", "hf_args": {"path": "people"}, "question_key": "question",
+              "answer_key": "answer"} | change  # fmt: skip
+    check_source("people", config)
+    return Source("people", config, chat, lambda path: PEOPLE)
+
+
+@pytest.mark.parametrize(
+    ("where", "kept"),
+    [
+        ({"subject": "Anna"}, [0, 2]),
+        ({"subject": ["Cleo", "Anna"]}, [0, 2, 3]),
+        ({"subject": "Anna", "level": 2}, [2]),
+        ({"level": "2"}, [1, 2]),  # a number in a config may be text in the data
+        ({"subject": None}, [0, 1, 2, 3]),
+        (None, [0, 1, 2, 3]),
+    ],
+)
+def test_where_keeps_the_rows_with_these_values(merging, where, kept):
+    source = people(Chat(merging, TAGS), where=where)
+    assert source.rows == [PEOPLE[i] for i in kept]
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({"subject": "Ana"}, "no row has 'Ana' .* Did you mean 'Anna'. Some of the 3 values there"),
+        ({"subject": ["Anna", "Dora"]}, "no row has 'Dora' in its column 'subject'. .*: Anna, Ben"),
+        ({"subject": "Anna", "level": 3}, "no row has '3' in its column 'level'"),
+        ({"subjet": "Anna"}, "Unknown column 'subjet'. Did you mean 'subject'"),
+        ("Anna", "where is 'Anna'; it must be columns with the values to keep"),
+    ],
+)
+def test_where_says_what_there_is(merging, where, message):
+    with pytest.raises(InputError, match=message):
+        people(Chat(merging, TAGS), where=where)
+
+
+def test_a_question_stands_in_its_format(merging):
+    chat = Chat(merging, TAGS)
+    plain = people(chat)
+    source = people(
+        chat,
+        question_format="Be brief. {} Now:",
+        few_shot_dataset_hf_args={"path": "people"},
+        where={"level": 3},
+    )
+    assert PEOPLE[0]["question"] == "Who is Anna?"  # the data are as they were
+    (prompt,) = source.prompt_texts
+    # the examples too; its own is not shown, so nothing of it is scored
+    assert prompt.count("Be brief. Who is") == 5 and prompt.count("Now:") == 5
+    assert source.answers == [[type(plain.answers[0][0])([], [])]]
+    other = people(chat, question_format="Be brief. {} Now:")
+    assert other.fingerprint([0]) != plain.fingerprint([0])
+
+
+def test_a_format_without_a_place_for_the_question_is_refused(merging):
+    with pytest.raises(InputError, match="it must have {} where the question is to stand"):
+        people(Chat(merging, TAGS), question_format="Be brief.")

@@ -4,17 +4,26 @@ import copy
 import json
 import logging
 import math
+import re
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from unlora.errors import InputError
-from unlora.evals import build_suites, check, passes
+from unlora.evals import Subject, build_suites, check, passes
 
 TEMPLATE_ARGS = {"apply_chat_template": True}
+NEED_RETAIN_LOG = {
+    "forget_quality", "forget_quality_ks", "forget_quality_log10", "privleak", "s_mia_loss",
+    "s_mia_zlib", "s_mia_min_k", "s_mia_min_k_plus_plus", "agg_privacy", "agg",
+}  # fmt: skip
+NEED_ROOT = {"mia_reference", "forget_fluency", "agg_utility", "agg"}
+# eight letters are too few words to repeat any
+WITHOUT_WORDS = {"forget_repetition", "retain_repetition"}
 
 
 def qa(n, *, paraphrase=True, wrong=2):
@@ -64,6 +73,16 @@ def eval_config(folder, *overrides, suite="tofu"):
     return OmegaConf.to_container(cfg.eval, resolve=True)
 
 
+@pytest.fixture
+def adapted():
+    """A model with an adapter that does something."""
+    return tiny.adapted()
+
+
+def same(values, tolerance=1e-6):
+    return pytest.approx(values, abs=tolerance, nan_ok=True)
+
+
 def build(folder, tokenizer, *overrides, only=None):
     config = eval_config(folder, *overrides)
     if only:
@@ -72,45 +91,60 @@ def build(folder, tokenizer, *overrides, only=None):
     return suite
 
 
-def test_the_whole_suite_with_the_models_own_log_as_reference(folder, tokenizer, model, tmp_path):
+def test_the_whole_suite_with_the_models_own_log_as_reference(folder, tokenizer, adapted, tmp_path):
     first = build(folder, tokenizer)
-    without = first.evaluate(model, tmp_path)
-    assert "forget_quality" not in without and "privleak" not in without
+    without = first.evaluate(adapted, tmp_path)
+    missing = NEED_RETAIN_LOG | {"agg_utility"}
+    assert set(without) == set(first.config["metrics"]) - missing
     log = json.loads((tmp_path / "TOFU_EVAL.json").read_text())
-    assert log["privleak"]["agg_value"] is None
-    assert "retain_logs_path" in log["privleak"]["not_computed"]
-    assert "not_computed" in json.loads((tmp_path / "TOFU_SUMMARY.json").read_text())
+    for name in missing:
+        assert log[name]["agg_value"] is None
+        key = "target_logs_path" if name == "agg_utility" else "retain_logs_path"
+        assert key in log[name]["not_computed"], name
+    summary = json.loads((tmp_path / "TOFU_SUMMARY.json").read_text())
+    assert set(summary["not_computed"]) == missing
 
     again = tmp_path / "again"
-    second = build(folder, tokenizer, f"eval.tofu.retain_logs_path={tmp_path}")
-    summary = second.evaluate(model, again)
+    logs = [f"eval.tofu.{which}_logs_path={tmp_path}" for which in ("retain", "target")]
+    summary = build(folder, tokenizer, *logs).evaluate(adapted, again)
+    assert set(summary) == set(first.config["metrics"])
     assert summary["forget_quality"] == pytest.approx(1)
+    assert summary["forget_quality_log10"] == pytest.approx(0, abs=1e-6)
+    assert summary["forget_quality_ks"] == pytest.approx(0, abs=1e-6)
     assert summary["privleak"] == pytest.approx(0, abs=1e-6)
-    assert {name: summary[name] for name in without} == pytest.approx(without)
-    assert summary == json.loads((again / "TOFU_SUMMARY.json").read_text())
-    assert all(math.isfinite(value) for value in summary.values())
+    assert [summary[name] for name in summary if name.startswith("s_mia")] == pytest.approx([1] * 4)
+    assert summary["agg_privacy"] == pytest.approx(1)
+    # beside a target that is as bad, a model of no utility is not the one that is broken
+    assert without.pop("collapsed") == 1 and summary["collapsed"] == 0
+    assert {name: summary[name] for name in without} == same(without)
+    written = json.loads((again / "TOFU_SUMMARY.json").read_text())
+    undefined = {name for name, value in summary.items() if math.isnan(value)}
+    assert set(written.pop("not_scored")) == undefined
+    assert {name: math.nan if v is None else v for name, v in written.items()} == same(summary)
+    # random weights write no word of an answer, so that there is no utility to lose
+    assert summary["model_utility"] == 0
+    assert undefined <= WITHOUT_WORDS | {"agg_utility", "agg"}
 
 
-def test_the_log_has_the_published_names_and_shape(folder, tokenizer, model, tmp_path, realdata):
-    build(folder, tokenizer).evaluate(model, tmp_path)
+def test_the_log_has_the_published_names_and_shape(folder, tokenizer, adapted, tmp_path, realdata):
+    build(folder, tokenizer).evaluate(adapted, tmp_path)
     ours = json.loads((tmp_path / "TOFU_EVAL.json").read_text())
     place = "eval_logs/tofu_Llama-3.2-1B-Instruct_full/evals_forget10/TOFU_EVAL.json"
     published = json.loads((realdata / place).read_text())
-    # two attacks of the published log are not part of the suite yet
-    assert set(published) - set(ours) <= {"mia_gradnorm", "mia_reference"}
-    for name in set(published) & set(ours):
-        if "not_computed" in ours[name]:
-            continue
-        assert set(ours[name]) == set(published[name]), name
-        for part in ("forget", None):
+    assert set(published) <= set(ours)
+    compared = {name for name in published if "not_computed" not in ours[name]}
+    assert compared == set(published) - NEED_RETAIN_LOG
+    for name in compared:
+        assert set(ours[name]) - {"interval95"} == set(published[name]), name
+        for part in ("forget", "holdout", None):
             entry, like = (log[name].get(part, log[name]) for log in (ours, published))
             if "value_by_index" in entry:
                 assert set(entry["value_by_index"]["0"]) == set(like["value_by_index"]["0"]), name
 
 
-def test_each_question_reaches_the_model_once(folder, tokenizer, model, monkeypatch):
+def test_each_question_reaches_the_model_once(folder, tokenizer, adapted, monkeypatch):
     seen = []
-    for name in ("score", "generate"):
+    for name in ("score", "generate", "gradient_norm", "hidden"):
         original = getattr(passes, name)
         monkeypatch.setattr(
             passes,
@@ -119,12 +153,14 @@ def test_each_question_reaches_the_model_once(folder, tokenizer, model, monkeypa
                 seen.append((_name, len(args[1]))) or _original(*args, **kwargs)
             ),
         )
-    build(folder, tokenizer).evaluate(model)
+    build(folder, tokenizer).evaluate(adapted)
     # answers, paraphrases and perturbed answers of 5 forget and 6 retain rows, and so on
+    answers = sum((5, 5, 10, 6, 6, 12, 4, 12, 3, 9, 6))
+    root, written = 5 + 6, 5
     assert sorted(seen) == sorted(
-        [("score", n) for n in (5, 5, 10, 6, 6, 12, 4, 12, 3, 9, 6)]
-        + [("generate", n) for n in (5, 6, 4, 3)]
-    )
+        [("score", answers), ("score", root), ("score", written), ("gradient_norm", 5 + 6),
+         ("generate", 5 + 6 + 4 + 3)]
+    )  # fmt: skip
 
 
 def test_the_panel_is_cheap_and_takes_further_metrics(folder, tokenizer, model):
@@ -142,7 +178,8 @@ def test_the_panel_is_cheap_and_takes_further_metrics(folder, tokenizer, model):
 def test_batch_size_does_not_change_the_summary(folder, tokenizer, model):
     small = build(folder, tokenizer, "eval.tofu.batch_size=1").evaluate(model)
     large = build(folder, tokenizer, "eval.tofu.batch_size=50").evaluate(model)
-    assert small == pytest.approx(large, abs=1e-5)
+    assert small == same(large, 1e-5)
+    assert {name for name, value in small.items() if math.isnan(value)} == WITHOUT_WORDS
 
 
 def test_an_empty_answer_is_counted_in_the_log(folder, tokenizer, model, tmp_path, caplog):
@@ -161,26 +198,38 @@ def test_an_empty_answer_is_counted_in_the_log(folder, tokenizer, model, tmp_pat
     assert "1 rows not scored" in caplog.text
 
 
-def test_a_dead_model_has_no_values(folder, tokenizer, model, tmp_path, caplog):
-    build(folder, tokenizer).evaluate(model, tmp_path)  # the log of a model that is alive
-    model.lm_head.weight.data.fill_(math.nan)
-    suite = build(folder, tokenizer, f"eval.tofu.retain_logs_path={tmp_path}")
+def test_a_dead_model_has_no_values_and_is_called_broken(
+    folder, tokenizer, adapted, tmp_path, caplog
+):
+    build(folder, tokenizer).evaluate(adapted, tmp_path)  # the log of a model that is alive
+    adapted.get_output_embeddings().weight.data.fill_(math.nan)
+    logs = [f"eval.tofu.{which}_logs_path={tmp_path}" for which in ("retain", "target")]
+    suite = build(folder, tokenizer, *logs)
     with caplog.at_level(logging.WARNING):
-        values = suite.evaluate(model, tmp_path / "dead")
+        values = suite.evaluate(adapted, tmp_path / "dead")
     assert set(values) == set(suite.config["metrics"])
+    assert values.pop("collapsed") == 1
     assert all(math.isnan(value) for value in values.values())
     texts = [(tmp_path / "dead" / f"TOFU_{kind}.json").read_text() for kind in ("EVAL", "SUMMARY")]
     log, summary = (json.loads(text, parse_constant=pytest.fail) for text in texts)
     assert set(summary["not_scored"]) == set(values)
+    broken = log.pop("collapsed")
+    assert broken["agg_value"] == summary["collapsed"] == 1
+    assert broken["note"] == "the utility has no value: 6 rows could not be scored"
     for name, entry in log.items():
         assert entry["agg_value"] is summary[name] is None
         assert entry["not_scored"] == summary["not_scored"][name]
     for name in ("exact_memorization", "extraction_strength", "forget_Q_A_ROUGE", "forget_Q_A_Prob",
-                 "forget_Truth_Ratio", "forget_Q_A_PERT_Prob"):  # fmt: skip
+                 "forget_Truth_Ratio", "forget_Q_A_PERT_Prob", "forget_repetition",
+                 "forget_fluency"):  # fmt: skip
         assert log[name]["unscored"] == 5 and "not finite" in log[name]["not_scored"]
-    assert log["mia_loss"]["unscored"] == 11
+    for name in ("mia_loss", "mia_reference", "mia_gradnorm"):
+        assert log[name]["unscored"] == 11
     assert log["forget_Q_A_ROUGE"]["value_by_index"]["0"]["generation"] is None
-    assert "model_utility is not computed: what it is computed from has no value" in caplog.text
+    # of its parts the one that could score fewest rows
+    assert log["model_utility"]["unscored"] == 6
+    assert log["model_utility"]["not_scored"].startswith("6 rows could not be scored")
+    assert re.search("not computed: .*model_utility.*: 6 rows could not be scored", caplog.text)
 
 
 def test_cut_rows_are_counted(folder, tokenizer, model, tmp_path, caplog):
@@ -197,7 +246,8 @@ def test_cut_rows_are_counted(folder, tokenizer, model, tmp_path, caplog):
     assert "3 of 5 rows of forget cut to max_length" in caplog.text
     log = json.loads((tmp_path / "TOFU_EVAL.json").read_text())
     of_forget = ("forget_Q_A_Prob", "forget_Q_A_ROUGE", "exact_memorization", "extraction_strength",
-                 "mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")  # fmt: skip
+                 "forget_repetition", "mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus",
+                 "mia_gradnorm")  # fmt: skip
     found = {name: entry["cut"] for name, entry in log.items() if "cut" in entry}
     assert found == dict.fromkeys(of_forget, 3)
 
@@ -225,11 +275,29 @@ def test_metrics_without_their_reference_are_known_before_there_is_a_model(
     folder, tokenizer, model, tmp_path
 ):
     suite = build(folder, tokenizer)
-    assert sorted(suite.not_computable) == ["forget_quality", "privleak"]
-    assert "retain_logs_path" in suite.not_computable["forget_quality"]
+    reasons = suite.not_computable
+    assert set(reasons) == NEED_RETAIN_LOG | {"agg_utility"}
+    assert "retain_logs_path" in reasons["forget_quality"]
+    assert "target_logs_path" in reasons["agg_utility"]
+    without_root = suite.not_computable_for(Subject.of(model))
+    assert set(without_root) == NEED_RETAIN_LOG | NEED_ROOT
+    assert "no adapter" in without_root["mia_reference"]
     suite.evaluate(model, tmp_path)
-    again = build(folder, tokenizer, f"eval.tofu.retain_logs_path={tmp_path}")
-    assert again.not_computable == {}
+    retain = f"eval.tofu.retain_logs_path={tmp_path}"
+    again = build(folder, tokenizer, retain)
+    # the log of a model without a root has no fluency that a target could have had
+    assert set(again.not_computable) == {"agg_utility", "agg"}
+    both = build(folder, tokenizer, retain, f"eval.tofu.target_logs_path={tmp_path}")
+    assert "forget_fluency" in both.not_computable["agg_utility"]
+
+
+def test_nothing_is_left_to_wish_for_with_a_retain_log_and_a_target_log(
+    folder, tokenizer, adapted, tmp_path
+):
+    build(folder, tokenizer).evaluate(adapted, tmp_path)
+    logs = [f"eval.tofu.{which}_logs_path={tmp_path}" for which in ("retain", "target")]
+    suite = build(folder, tokenizer, *logs)
+    assert suite.not_computable == suite.not_computable_for(Subject.of(adapted)) == {}
 
 
 def test_a_question_key_that_some_data_lack(folder, tokenizer, model):
@@ -281,12 +349,14 @@ def test_several_mistakes_are_reported_together(folder):
     assert "bach_size" in str(error.value) and "panel_rows" in str(error.value)
 
 
+@pytest.mark.parametrize("key", ["retain_logs_path", "target_logs_path"])
 @pytest.mark.parametrize("text", ["not json", "[]", '{"a": 1}'])
-def test_a_retain_log_that_is_no_log_is_refused(folder, tmp_path, text):
+def test_a_log_that_is_none_is_refused(folder, tmp_path, text, key):
     file = tmp_path / "TOFU_EVAL.json"
     file.write_text(text)
-    with pytest.raises(InputError, match="retain log"):
-        check(eval_config(folder, f"eval.tofu.retain_logs_path={file}"))
+    what = "is not JSON" if text == "not json" else "is no evaluation log"
+    with pytest.raises(InputError, match=f"{key} '{re.escape(str(file))}' {what}"):
+        check(eval_config(folder, f"eval.tofu.{key}={file}"))
 
 
 @pytest.mark.parametrize("suite", ["tofu", "muse", "lm_eval"])
@@ -321,7 +391,7 @@ def test_the_shipped_metrics_have_the_published_settings():
     of_forget = ("forget_truth_ratio", "forget_Truth_Ratio")
     assert ratios == dict.fromkeys(of_forget, "closer_to_1_better") | dict.fromkeys(
         ("retain_Truth_Ratio", "ra_Truth_Ratio", "wf_Truth_Ratio"), "true_better"
-    )
+    ) | {"forget_truth_ratio_prob_mean": "prob_mean"}
 
 
 def muse_rows():
@@ -362,8 +432,13 @@ def test_muse_end_to_end(tokenizer, model, tmp_path, muse):
     assert suite.sources["forget_knowmem"].prompt_texts[0].count("Question: ") == 3
     summary = suite.evaluate(model, tmp_path)
     log = json.loads((tmp_path / "MUSE_EVAL.json").read_text())
-    assert set(summary) == set(config["muse"]["metrics"]) - {"privleak"}
-    assert "not_computed" in log["privleak"]
+    need_log = {"privleak", "s_mia_loss", "s_mia_zlib", "s_mia_min_k", "s_mia_min_k_plus_plus",
+                "forget_verbmem_rel_diff", "forget_knowmem_rel_diff",
+                "retain_knowmem_rel_diff"}  # fmt: skip
+    need_root = {"mia_reference", "forget_verbmem_fluency"}
+    assert set(summary) == set(config["muse"]["metrics"]) - need_log - need_root
+    for names, why in ((need_log, "retain_logs_path"), (need_root, "no adapter")):
+        assert all(why in log[name]["not_computed"] for name in names)
     assert summary["mia_min_k"] == 0.5  # the same texts on both sides
     # plain text has no end token: every token of the continuation counts
     text = suite.sources["verbmem"].texts[0][0]

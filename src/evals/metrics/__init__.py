@@ -11,18 +11,38 @@ A metric says its range, which end is better, and what it does with nothing to s
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
-from unlora.evals.records import Generated, Reference, Scored, Value
+from unlora.evals.records import (
+    Generated,
+    GradientNorms,
+    Legible,
+    Reference,
+    Reread,
+    RootScored,
+    RootStates,
+    Scored,
+    States,
+    Target,
+    Value,
+)
 from unlora.registry import Registry
 
-SOURCES = {
+SOURCES: dict[Any, str] = {
     list[Scored]: "score",  # the pass that scores one answer per example
     list[list[Scored]]: "score_each",  # the same, several answers per example
+    RootScored: "score_root",  # the same by the root model
     list[Generated]: "generate",  # greedy generation
+    Reread: "reread",  # what was generated, scored by the root model
+    Legible: "legible",  # what was generated, judged by a classifier
+    GradientNorms: "gradient_norm",
+    States: "hidden",
+    RootStates: "hidden_root",
     Value: "metric",  # another metric of the suite
     list[Value]: "metrics",  # several of them
     Reference: "reference",  # a metric in the log of the retain model
+    Target: "target",  # a metric in the log of the model before unlearning
 }
 
 
@@ -32,6 +52,7 @@ class Metric:
 
     Attributes:
         inputs: name of an input -> where it comes from, a value of ``SOURCES``.
+        optional: the inputs that may be None (``X | None``): the metric does without.
         settings: name -> its type; a ``Literal`` lists what is allowed.
         higher_is_better: None where the best value is neither end of the range.
     """
@@ -39,6 +60,7 @@ class Metric:
     name: str
     fn: Callable[..., Value]
     inputs: Mapping[str, str]
+    optional: frozenset[str]
     settings: Mapping[str, Any]
     higher_is_better: bool | None
 
@@ -53,11 +75,14 @@ def metric(
 
     def register(fn: Callable[..., Value]) -> Callable[..., Value]:
         parameters = inspect.signature(fn).parameters.values()
+        given = {p.name: p.annotation for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
+        optional = {name for name, kind in given.items() if NoneType in get_args(kind)}
         inputs = {
-            p.name: SOURCES[p.annotation] for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD
+            name: SOURCES[get_args(kind)[0] if name in optional else kind]
+            for name, kind in given.items()
         }
         settings = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
-        METRICS.add(name, Metric(name, fn, inputs, settings, higher_is_better))
+        METRICS.add(name, Metric(name, fn, inputs, frozenset(optional), settings, higher_is_better))
         return fn
 
     return register

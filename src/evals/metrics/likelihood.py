@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import numpy as np
+from scipy.special import expit
 
 from unlora.evals.metrics import metric
 from unlora.evals.records import Scored, Value
@@ -49,32 +50,35 @@ def truth_ratio(
     wrong: Value,
     *,
     variant: Literal["open_unlearning", "tofu_paper"] = "open_unlearning",
-    aggregator: Literal["true_better", "closer_to_1_better"] = "true_better",
+    aggregator: Literal["true_better", "closer_to_1_better", "prob_mean"] = "true_better",
 ) -> Value:
     """How likely wrong answers are beside the correct one: R = p(wrong) / p(correct).
 
-    Both are length-normalised. ``per_example`` holds R itself, 0 and up; ``value`` is in 0..1 and
-    high is good.
+    Both are length-normalised. ``per_example`` holds R itself, 0 and up, or with ``prob_mean`` the
+    share 1 / (1 + R). ``value`` is in 0..1; high is good, except with ``prob_mean`` on data to be
+    forgotten. A row of which any answer has no token is NaN.
 
     Args:
         variant: ``open_unlearning`` (as in the published logs) takes the geometric mean over the
             wrong answers, ``tofu_paper`` their arithmetic mean.
         aggregator: ``true_better`` is the mean of max(0, 1 - R), for data to be kept;
-            ``closer_to_1_better`` the mean of min(R, 1/R), for data to be forgotten.
+            ``closer_to_1_better`` the mean of min(R, 1/R), for data to be forgotten;
+            ``prob_mean`` the mean of p(correct) / (p(correct) + p(wrong)), the truth ratio of
+            OpenUnlearning's report (arXiv:2506.12618), which is high where the model remembers.
     """
-    p_correct = np.exp(-correct.column("avg_loss"))
+    loss = correct.column("avg_loss")
     if variant == "open_unlearning":
-        p_wrong = np.exp(-wrong.column("avg_loss"))
+        wrong_loss = wrong.column("avg_loss")
     else:
-        p_wrong = wrong.column("prob")
-    ratios = p_wrong / (p_correct + TINY)
+        with np.errstate(divide="ignore"):
+            wrong_loss = -np.log(wrong.column("prob"))
+    if aggregator == "prob_mean":
+        # of the losses: two tiny probabilities keep their proportion
+        shares = expit(wrong_loss - loss)
+        return Value.mean([{"score": float(share)} for share in shares], "score")
+    ratios = np.exp(-wrong_loss) / (np.exp(-loss) + TINY)
     if aggregator == "true_better":
         scores = np.maximum(0, 1 - ratios)
     else:
         scores = np.minimum(ratios, 1 / (ratios + TINY))
-    scored = scores[np.isfinite(scores)]
-    return Value(
-        float(scored.mean()) if len(scored) else float("nan"),
-        [{"score": float(ratio)} for ratio in ratios],
-        unscored=len(scores) - len(scored),
-    )
+    return Value.mean_of(scores, [{"score": float(ratio)} for ratio in ratios])

@@ -3,35 +3,47 @@
 Every score is *low* for members, as a loss is. The value is the area under the ROC curve, the
 probability that a forget example scores below a holdout example: 1 when the model plainly
 remembers, 0.5 at chance, below 0.5 when forgetting went too far. Examples without a score are NaN
-and left out; with no example left on one side the value is NaN.
+and left out; with no example left on one side the value is NaN. The interval is that of a
+bootstrap within each side.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterable
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
+from jaxtyping import Float, Int
 
 from unlora.evals.metrics import metric
-from unlora.evals.records import Reference, Scored, Value
+from unlora.evals.records import RESAMPLES, GradientNorms, RootScored, Scored, Value
+
+TINY = 1e-10
+CELLS_AT_ONCE = 1 << 22  # counts held in memory while resampling
 
 
 @metric("mia_loss", higher_is_better=False)
 def mia_loss(forget: list[Scored], holdout: list[Scored]) -> Value:
     """Mean loss per token. Yeom et al. 2018, arXiv:1709.01604."""
-    return _auc(forget, holdout, lambda answer: answer.loss)
+    return _auc((a.loss for a in forget), (a.loss for a in holdout))
 
 
 @metric("mia_zlib", higher_is_better=False)
 def mia_zlib(forget: list[Scored], holdout: list[Scored]) -> Value:
     """Mean loss over the compressed size of the text in bytes. Carlini et al. 2021."""
-    return _auc(forget, holdout, lambda a: a.loss / len(zlib.compress(a.text.encode())))
+
+    def score(answer: Scored) -> float:
+        return answer.loss / len(zlib.compress(answer.text.encode()))
+
+    return _auc(map(score, forget), map(score, holdout))
 
 
 @metric("mia_min_k", higher_is_better=False)
 def mia_min_k(forget: list[Scored], holdout: list[Scored], *, k: float = 0.4) -> Value:
     """Mean loss of the share ``k`` of tokens with the lowest probability. arXiv:2310.16789."""
-    return _auc(forget, holdout, lambda answer: -_lowest(answer.without_end().logp, k))
+
+    def score(answer: Scored) -> float:
+        return -_lowest(answer.without_end().logp, k)
+
+    return _auc(map(score, forget), map(score, holdout))
 
 
 @metric("mia_min_k_plus_plus", higher_is_better=False)
@@ -42,29 +54,55 @@ def mia_min_k_plus_plus(forget: list[Scored], holdout: list[Scored], *, k: float
         answer = answer.without_end()
         return -_lowest((answer.logp - answer.mean) / np.sqrt(np.maximum(answer.var, 1e-6)), k)
 
-    return _auc(forget, holdout, score)
+    return _auc(map(score, forget), map(score, holdout))
 
 
-@metric("privleak", higher_is_better=None)
-def privleak(attack: Value, retain: Reference) -> Value:
-    """Distance of a membership AUC from the retain model's, in percent. MUSE, arXiv:2407.06460.
+@metric("mia_reference", higher_is_better=False)
+def mia_reference(
+    forget: list[Scored],
+    holdout: list[Scored],
+    forget_root: RootScored,
+    holdout_root: RootScored,
+) -> Value:
+    """Mean loss minus that of the root model, which has seen neither. arXiv:2111.08440.
 
-    0 is ideal, -100 means nothing was forgotten, above 0 that the forget data stand out the other
-    way round. With A = 1 - AUC as the paper has it: 100 (A - A_retain) / A_retain.
+    The root tells how hard a text is for any model. OpenUnlearning wants a reference model by path;
+    ours is the model itself with every adapter off.
     """
-    unlearned, retrained = 1 - attack.value, 1 - retain.value
-    return Value(100 * (unlearned - retrained) / (retrained + 1e-10))
+    return _auc(
+        (a.loss - root.loss for a, root in zip(forget, forget_root, strict=True)),
+        (a.loss - root.loss for a, root in zip(holdout, holdout_root, strict=True)),
+    )
 
 
-@metric("privleak_bounded", higher_is_better=True)
-def privleak_bounded(attack: Value, retain: Reference) -> Value:
-    """Closeness of a membership AUC to the retain model's: 1 - |AUC - AUC_retain| / AUC_retain.
+@metric("mia_gradnorm", higher_is_better=False)
+def mia_gradnorm(forget: GradientNorms, holdout: GradientNorms) -> Value:
+    """L2 norm of the gradient of the mean loss, over a declared set of weights. arXiv:2402.17012.
 
-    Range 0..1, 1 is ideal; what falls below is 0. Unlike :func:`privleak` it does not explode as
-    the retain model's AUC comes near 1. It is s_MIA of OpenUnlearning's report.
+    OpenUnlearning averages the norms of whatever tensors have a gradient, so that its figure is
+    another one for an adapter than for the same model merged.
     """
-    distance = abs(attack.value - retain.value) / max(retain.value, 1e-10)
-    return Value(float(np.clip(1 - distance, 0, 1)))
+    return _auc(forget, holdout)
+
+
+@metric("mia_recall", higher_is_better=False)
+def mia_recall(
+    forget: list[Scored],
+    holdout: list[Scored],
+    forget_after: list[Scored],
+    holdout_after: list[Scored],
+) -> Value:
+    """ReCaLL, minus LL(x | P) / LL(x): texts of P, that were not trained on, disturb members more.
+
+    arXiv:2406.15968. An answer that the texts before it have cut, or that is itself
+    one of them, is NaN.
+    """
+
+    def score(alone: Scored, after: Scored) -> float:
+        same = len(alone.logp) == len(after.logp)
+        return -(after.loss + TINY) / (alone.loss + TINY) if same else float("nan")
+
+    return _auc(map(score, forget, forget_after), map(score, holdout, holdout_after))
 
 
 def _lowest(scores: np.ndarray, k: float) -> float:
@@ -74,18 +112,61 @@ def _lowest(scores: np.ndarray, k: float) -> float:
     return float(np.sort(scores)[: max(1, int(len(scores) * k))].mean(dtype=np.float64))
 
 
-def _auc(forget: list[Scored], holdout: list[Scored], score: Callable[[Scored], float]) -> Value:
-    parts = {
-        "forget": np.array([score(answer) for answer in forget]),
-        "holdout": np.array([score(answer) for answer in holdout]),
-    }
+def _auc(forget: Iterable[float], holdout: Iterable[float]) -> Value:
+    parts = {"forget": np.array([*forget], float), "holdout": np.array([*holdout], float)}
     members, others = (scores[np.isfinite(scores)] for scores in parts.values())
-    value = float("nan")
+    value, interval = float("nan"), None
     if len(members) and len(others):
-        labels = np.repeat((0, 1), (len(members), len(others)))
-        value = float(roc_auc_score(labels, np.concatenate((members, others))))
+        value = float(_areas(members, others)[0])
+        if min(len(members), len(others)) > 1:
+            low, high = np.percentile(_resampled(members, others), (2.5, 97.5))
+            interval = float(low), float(high)
     return Value(
         value,
         {part: [{"score": float(s)} for s in scores] for part, scores in parts.items()},
-        unscored=len(forget) + len(holdout) - len(members) - len(others),
+        unscored=sum(map(len, parts.values())) - len(members) - len(others),
+        interval=interval,
     )
+
+
+def _resampled(
+    members: Float[np.ndarray, " members"], others: Float[np.ndarray, " others"]
+) -> Float[np.ndarray, " draws"]:
+    """The area for draws with replacement from both sides."""
+    rng = np.random.default_rng(0)
+    at_once = max(1, CELLS_AT_ONCE // (len(members) + len(others)))
+    sizes = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
+    found = [
+        _areas(
+            members,
+            others,
+            rng.integers(len(members), size=(size, len(members))),
+            rng.integers(len(others), size=(size, len(others))),
+        )
+        for size in sizes
+    ]
+    return np.concatenate(found)
+
+
+def _areas(
+    members: Float[np.ndarray, " members"],
+    others: Float[np.ndarray, " others"],
+    drawn_members: Int[np.ndarray, "draws members"] | None = None,
+    drawn_others: Int[np.ndarray, "draws others"] | None = None,
+) -> Float[np.ndarray, " draws"]:
+    """Share of the pairs in which the member scores lower, ties counted half; exact.
+
+    Without draws that of all examples, once.
+    """
+    _, codes = np.unique(np.concatenate((members, others)), return_inverse=True)
+    size = int(codes.max()) + 1
+
+    def histograms(side: np.ndarray, drawn: np.ndarray | None) -> Int[np.ndarray, "draws size"]:
+        rows = side[None] if drawn is None else side[drawn]
+        shifted = rows + size * np.arange(len(rows))[:, None]
+        return np.bincount(shifted.ravel(), minlength=len(rows) * size).reshape(len(rows), size)
+
+    of_members = histograms(codes[: len(members)], drawn_members)
+    of_others = histograms(codes[len(members) :], drawn_others)
+    above = len(others) - of_others.cumsum(axis=1) + of_others / 2
+    return (of_members * above).sum(axis=1) / (len(members) * len(others))

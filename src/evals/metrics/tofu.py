@@ -1,7 +1,7 @@
-"""The two figures that sum up TOFU. arXiv:2401.06121, section 2.2."""
+"""Forget quality, one of the two figures that sum up TOFU. arXiv:2401.06121, section 2.2."""
 
 import numpy as np
-from scipy.stats import hmean, ks_2samp
+from scipy.stats import ks_2samp
 
 from unlora.evals.metrics import metric
 from unlora.evals.records import Reference, Value
@@ -13,26 +13,22 @@ def forget_quality(truth_ratio: Value, retain: Reference) -> Value:
 
     Range 0..1; 1 when the two models cannot be told apart. NaN with no example on one side.
     """
-    return Value(_ks(truth_ratio, retain)[1])
+    _, p = _ks(truth_ratio, retain)
+    return Value(p, unscored=_unscored(truth_ratio))
 
 
 @metric("forget_quality_log10", higher_is_better=True)
 def forget_quality_log10(truth_ratio: Value, retain: Reference) -> Value:
     """log10 of :func:`forget_quality`, 0 at best; at least -323, the smallest float."""
-    return Value(float(np.log10(np.maximum(_ks(truth_ratio, retain)[1], 5e-324))))
+    _, p = _ks(truth_ratio, retain)
+    return Value(float(np.log10(np.maximum(p, 5e-324))), unscored=_unscored(truth_ratio))
 
 
 @metric("forget_quality_ks", higher_is_better=False)
 def forget_quality_ks(truth_ratio: Value, retain: Reference) -> Value:
     """The Kolmogorov-Smirnov statistic itself: 0..1, 0 at best, the same for any number of rows."""
-    return Value(_ks(truth_ratio, retain)[0])
-
-
-@metric("model_utility", higher_is_better=True)
-def model_utility(parts: list[Value]) -> Value:
-    """Harmonic mean of its parts, nine in TOFU. Range 0..1; NaN when a part is NaN."""
-    values = [part.value for part in parts]
-    return Value(float(hmean(values)) if np.isfinite(values).all() else float("nan"))
+    statistic, _ = _ks(truth_ratio, retain)
+    return Value(statistic, unscored=_unscored(truth_ratio))
 
 
 def _ks(unlearned: Value, retain: Value) -> tuple[float, float]:
@@ -43,3 +39,7 @@ def _ks(unlearned: Value, retain: Value) -> tuple[float, float]:
         return float("nan"), float("nan")
     found = ks_2samp(*ratios)
     return float(found.statistic), float(found.pvalue)
+
+
+def _unscored(ratios: Value) -> int:
+    return int((~np.isfinite(ratios.column("score"))).sum())

@@ -1,0 +1,75 @@
+"""The tasks of lm-evaluation-harness that a config names: its own, or YAML in local folders."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unlora.errors import InputError
+from unlora.registry import unknown
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What lm-eval's ``simple_evaluate`` is to ask.
+
+    Attributes:
+        asked: tasks and groups, their data read.
+        manager: lm-eval's index of all names, which takes seconds to make anew.
+    """
+
+    asked: list[Any]
+    manager: Any
+
+
+def load_tasks(name: str, tasks: Sequence[str], folders: Sequence[str]) -> Tasks:
+    """Tasks and groups with their data: from local folders alone where these have them all.
+
+    Raises:
+        InputError: there is no such task, or its data cannot be read.
+    """
+    from lm_eval.tasks import TaskManager
+
+    # the 14,000 names that come with the package take seconds to read
+    manager = TaskManager(include_path=list(folders), include_defaults=False)
+    if _missing(tasks, manager):
+        manager = TaskManager(include_path=list(folders))
+    for task in tasks:
+        if task not in manager.all_tasks and not Path(task).is_file():
+            raise InputError(_unknown_task(name, task, manager.all_tasks, bool(folders)))
+    try:
+        asked = [one for task in tasks for one in _first(manager.load([task]))]
+        manager.load(asked)  # refuses a task given twice
+    except Exception as error:  # whatever the readers of data sets raise
+        reason = f"{type(error).__name__}: {error}"
+        if missing := set(_missing(tasks, manager)) - set(tasks):
+            reason = f"a group names {min(missing)!r}, which is no task"
+        raise InputError(f"eval.{name}: the tasks cannot be read: {reason}") from error
+    return Tasks(asked, manager)
+
+
+def _missing(tasks: Sequence[str], manager: Any) -> list[str]:
+    """Which of these tasks, and of those that their groups name, nobody has defined."""
+    missing = []
+    for task in tasks:
+        entry = manager.task_index.get(task)
+        if entry is None:
+            missing.append(task)
+        elif task in manager.all_groups:
+            named = [one for one in entry.cfg.get("task", ()) if isinstance(one, str)]
+            missing += _missing(named, manager)
+    return missing
+
+
+def _unknown_task(name: str, task: str, known: Sequence[str], own: bool) -> str:
+    """The message for a task nobody defined; the package knows too many to list them all."""
+    said = unknown(f"task in eval.{name}.tasks", task, known).partition(" Known: ")[0]
+    where = f"eval.{name}.simple_evaluate_args.include_path"
+    return f"{said} lm-eval itself and the folders of {where} have none of that name." if own else (
+        f"{said} lm-eval has none of that name; for tasks of your own set {where} to their folder."
+    )  # fmt: skip
+
+
+def _first(loaded: Mapping[str, Any]) -> list[Any]:
+    """What was asked for: a group, else a task, or the tasks of a tag."""
+    return list(loaded["groups"].values())[:1] or list(loaded["tasks"].values())

@@ -1,0 +1,114 @@
+"""The figures that sum up a whole evaluation, and the label of a model that is broken.
+
+The aggregates are those of OpenUnlearning's report, arXiv:2506.12618.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+from scipy.stats import hmean
+
+from unlora.evals.metrics import metric
+from unlora.evals.metrics.derived import derived
+from unlora.evals.records import Target, Value
+
+
+@metric("model_utility", higher_is_better=True)
+def model_utility(parts: list[Value]) -> Value:
+    """Harmonic mean of its parts, nine in TOFU. Range 0..1; NaN when a part is NaN.
+
+    TOFU, arXiv:2401.06121, section 2.2.
+    """
+    return _harmonic(parts)
+
+
+@metric("agg_memorization", higher_is_better=True)
+def agg_memorization(
+    extraction_strength: Value,
+    exact_memorization: Value,
+    paraphrase_probability: Value,
+    truth_ratio: Value,
+) -> Value:
+    """Mem: how little is remembered, the harmonic mean of one minus each of four figures.
+
+    Range 0..1. ``truth_ratio`` is the one with ``aggregator: prob_mean``, high where the model
+    remembers. NaN when a part is NaN.
+    """
+    parts = (extraction_strength, exact_memorization, paraphrase_probability, truth_ratio)
+    return _harmonic(replace(part, value=1 - part.value) for part in parts)
+
+
+@metric("agg_privacy", higher_is_better=True)
+def agg_privacy(attacks: list[Value]) -> Value:
+    """Priv: harmonic mean of s_MIA (``privleak_bounded``) of several membership attacks.
+
+    Range 0..1; the report has loss, zlib, min-k and min-k++. NaN when a part is NaN.
+    """
+    return _harmonic(attacks)
+
+
+@metric("agg_utility", higher_is_better=True)
+def agg_utility(
+    utility: Value, fluency: Value, target_utility: Target, target_fluency: Target
+) -> Value:
+    """Utility: harmonic mean of utility and fluency, over that of the model before unlearning.
+
+    0 and up; 1 where nothing was lost. NaN when a part is NaN, or when the target has none.
+    """
+    now, before = _harmonic((utility, fluency)), _harmonic((target_utility, target_fluency))
+    kept = now.value / before.value if before.value > 0 else float("nan")
+    return derived(kept, utility, fluency)
+
+
+@metric("agg", higher_is_better=True)
+def agg(parts: list[Value]) -> Value:
+    """Agg: harmonic mean of Mem, Priv and Utility. NaN when a part is NaN."""
+    return _harmonic(parts)
+
+
+@metric("collapsed", higher_is_better=False)
+def collapsed(
+    utility: Value,
+    repetition: Value,
+    target: Target | None,
+    *,
+    utility_share: float = 0.5,
+    utility_floor: float = 0.1,
+    max_repetition: float = 0.5,
+) -> Value:
+    """1 for a model that is broken, which must not pass for one that has forgotten; else 0.
+
+    ``note`` says by which threshold. A model whose logits are not finite is broken, too. NaN when
+    there are no rows to tell by.
+
+    Args:
+        utility_share: collapsed below this share of the target's utility.
+        utility_floor: collapsed below this utility, where there is no log of the target.
+        max_repetition: collapsed above this :func:`repetition`.
+    """
+    reasons = []
+    if np.isnan(utility.value) and utility.unscored:
+        reasons.append(f"the utility has no value: {utility.unscored} rows could not be scored")
+    elif target is not None and np.isfinite(target.value):
+        if utility.value < utility_share * target.value:
+            reasons.append(
+                f"utility {utility.value:.3g} is below {utility_share:g} of the target's "
+                f"{target.value:.3g}"
+            )
+    elif utility.value < utility_floor:
+        reasons.append(f"utility {utility.value:.3g} is below {utility_floor:g}")
+    if repetition.value > max_repetition:
+        reasons.append(f"repetition {repetition.value:.3g} is above {max_repetition:g}")
+    if np.isnan(utility.value) and not reasons:
+        return Value(float("nan"))
+    return Value(float(bool(reasons)), note="; ".join(reasons) or None)
+
+
+def _harmonic(parts: Iterable[Value]) -> Value:
+    """Harmonic mean; 0 when a part is 0, NaN when one is NaN or there are none."""
+    parts = list(parts)
+    # rounding may leave 1 - p a hair below 0
+    values = np.maximum([part.value for part in parts], 0)
+    found = len(values) and np.isfinite(values).all()
+    return derived(float(hmean(values)) if found else float("nan"), *parts)

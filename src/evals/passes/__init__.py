@@ -1,0 +1,21 @@
+"""The ways to question a model. Each runs at most once per (model, data) in an evaluation.
+
+* :func:`score`: how likely given answers are, token by token;
+* :func:`generate`: what the model writes itself;
+* :func:`gradient_norm`: how strongly each answer would change the weights;
+* :func:`hidden`: what the layers make of the answers;
+* :func:`legible`: what a classifier thinks of written text.
+
+A pass leaves the model as it was: modes, generation settings and random state. Rows are batched
+under a token budget that is halved when memory runs out, and shared out over the processes of a
+run; neither batches nor order change a result beyond float rounding. The batches themselves do
+not depend on the number of processes, so that changes nothing at all.
+"""
+
+from unlora.evals.passes.gradients import gradient_norm
+from unlora.evals.passes.reading import legible
+from unlora.evals.passes.scoring import score
+from unlora.evals.passes.states import hidden
+from unlora.evals.passes.writing import Sampling, generate
+
+__all__ = ["Sampling", "generate", "gradient_norm", "hidden", "legible", "score"]

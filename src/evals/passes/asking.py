@@ -1,0 +1,44 @@
+"""What every pass needs to ask a model without changing it."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside a wrapper that only matters for gradients, as DDP's."""
+    while not hasattr(model, "get_output_embeddings") and hasattr(model, "module"):
+        model = model.module
+    return model
+
+
+def device_of(model: Any) -> torch.device:
+    """Where the input goes; under a device map the model has several devices."""
+    return model.get_input_embeddings().weight.device
+
+
+def takes(model: Any, argument: str) -> bool:
+    """Whether the forward pass of the model, below any adapters, has this argument."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return argument in inspect.signature(base.forward).parameters
+
+
+def in_full(logits: Tensor) -> Tensor:
+    """Numbers that can be summed over a vocabulary: float32, or float64 where they are that."""
+    return logits if logits.dtype == torch.float64 else logits.float()

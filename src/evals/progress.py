@@ -1,0 +1,48 @@
+"""One bar for a whole evaluation."""
+
+from typing import Any
+
+from tqdm import tqdm
+
+from unlora.run import is_main_process
+
+
+class Bar:
+    """How many of the tokens that an evaluation asks about are done, and which pass is at work.
+
+    Args:
+        quiet: show nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False):
+        self.quiet = quiet
+        self.depth = 0
+
+    def __enter__(self) -> "Bar":
+        if self.depth == 0:
+            self.bar: Any = tqdm(
+                total=0,
+                unit="tok",
+                unit_scale=True,
+                disable=True if self.quiet or not is_main_process() else None,
+                leave=False,
+                dynamic_ncols=True,
+            )
+        self.depth += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+        if self.depth == 0:
+            self.bar.close()
+
+    def expect(self, kind: str, tokens: int) -> None:
+        """A suite has this much to ask."""
+        self.kind = kind
+        self.bar.total += tokens
+        self.bar.refresh()
+
+    def done(self, name: str, tokens: int) -> None:
+        """A pass has done this much."""
+        self.bar.set_description(f"{self.kind} {name}", refresh=False)
+        self.bar.update(tokens)

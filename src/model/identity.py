@@ -1,0 +1,50 @@
+"""What the answers of a model depend on, in one name, without loading it."""
+
+import hashlib
+import json
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from unlora.config import ModelSection
+from unlora.model.lineage import Lineage, fingerprint
+from unlora.model.load import commit_of, load_args, pinned, root_config
+
+# they say where weights are and how they come into memory, not what they are
+NOT_OF_THE_MODEL = (
+    "pretrained_model_name_or_path", "revision", "token", "cache_dir", "device_map",
+    "local_files_only", "max_memory", "low_cpu_mem_usage", "use_safetensors", "trust_remote_code",
+    "use_cache",
+)  # fmt: skip
+PACKAGES = ("torch", "transformers", "peft")
+
+
+def identities(section: ModelSection) -> tuple[str | None, str | None]:
+    """Names of a model and of its root model: sha256 of weights, adapters, dtype and packages.
+
+    None where the weights cannot be told from others: a hub repository that is not in the local
+    cache yet.
+
+    Raises:
+        InputError: the model is out of reach, or its lineage is broken.
+    """
+    args = load_args(section)
+    lineage = Lineage.read(args["pretrained_model_name_or_path"])
+    if lineage.local_root:
+        root = fingerprint(lineage.root)
+    else:
+        root_config(lineage, args)  # brings the config into the local cache
+        root = commit_of(lineage.root, pinned(lineage, args)) or ""
+    if not root:
+        return None, None
+    settings: dict[str, Any] = {k: v for k, v in args.items() if k not in NOT_OF_THE_MODEL}
+    settings["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+    settings["packages"] = [metadata.version(package) for package in PACKAGES]
+    links = [(link.sha256, link.config_sha256) for link in lineage.links]
+    return _name(root, links, settings), _name(root, [], settings)
+
+
+def _name(*parts: Any) -> str:
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
