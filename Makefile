@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP = -m pip --disable-pip-version-check --quiet install
 INSTALL_SELF = $(PIP) --no-build-isolation --no-deps --editable .
 
-.PHONY: demo methods memory test test-floor test-slow check clean
+.PHONY: demo methods memory bench-eval test test-floor test-slow check clean
 
 demo: .venv/.run  ## the whole main job on the embedded benchmark
 	.venv/bin/python src/study.py --config-name=study experiment=study/pocket/lora
@@ -13,6 +13,9 @@ methods: .venv/.run  ## docs/methods.md: every method on the embedded benchmark;
 
 memory: .venv/.run  ## peak memory of every method on one model, against GradAscent
 	.venv/bin/python benchmarks/memory.py
+
+bench-eval: .venv/.run  ## a whole evaluation, beside one that asks anew for every metric
+	.venv/bin/python benchmarks/evaluate.py
 
 test: .venv/.test  ## the default tests: offline, on the CPU
 	.venv/bin/python -m pytest -q

@@ -51,12 +51,13 @@ def run(cfg: Any) -> dict[str, Any]:
 
     from unlora.data.chat import Chat
     from unlora.errors import InputError
-    from unlora.model import check_model, get_model, load_tokenizer
+    from unlora.model import as_trained, check_model, get_model, load_tokenizer
     from unlora.model.guards import evaluation_is_pure
     from unlora.model.reference import adapters_off
     from unlora.run import Run
     from unlora.trainer import refuse_own_model
 
+    config = config.model_copy(update={"model": as_trained(config.model)})
     settings: dict[str, Any] = dict(config.alternates)
     of_root = settings.pop("voice") == "root"
     pairs = read_pairs(config.data["forget"] or {}, config.paths.datasets_dir)

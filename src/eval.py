@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -24,6 +25,8 @@ def run(cfg: Any) -> dict[str, float]:
     from unlora.config import plain, read
 
     config = read(cfg)
+
+    import torch
 
     from unlora import references
     from unlora.evals import Subject, Suite, build_suites, evaluate_all
@@ -54,12 +57,18 @@ def run(cfg: Any) -> dict[str, float]:
 
         def load() -> Any:
             model, _ = get_model(config.model, trainable=False)
+            if torch.cuda.is_available() and not hasattr(model, "hf_device_map"):
+                model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
             guard.enter_context(evaluation_is_pure(model))
             return model
 
         subject = Subject(load, key, root_key, None if lineage.links else NO_ADAPTERS)
         if config.plan:
-            print(as_text([row for s in suites if isinstance(s, Suite) for row in s.plan(subject)]))
+            planned = [row for s in suites if isinstance(s, Suite) for row in s.plan(subject)]
+            if config.output == "json":
+                print(json.dumps(planned))
+                return {}
+            print(as_text(planned))
             for suite in suites:
                 reasons = suite.not_computable_for(subject) if isinstance(suite, Suite) else {}
                 for why in dict.fromkeys(reasons.values()):
@@ -67,7 +76,7 @@ def run(cfg: Any) -> dict[str, float]:
                     print(f"not computed: {', '.join(names)}: {why}")
             return {}
         folder = config.paths.output_dir
-        record = Run(folder, plain(cfg), kind="eval")
+        record = Run(folder, plain(cfg) | {"model": dict(config.model)}, kind="eval")
         record.begin(fresh=False)
         summary = evaluate_all(suites, subject, quiet=config.output != "lines")
     record.finish(lineage=str(lineage), summary=summary)

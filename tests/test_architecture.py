@@ -23,8 +23,7 @@ MAY_IMPORT = {
     "cli": BASICS | {"config"},
     "doctor": {"cli", "errors"},
 }
-# they join the parts
-ENTRY_POINTS = {"train", "eval", "study", "alternates", "references", "gold", "advice"}
+ENTRY_POINTS = {"train", "eval", "study", "alternates", "references"}  # they join the parts
 FILES = [path for path in SRC.rglob("*.py") if path != SRC / "__init__.py"]
 
 

@@ -64,6 +64,20 @@ def write(file, rows):
             stream.write(text)
 
 
+def told(row):
+    """The row with other names of its columns, and as CSV has it."""
+    renamed = {"prompt": row["question"], "reply": row["answer"]}
+    others = {key: row[key] for key in OTHERS if key in row}
+    if others:
+        others["perturbed_answer"] = json.dumps(others["perturbed_answer"])
+    return renamed | others
+
+
+def has_values(summary):
+    """Four tokens are too few to repeat four words; everything else is there."""
+    return all((value is None) == name.endswith("_repetition") for name, value in summary.items())
+
+
 def evaluate(capsys, model, *typed):
     """What a script reads, and the log."""
     main(["eval", f"model={model}", *typed, "eval.own.max_new_tokens=4", "--json"])
@@ -77,7 +91,7 @@ def test_forget_and_retain_data_are_enough(model, capsys):
     write("kept.csv", [*RETAIN, {"question": "Why?", "answer": " "}])
     summary, log, err = evaluate(capsys, model, "data.forget=my.jsonl", "data.retain=kept.csv")
     assert set(summary) == OF_FORGET | OF_RETAIN
-    assert all(np.isfinite(summary[name]) for name in OF_FORGET | OF_RETAIN)
+    assert has_values(summary)
     assert "Question: ... Answer: ..." not in err  # it has a chat template
     # rows without an answer are counted, not averaged
     for name, unscored in (("forget_Q_A_Prob", 2), ("retain_Q_A_Prob", 1)):
@@ -91,28 +105,18 @@ def test_forget_and_retain_data_are_enough(model, capsys):
 
 
 def test_holdout_data_and_further_columns_bring_their_figures(model, capsys):
-    write("my.json", [{**row, **OTHERS} for row in FORGET])
-    write("new.json", [{"question": f"Who sells {n}?", "answer": f"{n} is for sale."}
-                       for n in range(9)])  # fmt: skip
-    summary, log, _ = evaluate(capsys, model, "data.forget=my.json", "data.holdout=new.json")
+    write("my.csv", [told(row | OTHERS) for row in FORGET])
+    asked = [{"question": f"Who sells {n}?", "answer": f"{n} is for sale."} for n in range(9)]
+    write("new.json", [told(row) for row in asked])
+    keys = ("eval.own.question_key=prompt", "eval.own.answer_key=reply")
+    files = ("data.forget=my.csv", "data.holdout=new.json")
+    summary, log, _ = evaluate(capsys, model, *files, *keys)
     assert set(summary) == OF_FORGET | OF_HOLDOUT | OF_OTHERS
-    assert all(summary[name] is not None for name in summary)
+    assert has_values(summary)
+    # a cell of a CSV file holds both wrong answers
+    assert {len(r["prob"]) for r in log["forget_Q_A_PERT_Prob"]["value_by_index"].values()} == {2}
     assert "give data.retain=FILE" in log["retain_Q_A_Prob"]["not_computed"]
     assert "no adapter" in log["mia_reference"]["not_computed"]
-
-
-def test_the_kind_of_file_and_the_names_of_columns_change_nothing(model, capsys):
-    write("my.jsonl", [{**row, **OTHERS} for row in FORGET])
-    told = [
-        {"prompt": row["question"], "reply": row["answer"], **OTHERS,
-         "perturbed_answer": json.dumps(OTHERS["perturbed_answer"])}
-        for row in FORGET
-    ]  # fmt: skip
-    write("told.csv", told)
-    one, _, _ = evaluate(capsys, model, "data.forget=my.jsonl")
-    keys = ("eval.own.question_key=prompt", "eval.own.answer_key=reply")
-    other, _, _ = evaluate(capsys, model, "data.forget=told.csv", *keys)
-    assert one == other and set(one) == OF_FORGET | OF_OTHERS
 
 
 def test_the_plan_is_told_and_nothing_is_asked(model, capsys, monkeypatch, elsewhere):

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import weakref
 from functools import cache
 
 import pytest
@@ -11,11 +12,15 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from tiny import llama, tokenizer
 
+import unlora.model
+import unlora.references.model
 from unlora import eval as evaluation
 from unlora import references, train
 from unlora.cli import normalised
 from unlora.config import read
 from unlora.errors import InputError
+from unlora.evals.sources import ReadRows
+from unlora.references.gold import Unseen
 
 METRICS = ("forget_Q_A_PARA_Prob", "forget_Q_A_PERT_Prob", "forget_truth_ratio", "forget_quality",
            "retain_Q_A_Prob")  # fmt: skip
@@ -288,8 +293,13 @@ def test_auto_evaluates_a_run_without_a_log(home):
     assert 0 <= summary["forget_quality"] <= 1 and os.path.isfile(GOLD_LOG)
 
 
-def test_auto_takes_no_log_of_other_rows(home):
+@pytest.mark.parametrize("recorded", [True, False])
+def test_auto_takes_no_log_of_other_rows(home, recorded):
     """A run that never saw forget10 never saw forget05, but its log is of forget10."""
+    file = home / "saves" / "finetune" / "retain90" / "run_config.json"
+    if not recorded:  # then the number of rows tells
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"eval": {}}))
+    assert find("retain_logs_path=auto")[1] == GOLD_LOG
     found, _ = find("retain_logs_path=auto", "forget_split=forget05", "task_name=mine")
     assert [(p.model, str(p.folder)) for p in found.pending] == [
         ("saves/finetune/retain90", "saves/eval/mine/reference")
@@ -372,18 +382,19 @@ def test_what_was_never_made_to_forget_has_no_target(home):
 
 def test_training_evaluates_its_references_before_its_model_is_loaded(home, monkeypatch):
     given = without_log("retain90")
-    loaded = []
-    import unlora.model
-
+    loaded, alive = [], []
     original = unlora.model.get_model
 
     def get_model(section, *, trainable=True):
+        assert not any(model() for model in alive), "two models in memory"
         loaded.append((section.model_args["pretrained_model_name_or_path"], trainable,
                        os.path.isfile(GOLD_LOG)))  # fmt: skip
-        return original(section, trainable=trainable)
+        model, words = original(section, trainable=trainable)
+        alive.append(weakref.ref(model))
+        return model, words
 
     monkeypatch.setattr(unlora.model, "get_model", get_model)
-    monkeypatch.setattr(references, "get_model", get_model)
+    monkeypatch.setattr(unlora.references.model, "get_model", get_model)
     summary = train.run(
         unlearn_config("retain_logs_path=auto", "eval.tofu.target_logs_path=root", "task_name=new")
     )
@@ -409,9 +420,6 @@ def test_a_training_is_not_its_own_reference(home):
 
 
 def test_a_running_text_is_known_again_in_a_longer_one(tmp_path):
-    from unlora.evals.sources import ReadRows
-    from unlora.gold import Unseen
-
     words = " ".join(f"word{n}" for n in range(400))
     texts = {
         "forget": words[500:1500],

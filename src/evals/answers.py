@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from unlora.evals.plan import AFTER, Question
 from unlora.evals.records import Generated, GradientNorms, Legible, Scored, States
 from unlora.evals.sources import Source
 from unlora.evals.subject import Subject
+from unlora.model.lineage import fingerprint
 
 # raise it when a pass comes to answer something else than before
 VERSION = 1
@@ -134,7 +136,8 @@ class Questioner:
             ends = [*self._end_ids(data)]
             return [self._max_new_tokens(data), ends, list(source.stop)]
         if name == "legible":
-            return [settings.classifier, settings.label]
+            folder = str(settings.classifier)
+            return [fingerprint(folder) if Path(folder).is_dir() else folder, settings.label]
         return settings.gradient_modules if name == "gradient_norm" else None
 
     def _max_new_tokens(self, data: str) -> int:
@@ -258,6 +261,8 @@ def _packed(name: str, found: Sequence[Any]) -> Arrays:
     """Records of a pass over rows, as arrays."""
     if name not in ("score", "score_root", "reread"):
         return {"value": np.array(found)}
+    if not found:  # an example may have no answers, and so may all of them
+        return {"lengths": np.zeros(0, dtype=np.int64)}
     columns = {
         column: np.concatenate([getattr(one, column) for one in found])
         for column in ("logp", "hit", "mean", "var")
@@ -269,6 +274,8 @@ def _packed(name: str, found: Sequence[Any]) -> Arrays:
 
 
 def _unpacked(arrays: Arrays, texts: Sequence[str]) -> list[Scored]:
+    if not len(arrays["lengths"]):
+        return []
     ends = np.cumsum(arrays["lengths"])[:-1]
     columns = [np.split(arrays[column], ends) for column in ("logp", "hit", "mean", "var")]
     return [

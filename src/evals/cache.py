@@ -11,6 +11,7 @@ import logging
 import os
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ class Kept:
         except OSError as error:
             logger.warning("Answers are not kept for the next evaluation: %s", error)
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def _file(self, key: str) -> Path:
         assert self.folder is not None

@@ -269,8 +269,12 @@ class Suite:
         return {name: _spread(len(source), limit) for name, source in self.sources.items()}
 
     def _asked(self, requests: Sequence[Request], subject: Subject) -> list[Question]:
-        """The questions that can be asked."""
-        return [q for q in questions(requests) if not self._why(*q, subject)]
+        """The questions that can be asked, and that something is computed from."""
+        hopeless = not_computable(
+            requests, self._log, lambda name, data: self._why(name, data, subject)
+        )
+        useful = [request for request in requests if request.name not in hopeless]
+        return [q for q in questions(useful) if not self._why(*q, subject)]
 
     def _why(self, name: str, data: str, subject: Subject | None = None) -> str | None:
         """Why a question cannot be asked, where that is so."""
@@ -303,7 +307,7 @@ class Suite:
             InputError: no data set has the column, so its name is wrong; or a metric that wants
                 one answer is given a column of lists, or the other way round.
         """
-        missing = {}
+        missing = {name: s.missing for name, s in self.sources.items() if s.missing}
         for name, source in self.sources.items():
             for column in source.absent:
                 others = [s for s in self.sources.values() if column in s.columns]

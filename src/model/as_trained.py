@@ -42,8 +42,8 @@ def as_trained(section: ModelSection) -> ModelSection:
     folders = _folders(path, lineage)
     run, trained = _last_run(folders)
     home = next((str(f) for f in folders if any((f / x).is_file() for x in TOKENIZER)), None)
-    given: dict[str, Any] = dict(section.model_args)
-    args = {**(trained.model_args if trained else {}), **given}
+    args: dict[str, Any] = dict(trained.model_args) if trained else {}
+    args.update(section.model_args)
     tokenizer_args = {
         "pretrained_model_name_or_path": home or lineage.root,
         **(trained.tokenizer_args if trained else {}),

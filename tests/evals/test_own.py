@@ -1,18 +1,21 @@
 """Files that a user brings may lack columns, cells and each other."""
 
+import pandas as pd
 import pytest
 
 from unlora.data.chat import Chat
+from unlora.data.rows import load_rows
 from unlora.errors import InputError
 from unlora.evals.own import not_given, whole, without_column
 from unlora.evals.sources import Source
 
 COLUMNS = {"question_key": "question", "answer_key": "answer"}
+TAGS = {"user_start_tag": "Q: ", "asst_start_tag": "A: "}
 CONFIG = {"handler": "QADataset", "hf_args": {"path": "my.csv"}, **COLUMNS}
 
 
 def source(tokenizer, rows, **config):
-    return Source("forget", {**CONFIG, **config}, Chat(tokenizer, {}), lambda **_: list(rows))
+    return Source("forget", {**CONFIG, **config}, Chat(tokenizer, TAGS), lambda **_: list(rows))
 
 
 @pytest.mark.parametrize(
@@ -72,6 +75,26 @@ def test_a_row_without_an_answer_has_no_scored_token(tokenizer):
     ]
     assert made.references == ["Ada", "", "", ""] and all(made.prompts) and made.missing is None
     assert source(tokenizer, rows).absent == ["question", "answer"]  # of a benchmark's
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
+def test_every_kind_of_file_says_the_same(tokenizer, tmp_path, kind):
+    rows = [
+        {"question": 'Who, "and" where?', "answer": "Ada,\nat home."},
+        {"question": "And then?", "answer": None},
+        {"question": "Кто?", "answer": "7"},
+    ]
+    file = tmp_path / f"my.{kind}"
+    if kind == "csv":
+        pd.DataFrame(rows).to_csv(file, index=False)
+    elif kind == "parquet":
+        pd.DataFrame(rows).to_parquet(file)
+    else:
+        pd.DataFrame(rows).to_json(file, orient="records", lines=kind == "jsonl")
+    config = {**CONFIG, "hf_args": {"path": str(file)}, "needed": {"answer_key": "x"}}
+    read = Source("forget", config, Chat(tokenizer, TAGS), load_rows)
+    assert read.answers == source(tokenizer, rows, needed={"answer_key": "x"}).answers
+    assert [len(answers[0].input_ids) > 0 for answers in read.answers] == [True, False, True]
 
 
 def test_an_absent_answer_is_not_the_word_none(tokenizer):

@@ -12,11 +12,11 @@ import tiny
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from small_tofu import TEMPLATE_ARGS, eval_config, qa, write_splits
 
 from unlora.errors import InputError
 from unlora.evals import Subject, build_suites, check, passes
 
-TEMPLATE_ARGS = {"apply_chat_template": True}
 NEED_RETAIN_LOG = {
     "forget_quality", "forget_quality_ks", "forget_quality_log10", "privleak", "s_mia_loss",
     "s_mia_zlib", "s_mia_min_k", "s_mia_min_k_plus_plus", "agg_privacy", "agg",
@@ -26,51 +26,10 @@ NEED_ROOT = {"mia_reference", "forget_fluency", "agg_utility", "agg"}
 WITHOUT_WORDS = {"forget_repetition", "retain_repetition"}
 
 
-def qa(n, *, paraphrase=True, wrong=2):
-    row = {
-        "question": f"What did author {n} write?",
-        "answer": f"Author {n} wrote the quiet river number {n * 7}.",
-        "perturbed_answer": [f"Nothing but {k}{n}." for k in range(wrong)],
-    }
-    if paraphrase:
-        row |= {
-            "paraphrased_question": f"Which book is by author {n}?",
-            "paraphrased_answer": f"The quiet river number {n * 7} is by author {n}.",
-        }
-    return row
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Rows under the names of TOFU's splits."""
-    folder = tmp_path_factory.mktemp("data") / "TOFU"
-    folder.mkdir()
-    splits = {
-        "forget10_perturbed": [qa(n) for n in range(5)],
-        "retain_perturbed": [qa(n) for n in range(10, 16)],
-        "real_authors_perturbed": [qa(n, paraphrase=False, wrong=3) for n in range(20, 24)],
-        "world_facts_perturbed": [qa(n, paraphrase=False, wrong=3) for n in range(30, 33)],
-        "holdout10": [{k: qa(n)[k] for k in ("question", "answer")} for n in range(40, 46)],
-    }
-    for name, rows in splits.items():
-        (folder / f"{name}.json").write_text("\n".join(json.dumps(row) for row in rows))
-    return folder
-
-
-def eval_config(folder, *overrides, suite="tofu"):
-    """The shipped config of a suite, as the entry points hand it over."""
-    with initialize_config_module("unlora.configs", version_base="1.3"):
-        cfg = compose(
-            "eval/" + suite,
-            overrides=[
-                "+paths.output_dir=unused",
-                f"eval.{suite}.batch_size=3",
-                *([f"eval.tofu.path={folder}", "eval.tofu.max_new_tokens=8"]
-                  if suite == "tofu" else []),
-                *overrides,
-            ],
-        )  # fmt: skip
-    return OmegaConf.to_container(cfg.eval, resolve=True)
+    return write_splits(tmp_path_factory.mktemp("data") / "TOFU")
 
 
 @pytest.fixture

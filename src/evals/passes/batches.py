@@ -60,30 +60,21 @@ def answer_all(
     batches = list(_batches(sizes, tokens, budget.rows))
     rank, processes = (0, 1) if needs_all_processes(model) else rank_and_size()
     found: dict[int, Answer] = {}
-    pieces = 1
+    pieces = 1  # that a batch comes in
     for batch in batches[rank::processes]:
-        waiting = [batch[k::pieces] for k in range(min(pieces, len(batch)))]
-        while waiting:
-            part = waiting.pop(0)
+        whole = len(batch)
+        while batch:
+            part = batch[: max(1, whole // pieces)]
             answers = _with_memory(ask, [items[i] for i in part])
-            if answers is None:
-                if len(part) == 1:
-                    pieces_of = apart(items[part[0]])
-                    joined = [_with_memory(ask, [one]) for one in pieces_of]
-                    if len(pieces_of) > 1 and None not in joined:
-                        found[part[0]] = [x for one in joined for x in one[0]]  # type: ignore[assignment]
-                        progress([items[part[0]]])
-                        continue
-                    raise InputError(
-                        f"Memory ran out on a single row of {sizes[part[0]]} tokens. Set "
-                        "max_length of its data lower, or load the model in a smaller dtype."
-                    )
-                pieces *= 2
+            if answers is None and len(part) > 1:
+                pieces = -(-whole // (len(part) // 2))
                 logger.warning("Memory ran out on %d rows; going on with half", len(part))
-                waiting = [part[: len(part) // 2], part[len(part) // 2 :], *waiting]
                 continue
+            if answers is None:
+                answers = [_in_parts(items[part[0]], sizes[part[0]], ask, apart)]
             found |= zip(part, answers, strict=True)
             progress([items[i] for i in part])
+            batch = batch[len(part) :]
     if processes > 1:
         found = gathered(found)
     return [found[i] for i in range(len(items))]
@@ -140,6 +131,23 @@ def _batches(sizes: Sequence[int], tokens: int, rows: int | None) -> Iterator[li
         batch.append(i)
     if batch:
         yield batch
+
+
+def _in_parts(
+    item: Item,
+    size: int,
+    ask: Callable[[list[Item]], list[Answer]],
+    apart: Callable[[Item], list[Item]],
+) -> Any:
+    """The answer to one item that does not fit into memory as a whole."""
+    parts = apart(item)
+    joined = [_with_memory(ask, [one]) for one in parts] if len(parts) > 1 else [None]
+    if any(one is None for one in joined):
+        raise InputError(
+            f"Memory ran out on a single row of {size} tokens. Set max_length of its data lower, "
+            "or load the model in a smaller dtype."
+        )
+    return [answer for one in joined if one is not None for answer in one[0]]
 
 
 def _with_memory(ask: Callable[[list[Item]], list[Answer]], batch: list[Item]) -> Any:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -13,14 +14,21 @@ from transformers.pytorch_utils import Conv1D
 from unlora.data.chat import Encoded
 from unlora.data.collate import collate
 from unlora.errors import InputError
-from unlora.evals.passes.asking import device_of, evaluating, unwrapped
-from unlora.evals.passes.batches import Budget, Progress, answer_all, needs_all_processes
-from unlora.evals.passes.scoring import warn_of_dead
+from unlora.evals.passes.asking import device_of, evaluating, in_full, unwrapped
+from unlora.evals.passes.batches import (
+    Budget,
+    Progress,
+    answer_all,
+    found_budget,
+    needs_all_processes,
+)
+from unlora.evals.passes.scoring import takes_blocks, warn_of_dead
+from unlora.evals.passes.vocabulary import before_the_head, factors, gradients_of
 from unlora.evals.records import GradientNorms
-from unlora.outputs import IGNORE_INDEX, ask, decoder_layers
+from unlora.outputs import IGNORE_INDEX, decoder_layers, output_embedding
 
 WITH_GRAPH = 0.25  # of the token budget: what every layer has seen is kept until the way back
-LOGITS_WITH_GRAPH = 1 << 25
+LOGITS_WITH_GRAPH = 1 << 25  # where the head cannot be asked in blocks
 ALL = "all-linear"
 
 
@@ -57,35 +65,34 @@ def gradient_norm(
         )
     watched = declared(lm, modules)
     kept = [i for i, row in enumerate(rows) if any(x != IGNORE_INDEX for x in row.labels[1:])]
-    vocabulary = lm.config.get_text_config().vocab_size
-    most = max(1, LOGITS_WITH_GRAPH // vocabulary)
+
+    def most(tokens: int | None) -> int:
+        """The tokens of a batch that may all meet the vocabulary at once."""
+        vocabulary = lm.config.get_text_config().vocab_size
+        logits = int(LOGITS_WITH_GRAPH / WITH_GRAPH / vocabulary)
+        return max(1, min(logits, tokens or found_budget(lm)))
 
     def norms(batch: list[int]) -> list[float]:
-        # rows that are short in all but their answers could still bring too many logits
-        if len(batch) > 1 and sum(map(_num_scored, (rows[i] for i in batch))) > most:
-            half = len(batch) // 2
-            return norms(batch[:half]) + norms(batch[half:])
         inputs = collate([rows[i] for i in batch], pad_id)
         inputs = {name: tensor.to(device_of(lm)) for name, tensor in inputs.items()}
         with _watching(watched, inputs["input_ids"]) as squares, torch.enable_grad():
-            said = ask(lm, inputs)
-            losses = -said.mean_by_row(said.token_logps)
-            losses.sum().backward()
-        found = torch.stack([s.to("cpu") for s in squares]).sum(0).sqrt()
-        return found.where(losses.detach().cpu().isfinite(), float("nan")).tolist()
+            _go_back(lm, inputs, blocks=blocks)
+        return torch.stack([s.to("cpu") for s in squares]).sum(0).sqrt().tolist()
 
     with evaluating(lm), _frozen(lm):
-        found = answer_all(
+        with torch.no_grad():
+            blocks = takes_blocks(lm, pad_id)
+        of_kept = answer_all(
             kept,
             [len(rows[i].input_ids) for i in kept],
             norms,
             lm,
-            budget=Budget(tokens, batch_size),
+            budget=Budget(tokens if blocks else most(tokens), batch_size),
             share=WITH_GRAPH,
             progress=lambda done: progress(sum(len(rows[i].input_ids) for i in done)),
         )
-    by_row = dict(zip(kept, found, strict=True))
-    warn_of_dead(sum(norm != norm for norm in found), len(rows))
+    by_row = dict(zip(kept, of_kept, strict=True))
+    warn_of_dead(sum(norm != norm for norm in of_kept), len(rows))
     return GradientNorms([by_row.get(i, float("nan")) for i in range(len(rows))])
 
 
@@ -106,7 +113,7 @@ def declared(model: nn.Module, modules: str | Sequence[str]) -> list[nn.Module]:
     wanted = [modules] if isinstance(modules, str) else list(modules)
     if wanted == [ALL]:
         return list(linear.values())
-    found = {}
+    found: dict[str, nn.Module] = {}
     for end in wanted:
         called = {name: m for name, m in linear.items() if f".{name}".endswith(f".{end}")}
         if not called:
@@ -119,8 +126,25 @@ def declared(model: nn.Module, modules: str | Sequence[str]) -> list[nn.Module]:
     return list(found.values())
 
 
-def _num_scored(row: Encoded) -> int:
-    return sum(label != IGNORE_INDEX for label in row.labels[1:])
+def _go_back(lm: Any, inputs: dict[str, Tensor], *, blocks: bool) -> None:
+    """From the mean loss of every row back to the embedded tokens."""
+    labels = inputs["labels"][:, 1:]
+    row, position = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
+    head, wanted = output_embedding(lm), labels[row, position]
+    with before_the_head(head, row, position, whole=not blocks) as kept:
+        logits = lm(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+        ).logits[0]  # fmt: skip
+    row, wanted = row.to(logits.device), wanted.to(logits.device)
+    share = 1 / in_full(row.bincount().to(logits.dtype))[row]
+    products = factors(head, kept[0]) if blocks else None
+    if products is None:
+        (share * F.cross_entropy(in_full(logits), wanted, reduction="none")).sum().backward()
+        return
+    with torch.no_grad():
+        known = [(states.detach(), words) for states, words in products]
+        gradients = gradients_of(known, wanted, share)
+    torch.autograd.backward([states for states, _ in products], gradients)
 
 
 @contextmanager

@@ -6,8 +6,7 @@ its own row. So a beginning is read once, and a batch has next to no padding.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,7 +24,7 @@ from unlora.evals.passes.batches import (
     found_budget,
     needs_all_processes,
 )
-from unlora.evals.passes.vocabulary import factors, numbers_from, numbers_of
+from unlora.evals.passes.vocabulary import before_the_head, factors, numbers_from, numbers_of
 from unlora.evals.records import Scored
 from unlora.outputs import IGNORE_INDEX, decoder_layers, output_embedding
 
@@ -182,6 +181,11 @@ class Abilities:
 _ABILITIES: WeakKeyDictionary[nn.Module, Abilities] = WeakKeyDictionary()
 
 
+def takes_blocks(lm: nn.Module, pad_id: int) -> bool:
+    """Whether the vocabulary of a model can be asked in blocks."""
+    return _Asker(lm, [], pad_id).can.blocks
+
+
 class _Asker:
     """Asks one model about the rows of one question."""
 
@@ -279,7 +283,8 @@ class _Asker:
             places: every place that predicts something, each once.
             place: of each scored token, which of them predicts it.
         """
-        with self._keeping(places // width, places % width) as kept:
+        row, position = torch.from_numpy(places // width), torch.from_numpy(places % width)
+        with before_the_head(self.head, row, position, whole=not self.can.blocks) as kept:
             logits = self.lm(**self._inputs(batch, width), use_cache=False).logits[0]
         order = np.argsort(place, kind="stable")
         device = kept[0].device
@@ -289,24 +294,6 @@ class _Asker:
         numbers = np.empty((4, len(order)), dtype=found.cpu().numpy().dtype)
         numbers[:, order] = found.cpu().numpy()
         return numbers
-
-    @contextmanager
-    def _keeping(self, row: np.ndarray, position: np.ndarray) -> Iterator[list[Tensor]]:
-        """Keep the hidden states of these places; the head sees them only if it is asked whole."""
-        kept: list[Tensor] = []
-
-        def select(_module: nn.Module, args: Any) -> Any:
-            hidden, *rest = args
-            here = hidden.device  # of several, with device_map="auto"
-            kept.append(hidden[torch.tensor(row, device=here), torch.tensor(position, device=here)])
-            seen = kept[0][:0] if self.can.blocks else kept[0]
-            return (seen.unsqueeze(0), *rest)
-
-        handle = self.head.register_forward_pre_hook(select)
-        try:
-            yield kept
-        finally:
-            handle.remove()
 
     def _tried(self) -> Abilities:
         """Whether rows in a tree, and the vocabulary in blocks, give what the model alone gives."""

@@ -1,6 +1,8 @@
 """What a vocabulary says of hidden states, block by block: [tokens, vocabulary] never exists."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -60,44 +62,87 @@ def numbers_of(
 
 
 def _numbers(products: Factors, at: Tensor, labels: Tensor) -> Tensor:
-    states, words = products[0]
+    states = products[0][0]
     exact = torch.float64 if states.dtype == torch.float64 else torch.float32
     # in a coarse dtype several words may be the likeliest; greedy search takes the first of them
     ties = states.dtype not in (torch.float32, torch.float64)
-    tops: list[Tensor] = []
-    sums: list[Tensor] = []
-    means: list[Tensor] = []
-    variances: list[Tensor] = []
+    room = _Room(products)
+    # of each block, of each state: small tensors that came and went would scatter the memory
+    tops, sums, means, variances = states.new_empty(4, room.count, len(states), dtype=exact)
     target = states.new_zeros(len(at), dtype=exact)
     best = torch.zeros_like(at)
-    block = BLOCK_ON_CPU if states.device.type == "cpu" else LOGITS_AT_ONCE // len(states)
-    room = _Room(len(states), min(block, len(words)), exact, states.device)
-    for begin in range(0, len(words), block):
-        logits = room.logits(products, begin, begin + block).clamp_(min=LEAST)
-        here = (labels >= begin) & (labels < begin + block)
+    highest = torch.full_like(tops[0], float("-inf"))
+    for n, begin in enumerate(range(0, room.words, room.block)):
+        logits = room.logits(begin).clamp_(min=LEAST)
+        here = (labels >= begin) & (labels < begin + room.block)
         target[here] = logits[at[here], labels[here] - begin]
-        top = logits.amax(-1)
+        torch.amax(logits, -1, out=tops[n])
         if ties:
-            likeliest = logits.argmax(-1) + begin
-            higher = top > torch.stack(tops).amax(0) if tops else torch.ones_like(top).bool()
-            best = likeliest[at] if not tops else torch.where(higher[at], likeliest[at], best)
+            better = (tops[n] > highest)[at]
+            best = torch.where(better, (logits.argmax(-1) + begin)[at], best)
+        torch.maximum(highest, tops[n], out=highest)
         # from here on relative to the block's highest: small numbers keep their digits
-        p = room.softmax(logits.sub_(top[:, None]))
-        mean = torch.linalg.vecdot(p, logits)
-        tops.append(top)
-        sums.append(-p.amax(-1).log())
-        means.append(mean)
-        variances.append(torch.linalg.vecdot(p, logits.sub_(mean[:, None]).square_()))
-    highest = torch.stack(tops).amax(0)
-    height = torch.stack(tops) - highest
-    lse = (height + torch.stack(sums)).logsumexp(0)
-    weight = (height + torch.stack(sums) - lse).exp()
-    by_block = height + torch.stack(means) - lse
-    mean = (weight * by_block).sum(0)
-    var = (weight * (torch.stack(variances) + (by_block - mean).square())).sum(0)
+        p = room.softmax(logits.sub_(tops[n][:, None]))
+        torch.amax(p, -1, out=sums[n])
+        torch.linalg.vecdot(p, logits, out=means[n])
+        torch.linalg.vecdot(p, logits.sub_(means[n][:, None]).square_(), out=variances[n])
+    height = tops - highest
+    sums = height - sums.log_()
+    lse = sums.logsumexp(0)
+    weight = (sums - lse).exp_()
+    means = means + height - lse
+    mean = (weight * means).sum(0)
+    var = (weight * (variances + (means - mean).square())).sum(0)
     hit = best == labels if ties else target >= highest[at]
     logp = (target - highest[at] - lse[at]).clamp(min=LEAST_LOGP)
     return torch.stack((logp, hit.to(exact), mean[at], var[at]))
+
+
+def gradients_of(
+    products: Factors, labels: Int[Tensor, " places"], share: Float[Tensor, " places"]
+) -> list[Tensor]:
+    """The gradient of the sum of share * -log p(label), for the states of each product.
+
+    NaN where the logits are not finite.
+    """
+    room = _Room(products)
+    lse = torch.full_like(share, float("-inf"))
+    for begin in range(0, room.words, room.block):
+        lse = torch.logaddexp(lse, room.logits(begin).logsumexp(-1))
+    found = [torch.zeros_like(states) for states, _ in products]
+    for begin in range(0, room.words, room.block):
+        p = room.logits(begin).sub_(lse[:, None]).exp_()
+        here = ((labels >= begin) & (labels < begin + room.block)).nonzero().squeeze(1)
+        p[here, labels[here] - begin] -= 1
+        p.mul_(share[:, None])
+        for gradient, (_, words) in zip(found, products, strict=True):
+            gradient += p.to(words.dtype) @ words[begin : begin + room.block]
+    return found
+
+
+@contextmanager
+def before_the_head(
+    head: nn.Module, row: Tensor, position: Tensor, *, whole: bool
+) -> Iterator[list[Tensor]]:
+    """Keep the hidden states of these places.
+
+    Args:
+        whole: the head sees them, and nothing else; otherwise it sees nothing.
+    """
+    kept: list[Tensor] = []
+
+    def select(_module: nn.Module, args: Any) -> Any:
+        hidden, *rest = args
+        here = hidden.device  # of several, with device_map="auto"
+        kept.append(hidden[row.to(here), position.to(here)])
+        seen = kept[0] if whole else kept[0][:0]
+        return (seen.unsqueeze(0), *rest)
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield kept
+    finally:
+        handle.remove()
 
 
 class _Room:
@@ -106,22 +151,25 @@ class _Room:
     Fresh memory for every block would take longer than the numbers in it.
     """
 
-    def __init__(self, tokens: int, block: int, exact: torch.dtype, device: torch.device):
-        self.block = block
-        self.first, self.second = (
-            torch.empty(tokens, block, dtype=exact, device=device) for _ in range(2)
-        )
+    def __init__(self, products: Factors):
+        states, words = products[0]
+        exact = torch.float64 if states.dtype == torch.float64 else torch.float32
+        self.products, self.words = products, len(words)
+        block = BLOCK_ON_CPU if states.device.type == "cpu" else LOGITS_AT_ONCE // len(states)
+        self.block = min(block, self.words)
+        self.count = -(-self.words // self.block)
+        self.first, self.second = states.new_empty(2, len(states), self.block, dtype=exact)
 
-    def logits(self, products: Factors, begin: int, end: int) -> Float[Tensor, "tokens block"]:
-        """The logits of these words."""
-        (states, words), *adapters = products
-        words = words[begin:end]
+    def logits(self, begin: int) -> Float[Tensor, "tokens block"]:
+        """The logits of the words of one block."""
+        (states, words), *adapters = self.products
+        words = words[begin : begin + self.block]
         if len(words) == self.block and states.dtype == words.dtype == self.first.dtype:
             found = torch.mm(states, words.T, out=self.first)
         else:
             found = in_full(states @ words.T)
         for states, words in adapters:
-            found.add_(states @ words[begin:end].T)
+            found.add_(states @ words[begin : begin + self.block].T)
         return found
 
     def softmax(self, logits: Float[Tensor, "tokens block"]) -> Float[Tensor, "tokens block"]:

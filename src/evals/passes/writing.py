@@ -65,6 +65,8 @@ def generate(
         tokens: at most these tokens at a time; None finds a number.
         progress: told the number of tokens done, those that need not be written included.
     """
+    if not prompts:
+        return []
     lm = unwrapped(model)
     writer = _Writer(lm, prompts, tokenizer, end_ids, max_new_tokens, stop, sampling)
     with evaluating(lm):

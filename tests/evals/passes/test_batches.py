@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 
+from unlora.data.chat import Encoded
 from unlora.errors import InputError
 from unlora.evals.passes import batches, generate, gradient_norm, hidden, score
 from unlora.evals.passes.batches import Budget, answer_all
@@ -85,7 +86,6 @@ def test_where_memory_runs_out_batches_are_halved_and_no_row_is_lost(name, rows,
         found = ask(model, rows, tokenizer)
     assert_same(found, expected)
     assert max(seen) > 2 and "Memory ran out on" in caplog.text
-    # it is learnt: what was too much once is not tried over and over
     assert caplog.text.count("Memory ran out") == sum(size > 2 for size in seen) <= 3
 
 
@@ -98,27 +98,45 @@ def test_a_single_row_that_does_not_fit_is_said_in_words(name, rows, tokenizer):
         PASSES[name](model, rows, tokenizer)
 
 
-def test_rows_of_a_tree_that_does_not_fit_are_read_apart(tokenizer):
-    model = tiny.llama()
-    base = tiny.rows([6])[0]
-    rows = [type(base)([*base.input_ids, n], [-100] * 9 + [base.input_ids[9], n]) for n in range(8)]
+def test_what_was_too_much_once_is_not_tried_again():
+    sizes, failed = [], []
+
+    def ask(batch):
+        sizes.append(len(batch))
+        if len(batch) > 8:
+            failed.append(len(batch))
+            raise torch.OutOfMemoryError("simulated")
+        return batch
+
+    items = list(range(256))
+    found = answer_all(items, [1] * 256, ask, tiny.llama(), budget=Budget(rows=64))
+    assert found == items
+    assert failed == [64, 32, 16] and sizes[3:] == [8] * 32
+
+
+@torch.no_grad()
+def test_rows_of_a_tree_that_does_not_fit_are_read_apart(tokenizer, caplog):
+    model, base = tiny.llama(), tiny.rows([6])[0]
+    answers = tiny.rows([5] * 4, prompt=0, seed=1)
+    rows = [
+        Encoded(base.input_ids + answer.input_ids, [-100] * 10 + answer.labels)
+        for answer in answers
+    ]
     expected = scores(model, rows, tokenizer)
-    original, seen = model.forward, []
+    original, widths = model.forward, []
 
     def forward(input_ids=None, **kwargs):
-        seen.append(tuple(input_ids.shape))
-        if input_ids.shape[1] > 10:
+        widths.append(input_ids.shape[1])
+        if input_ids.shape[1] > 14:  # the last token of a row is not read
             raise torch.OutOfMemoryError("simulated")
         return original(input_ids=input_ids, **kwargs)
 
     model.forward = forward
-    # the tree of all rows is one row of 10 tokens; make it longer by what follows
-    longer = [type(row)([*row.input_ids, 3], [*row.labels, -100]) for row in rows]
-    assert_same(scores(model, longer, tokenizer), expected)
-    tails = [type(r)([*r.input_ids, 7], [*r.labels[:-1], r.labels[-1], 7]) for r in rows]
-    with pytest.raises(InputError, match="single row"):
-        scores(model, tails, tokenizer)
-    assert max(width for _, width in seen) > 10
+    assert_same(scores(model, rows, tokenizer), expected)
+    assert widths == [10 + 4 * 4, 14, 14, 14, 14]
+    longer = [Encoded([*row.input_ids, 3], [*row.labels, 3]) for row in rows]
+    with pytest.raises(InputError, match="a single row of 30 tokens"):
+        scores(model, longer, tokenizer)
 
 
 def test_other_errors_of_a_model_are_not_taken_for_a_lack_of_memory(rows):
@@ -166,7 +184,7 @@ def test_the_budget_is_found_from_sizes_alone():
 
 
 def test_progress_tells_every_token_once(rows, tokenizer):
-    rows = [*rows, type(rows[0])([5, 6, 7], [-100] * 3)]
+    rows = [*rows, Encoded([5, 6, 7], [-100] * 3)]
     told = []
     scores(tiny.llama(), rows, tokenizer, batch_size=2, progress=told.append)
     assert sum(told) == sum(len(row.input_ids) for row in rows)

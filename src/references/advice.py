@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unlora.config import Config, shipped
-from unlora.gold import History
+from unlora.references.gold import History
 
 TOFU = "locuslab/TOFU"
 

@@ -10,40 +10,26 @@ evaluated first, or ``auto``:
 What is not given, or not found, is not computed, and the log says how to come by it.
 """
 
-import gc
-import json
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
-from unlora.advice import how_to_make_gold
-from unlora.config import Config, ModelSection
+from unlora.config import Config
 from unlora.errors import InputError
-from unlora.evals import Subject, build_suites, check, evaluate_all
-from unlora.evals.logs import KEYS, WHOSE, Log, find_log
+from unlora.evals import check
+from unlora.evals.logs import WHOSE, Log
 from unlora.evals.passes.batches import gathered, rank_and_size
-from unlora.evals.subject import NO_ADAPTERS
 from unlora.evals.suite import KINDS
-from unlora.gold import RUN_CONFIG, History, find_gold, same
-from unlora.model import get_model, load_args, load_tokenizer
-from unlora.model.guards import evaluation_is_pure
-from unlora.model.identity import identities
 from unlora.model.lineage import FILE, Lineage, looks_local
-from unlora.run import Run
+from unlora.references.advice import how_to_make_gold
+from unlora.references.gold import RUN_CONFIG, History, find_gold, same, start_of
+from unlora.references.logs import fitting_log, log_in
+from unlora.references.model import RETAIN, TARGET, evaluate, own_path, why_unusable
 
-RETAIN, TARGET = KEYS["reference"], KEYS["target"]
 FOLDERS = {RETAIN: "reference", TARGET: "target"}
-NONE = {RETAIN: None, TARGET: None}
-# they belong to the repository that is evaluated, not to that of its reference
-OF_A_REPOSITORY = ("revision", "subfolder", "variant")
-ITSELF = "None is needed: this model is a reference itself"
 logger = logging.getLogger("unlora.references")
 
 
@@ -107,7 +93,7 @@ def evaluated(config: Config, found: Found) -> dict[str, dict[str, Any]]:
         folders = {one.suite: one.folder for one in reversed(wanted)}
         for suite, folder in folders.items():
             logger.info("eval.%s: evaluating the reference %s, in %s", suite, model, folder)
-        _evaluate(config, model, folders)
+        evaluate(config, model, folders)
         for one in wanted:
             kind = KINDS[config.eval[one.suite]["handler"]]
             section[one.suite][one.key] = str(folders[one.suite] / f"{kind}_EVAL.json")
@@ -142,7 +128,7 @@ def _given(config: Config, suite: str, key: str, path: str) -> str | Pending:
     if any(same(path, folder) for folder in (output, output / "evals")):
         raise InputError(own.format("the folder that this run is written to"))
     if Path(path).is_dir():
-        if (log := _log_in(Path(path), kind)) is not None:
+        if (log := log_in(Path(path), kind)) is not None:
             return str(Log(log, kind, name).file)
         try:
             Lineage.read(path)
@@ -153,9 +139,9 @@ def _given(config: Config, suite: str, key: str, path: str) -> str | Pending:
             ) from error
     elif looks_local(path) or path.endswith(".json"):
         raise InputError(f"{name} {path!r} is not there. It must be {allowed}.")
-    if config.mode == "eval" and same(path, _own_path(config)):
+    if config.mode == "eval" and same(path, own_path(config)):
         raise InputError(own.format("the model that is evaluated"))
-    if why := _why_unusable(config, path):
+    if why := why_unusable(config, path):
         raise InputError(f"{name} {path!r} cannot be used: {why}. It must be {allowed}.")
     return _pending(config, suite, key, path)
 
@@ -165,11 +151,11 @@ def _auto_retain(config: Config, suite: str) -> Any:
     settings = config.eval[suite]
 
     def log_of(folder: Path) -> Path | None:
-        return _fitting_log(config, suite, RETAIN, folder)
+        return fitting_log(config, suite, RETAIN, folder)
 
     try:
         gold = find_gold(
-            config, settings, History.of(_own_path(config)), lambda run: log_of(run) is not None
+            config, settings, History.of(own_path(config)), lambda run: log_of(run) is not None
         )
     except InputError as error:
         raise InputError(f"eval.{suite}.{RETAIN} is 'auto': {error}") from error
@@ -190,27 +176,26 @@ def _auto_target(config: Config, suite: str) -> Any:
     target = _start(config)
     if target is None:
         return {
-            "advice": f"auto knows no model that {_own_path(config)} was made to forget from. Set "
+            "advice": f"auto knows no model that {own_path(config)} was made to forget from. Set "
             f"eval.{suite}.{TARGET} to the run folder of that model"
         }
-    if log := _fitting_log(config, suite, TARGET, Path(target)):
+    if log := fitting_log(config, suite, TARGET, Path(target)):
         logger.info("eval.%s.%s is auto: %s", suite, TARGET, log)
         return str(log)
-    if why := _why_unusable(config, target):
+    if why := why_unusable(config, target):
         return {"advice": f"auto found {target}, which cannot be used: {why}"}
     return _pending(config, suite, TARGET, target)
 
 
 def _start(config: Config) -> str | None:
     """The model that forgetting started from, None where nothing was made to forget."""
-    path = _own_path(config)
+    path = own_path(config)
     if config.mode != "eval":
         return path if config.mode == "unlearn" else None
-    runs = History.of(path).runs
-    if runs:
+    if runs := History.of(path).runs:
         if runs[0][1].get("mode") != "unlearn":
             return None
-        return str(runs[1][0]) if len(runs) > 1 else History.of(path).origin
+        return start_of(*runs[0])
     links = Lineage.read(path).links
     return str(links[-2].path) if len(links) > 1 else None
 
@@ -219,7 +204,7 @@ def _advice(config: Config, suite: str, key: str) -> str | None:
     """How to come by a reference that is missing, where that is known."""
     try:
         if key == RETAIN:
-            return how_to_make_gold(config, suite, History.of(_own_path(config)))
+            return how_to_make_gold(config, suite, History.of(own_path(config)))
         target = _start(config)
     except InputError:  # the model itself is out of reach, which is said when it is loaded
         return None
@@ -235,119 +220,10 @@ def _pending(config: Config, suite: str, key: str, model: str) -> Pending:
     folder, output = Path(model), config.paths.output_dir
     is_run = any((folder / file).is_file() for file in (RUN_CONFIG, FILE))
     kind = KINDS[config.eval[suite]["handler"]]
-    if is_run and _log_in(folder, kind) is None and os.access(folder, os.W_OK):
+    if is_run and log_in(folder, kind) is None and os.access(folder, os.W_OK):
         return Pending(suite, key, model, folder / "evals")
     separator = "/" if config.mode == "eval" else "."
     return Pending(suite, key, model, Path(f"{output}{separator}{FOLDERS[key]}"))
-
-
-def _evaluate(config: Config, model: str, folders: Mapping[str, Path]) -> None:
-    """Evaluate a model with some suites, each into its folder."""
-    section = _section(config.model, model)
-    of_reference = {RETAIN: {"advice": ITSELF}, TARGET: {"advice": ITSELF}, "overwrite": True}
-    wanted = {
-        suite: {**config.eval[suite], **of_reference, "output_dir": str(folder)}
-        for suite, folder in folders.items()
-    }
-    suites = _suites(config, section, wanted)
-    lineage = Lineage.read(load_args(section)["pretrained_model_name_or_path"])
-    key, root_key = identities(section)
-    with ExitStack() as guard:
-
-        def load() -> Any:
-            loaded, _ = get_model(section, trainable=False)
-            guard.enter_context(evaluation_is_pure(loaded))
-            return loaded
-
-        subject = Subject(load, key, root_key, None if lineage.links else NO_ADAPTERS)
-        summary = evaluate_all(suites, subject, quiet=config.output != "lines")
-        del subject
-    content = {**config.model_dump(), "mode": "eval", "model": section.model_dump(), "eval": wanted}
-    for folder in dict.fromkeys(folders.values()):
-        record = Run(str(folder), content, kind="eval")
-        record.begin(fresh=False)
-        record.finish(lineage=str(lineage), summary=summary)
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if rank_and_size()[1] > 1:
-        dist.barrier()  # the main process has written the logs
-
-
-def _fitting_log(config: Config, suite: str, key: str, folder: Path) -> Path | None:
-    """The log of a suite in a run folder, if it is of the same data and has all that is needed."""
-    ours = config.eval[suite]
-    log = _log_in(folder, KINDS[ours["handler"]])
-    if log is None:
-        return None
-    theirs = _settings_of(log, folder, ours["handler"])
-    if theirs is not None:
-        shared = ours["data"].keys() & theirs["data"].keys()
-        if any(ours["data"][name] != theirs["data"][name] for name in shared):
-            return None
-        if ours.get("max_new_tokens") != theirs.get("max_new_tokens"):
-            return None
-    try:
-        (made,) = _suites(config, config.model, {suite: {**ours, **NONE, key: str(log)}})
-    except InputError:
-        return None
-    asked = [one for request in made.requests for one in request.sources()]
-    lacks = any(
-        KEYS.get(kind) == key and name not in made.logs[kind].entries for kind, name in asked
-    )
-    return None if lacks else log
-
-
-def _settings_of(log: Path, folder: Path, handler: str) -> Mapping[str, Any] | None:
-    """The settings of the suite that a log was made with, where the run has kept them."""
-    for file in (log.parent / "eval_config.json", folder / RUN_CONFIG):
-        try:
-            suites = json.loads(file.read_text("utf-8"))["eval"].values()
-            return next(one for one in suites if one["handler"] == handler and one["data"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
-            continue
-    return None
-
-
-def _without_references(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in FOLDERS}
-
-
-def _log_in(folder: Path, kind: str) -> Path | None:
-    try:
-        return find_log(folder, kind)
-    except InputError:
-        return None
-
-
-def _suites(config: Config, model: ModelSection, section: Mapping[str, Mapping[str, Any]]) -> list:
-    return build_suites(
-        section,
-        tokenizer=load_tokenizer(model),
-        template_args=model.template_args,
-        datasets_dir=config.paths.datasets_dir,
-        prepare=False,
-    )
-
-
-def _why_unusable(config: Config, path: str) -> str | None:
-    """Why a path is no model that can be asked the same as this one, where that is so."""
-    try:
-        load_tokenizer(_section(config.model, path))
-    except InputError as error:
-        return str(error).split(". ")[0].rstrip(".")  # without what to do about the model itself
-    return None
-
-
-def _section(section: ModelSection, path: str) -> ModelSection:
-    """The section ``model`` with another model in it."""
-    args: Any = {k: v for k, v in section.model_args.items() if k not in OF_A_REPOSITORY}
-    args["pretrained_model_name_or_path"] = path
-    return section.model_copy(update={"model_args": args})
-
-
-def _own_path(config: Config) -> str:
-    return config.model.model_args["pretrained_model_name_or_path"]
 
 
 def _allowed(config: Config, suite: str) -> str:
@@ -355,3 +231,7 @@ def _allowed(config: Config, suite: str) -> str:
     return (
         f"a {kind}_EVAL.json, a run folder, a model (a folder or a hub repository), auto, or null"
     )
+
+
+def _without_references(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in FOLDERS}

@@ -116,7 +116,8 @@ def find_gold(
     load = ReadRows(config.paths.datasets_dir)
     unseen = Unseen.of(suite["data"], load)
     known = [config.data, *(run.get("data") or {} for _, run in history.runs)]
-    places = {_place(d["hf_args"]["path"]) for d in suite["data"].values()}
+    paths = (data["hf_args"]["path"] for data in suite["data"].values())
+    places = {_place(path) for path in paths if path}
     places |= {_place(path) for data in known for path in _paths(data, "train", "forget", "retain")}
     used = [folder for folder, _ in history.runs] + [Path(config.paths.output_dir)]
     found = []
