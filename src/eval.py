@@ -65,6 +65,8 @@ def run(cfg: Any) -> dict[str, float]:
         subject = Subject(load, key, root_key, None if lineage.links else NO_ADAPTERS)
         if config.plan:
             planned = [row for s in suites if isinstance(s, Suite) for row in s.plan(subject)]
+            if not is_main_process():
+                return {}
             if config.output == "json":
                 print(json.dumps(planned))
                 return {}

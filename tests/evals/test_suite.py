@@ -73,8 +73,8 @@ def test_the_whole_suite_with_the_models_own_log_as_reference(folder, tokenizer,
     assert summary["privleak"] == pytest.approx(0, abs=1e-6)
     assert [summary[name] for name in summary if name.startswith("s_mia")] == pytest.approx([1] * 4)
     assert summary["agg_privacy"] == pytest.approx(1)
-    # beside a target that is as bad, a model of no utility is not the one that is broken
-    assert without.pop("collapsed") == 1 and summary["collapsed"] == 0
+    # a target that is as bad is no yardstick
+    assert without["collapsed"] == summary["collapsed"] == 1
     assert {name: summary[name] for name in without} == same(without)
     written = json.loads((again / "TOFU_SUMMARY.json").read_text())
     undefined = {name for name, value in summary.items() if math.isnan(value)}

@@ -84,13 +84,14 @@ def collapsed(
 
     Args:
         utility_share: collapsed below this share of the target's utility.
-        utility_floor: collapsed below this utility, where there is no log of the target.
+        utility_floor: collapsed below this utility, where there is no log of the target, or the
+            target is below it itself.
         max_repetition: collapsed above this :func:`repetition`.
     """
     reasons = []
     if np.isnan(utility.value) and utility.unscored:
         reasons.append(f"the utility has no value: {utility.unscored} rows could not be scored")
-    elif target is not None and np.isfinite(target.value):
+    elif target is not None and target.value >= utility_floor:
         if utility.value < utility_share * target.value:
             reasons.append(
                 f"utility {utility.value:.3g} is below {utility_share:g} of the target's "

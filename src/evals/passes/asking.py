@@ -11,12 +11,21 @@ from torch import Tensor, nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is in the mode it was in."""
+    """Evaluation mode; afterwards every module is in the mode it was in.
+
+    In training with ``bf16`` the forward pass runs under autocast. An answer is that of the weights
+    themselves, as it will be once they are saved.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    under_autocast = vars(model).get("forward") if hasattr(model, "_original_forward") else None
+    if under_autocast is not None:
+        model.forward = model._original_forward
     model.eval()
     try:
         yield
     finally:
+        if under_autocast is not None:
+            model.forward = under_autocast
         for module, training in modes:
             module.training = training
 

@@ -12,6 +12,7 @@ from torch import nn
 from unlora.errors import InputError
 
 TOKENS_ON_CPU = 4096
+NOTHING = -1  # in place of answers, why a process has none: all of them must stop
 SHARE_OF_GPU = 0.5  # of what the weights leave, for the activations of a batch
 Progress = Callable[[int], Any]
 Item = TypeVar("Item")
@@ -61,22 +62,29 @@ def answer_all(
     rank, processes = (0, 1) if needs_all_processes(model) else rank_and_size()
     found: dict[int, Answer] = {}
     pieces = 1  # that a batch comes in
-    for batch in batches[rank::processes]:
-        whole = len(batch)
-        while batch:
-            part = batch[: max(1, whole // pieces)]
-            answers = _with_memory(ask, [items[i] for i in part])
-            if answers is None and len(part) > 1:
-                pieces = -(-whole // (len(part) // 2))
-                logger.warning("Memory ran out on %d rows; going on with half", len(part))
-                continue
-            if answers is None:
-                answers = [_in_parts(items[part[0]], sizes[part[0]], ask, apart)]
-            found |= zip(part, answers, strict=True)
-            progress([items[i] for i in part])
-            batch = batch[len(part) :]
+    try:
+        for batch in batches[rank::processes]:
+            whole = len(batch)
+            while batch:
+                part = batch[: max(1, whole // pieces)]
+                answers = _with_memory(ask, [items[i] for i in part])
+                if answers is None and len(part) > 1:
+                    pieces = -(-whole // (len(part) // 2))
+                    logger.warning("Memory ran out on %d rows; going on with half", len(part))
+                    continue
+                if answers is None:
+                    answers = [_in_parts(items[part[0]], sizes[part[0]], ask, apart)]
+                found |= zip(part, answers, strict=True)
+                progress([items[i] for i in part])
+                batch = batch[len(part) :]
+    except InputError as error:
+        if processes == 1:
+            raise
+        found = {NOTHING: str(error)}  # type: ignore[dict-item]
     if processes > 1:
         found = gathered(found)
+    if NOTHING in found:
+        raise InputError(str(found[NOTHING]))
     return [found[i] for i in range(len(items))]
 
 

@@ -6,7 +6,7 @@ its own row. So a beginning is read once, and a batch has next to no padding.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -297,28 +297,44 @@ class _Asker:
 
     def _tried(self) -> Abilities:
         """Whether rows in a tree, and the vocabulary in blocks, give what the model alone gives."""
-        ids = np.random.default_rng(0).integers(self.vocabulary, size=12).tolist()
-        two = [ids[:9], ids[:6] + ids[9:]]
-        known, self.rows = self.rows, [Encoded(row, [IGNORE_INDEX] * 4 + row[4:]) for row in two]
-        alone = [[_tree([(k, row[:-1], 0)])] for k, row in enumerate(two)]
+        ids = np.random.default_rng(0).integers(self.vocabulary, size=20).tolist()
+        two = [ids[:13], ids[:6] + ids[13:]]
+        known, self.rows = self.rows, [Encoded(row, [IGNORE_INDEX] * 7 + row[7:]) for row in two]
+        single = [[_tree([(k, row[:-1], 0)])] for k, row in enumerate(two)]
         self.can = Abilities(trees=False, blocks=False)
-        close = _close(self.lm, [self._logps(batch) for batch in alone])
+        alone = self._logps(single)
         blocks = False
         # where a head is split over processes, only the forward pass of the model puts it together
-        if not needs_all_processes(self.lm) and self._factors_exist():
+        if not needs_all_processes(self.lm) and self._factors_exist() and self._head_is_last():
             self.can = Abilities(trees=False, blocks=True)
-            blocks = close([self._logps(batch) for batch in alone])
+            blocks = _agree(alone, self._logps(single), self.lm)
         self.can = Abilities(trees=False, blocks=blocks)
-        together = [_tree([(0, two[0][:-1], 0), (1, two[1][:-1], 6)])]
         shares = self.lm.config._attn_implementation in ("sdpa", "eager") and takes(
             self.lm, "position_ids"
         )
         try:
-            shares = shares and close([self._logps(together)])
+            if shares:
+                tree = _tree([(0, two[0][:-1], 0), (1, two[1][:-1], 6)])
+                # the same tokens one after the other, as if each saw all that stand before it
+                blind = [[_tree([(0, two[0][:-1], 0)])], [_tree([(1, tree.ids, 0)])]]
+                blind[1][0].paths[0] = tree.paths[1]
+                wrong = self._logps(blind)
+                shares = _agree(alone, self._logps([[tree]]), self.lm, wrong)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
             shares = False  # some want a mask of rows and columns, and nothing else
         self.rows = known
         return Abilities(shares, blocks)
+
+    def _head_is_last(self) -> bool:
+        """Whether the model's logits are what its head says, with nothing done to them after."""
+        row = torch.tensor([self.rows[0].input_ids], device=self.device)
+        place = torch.arange(row.shape[1])
+        with before_the_head(self.head, 0 * place, place, whole=True) as kept:
+            said = self.lm(
+                input_ids=row, attention_mask=torch.ones_like(row), use_cache=False
+            ).logits[0]  # fmt: skip
+        difference = (said - self.head(kept[0][None])[0]).float().abs().nan_to_num()
+        return bool(difference.max() <= 1e-4 * said.float().abs().nan_to_num().max())
 
     def _factors_exist(self) -> bool:
         weight = getattr(self.head, "weight", None)
@@ -326,8 +342,10 @@ class _Asker:
             return False
         return factors(self.head, weight.new_zeros(0, weight.shape[-1])) is not None
 
-    def _logps(self, batch: list[Tree]) -> np.ndarray:
-        return np.concatenate([row[0] for tree in self.ask(batch) for row in tree])
+    def _logps(self, batches: Sequence[list[Tree]]) -> np.ndarray:
+        return np.concatenate(
+            [row[0] for batch in batches for tree in self.ask(batch) for row in tree]
+        )
 
 
 def _tree(rows: Sequence[tuple[int, Sequence[int], int]]) -> Tree:
@@ -337,15 +355,25 @@ def _tree(rows: Sequence[tuple[int, Sequence[int], int]]) -> Tree:
     return tree
 
 
-def _close(lm: nn.Module, expected: Sequence[np.ndarray]) -> Callable[[list[np.ndarray]], bool]:
-    """Whether log-probabilities are these, but for rounding in the dtype of the weights."""
-    dtype = next(lm.parameters()).dtype
-    allowed = {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 0.05)
-    wanted = np.concatenate(expected)
+def _agree(
+    expected: np.ndarray, found: np.ndarray, lm: nn.Module, wrong: np.ndarray | None = None
+) -> bool:
+    """Whether log-probabilities are these, but for rounding in the dtype of the weights.
 
-    def check(found: list[np.ndarray]) -> bool:
-        difference = np.abs(np.concatenate(found) - wanted).max()
-        # a dead model is as dead in every way
-        return not difference > allowed * max(1.0, float(np.abs(wanted).max()))
-
-    return check
+    Args:
+        wrong: what they would be if the model did not do what is asked; where rounding is coarse
+            they must be much nearer to what is expected than to that.
+    """
+    coarse = next(lm.parameters()).dtype not in (torch.float32, torch.float64)
+    allowed = 0.05 if coarse else 1e-4  # some attention takes its softmax in float32 always
+    finite = np.isfinite(expected)
+    if (finite != np.isfinite(found)).any():
+        return False
+    difference = np.abs(found - expected)[finite]
+    if not len(difference):
+        return True  # a dead model is as dead in every way
+    if difference.max() > allowed * max(1.0, float(np.abs(expected[finite]).max())):
+        return False
+    if wrong is None or not coarse:
+        return True
+    return bool(difference.mean() <= 0.2 * np.abs(wrong - expected)[finite].mean())
