@@ -140,7 +140,7 @@ def _override(word: str, folders: Sequence[Path]) -> str:
     if any((folder / key.split("@")[0]).is_dir() for folder in folders):
         return sign + key + re.sub(r"\.ya?ml(?=,|$)", "", value)
     file = os.path.expanduser(value[1:])
-    if key in OWN_DATA and os.path.isfile(file):
+    if key in (*OWN_DATA, "data.train") and os.path.isfile(file):
         value = f"={_quoted(file)}"
     return f"++{key}{value}" if sign or "." in key else key + value
 
@@ -261,13 +261,13 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
     except (InputError, GuardError) as error:  # said already
         raise SystemExit(_exit_code(error)) from error
     except OverrideParseException as error:
-        raise InputError(_unreadable(error.override.removeprefix("++"))) from error
+        raise InputError(unreadable(error.override.removeprefix("++"))) from error
     except MissingConfigException as error:
-        raise InputError(_missing_config(str(error.missing_cfg_file), name, args)) from error
+        raise InputError(missing_config(str(error.missing_cfg_file), name, args)) from error
     except (HydraException, OmegaConfBaseException) as error:
         if started:
             raise
-        raise InputError(_composition_mistake(str(error), name, args)) from error
+        raise InputError(composition_mistake(str(error), name, args)) from error
     finally:
         sys.argv = before
 
@@ -283,7 +283,7 @@ def _has_own_folder(cfg: Any, args: Sequence[str]) -> bool:
     return swept == ["paths.output_dir"] or (swept == ["task_name"] and named)
 
 
-def _unreadable(override: str) -> str:
+def unreadable(override: str) -> str:
     key, _, value = override.partition("=")
     if value and not value.isascii():
         return (
@@ -326,7 +326,7 @@ def _refuse_foreign_experiment(name: str, args: Sequence[str]) -> None:
             )
 
 
-def _missing_config(path: str, name: str, args: Sequence[str]) -> str:
+def missing_config(path: str, name: str, args: Sequence[str]) -> str:
     """The message for a config file that was named and is not there."""
     group, _, wanted = path.partition("/")
     if not wanted:
@@ -338,7 +338,7 @@ def _missing_config(path: str, name: str, args: Sequence[str]) -> str:
     return unknown(group, wanted, _choices(group, name, args)) + more
 
 
-def _composition_mistake(message: str, name: str, args: Sequence[str]) -> str:
+def composition_mistake(message: str, name: str, args: Sequence[str]) -> str:
     """What Hydra says in several lines, in one."""
     message = " ".join(message.split())
     if found := re.search(r"You must specify '([\w/]+)'", message):
@@ -458,6 +458,7 @@ def _help(name: str, args: Sequence[str]) -> str:
         "    trainer.args.learning_rate=1e-4   any of transformers' TrainingArguments",
         "    trainer.method_args.beta=0.1      any parameter of the objective",
         "    forget_split=forget10 retain_split=retain90 retain_logs_path=FILE",
+        "    data.forget=FILE data.retain=FILE   your own, with experiment=unlearn/own/lora",
     ]
     of_alternates = [
         "    model=PATH                        a run folder, an adapter, a model, or owner/name",

@@ -350,6 +350,7 @@ class Config(Section):
     holdout_split: str | None = None
     retain_logs_path: str | None = None
     question_key: str | None = None
+    answer_key: str | None = None
     data_split: str | None = None
     data_sub_set: str | None = None
 
@@ -433,34 +434,51 @@ def _with_lora_default(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_files(data: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    """The section ``data`` without the files of the user's that an evaluation asks about.
+    """The section ``data`` with a data set in place of each file of the user's that is trained on.
 
-    The suite ``own`` refers to them in its own section.
+    The suite ``own`` refers to the files in its own section; an evaluation has no other data.
 
     Raises:
-        InputError: they are no files, or nothing is evaluated on them.
+        InputError: they are no files, or what is evaluated has nothing to do with them.
     """
     evaluates = content.get("mode") == "eval"
     files = {key: data[key] for key in data if isinstance(data[key], str) and key != "anchor"}
     if evaluates:
         files |= {key: data[key] for key in OWN_DATA if key in data}
+    suites = content.get("eval") or {}
+    benchmarks = [] if "own" in suites else list(suites)
     wrong = []
     for key, file in files.items():
-        if not evaluates:
+        if benchmarks and not evaluates:
             wrong.append(
-                f"data.{key} is {file!r} (text): files are for `unlora eval`. To train on one, "
-                f"choose a data set with data/datasets@data.{key}=NAME and set "
+                f"data.{key} is {file!r} (text), but {benchmarks[0]} is a benchmark. Files are for "
+                f"{_own_experiment(content)}. In this experiment, choose a data set with "
+                f"data/datasets@data.{key}=NAME and set "
                 f"data.{key}.NAME.args.hf_args.path={file}"
             )
-        elif key not in OWN_DATA:
+        elif evaluates and key not in OWN_DATA:
             wrong.append(unknown("key of data in an evaluation", key, OWN_DATA))
-        elif file is not None and "own" not in (content.get("eval") or {}):
+        elif evaluates and file is not None and "own" not in suites:
             wrong.append(f"data.{key} is set, but the suite own is not chosen. Give eval=own.")
         elif file is not None and (mistake := _file_mistake(file)):
             wrong.append(f"data.{key} is {file!r}{mistake}")
     if wrong:
         raise InputError("\n".join(wrong))
-    return {key: value for key, value in data.items() if key not in files}
+    if evaluates:
+        return {key: value for key, value in data.items() if key not in files}
+    # what only the evaluation after a training asks about is no data of the training
+    named = {key: value for key, value in data.items() if key != "holdout"}
+    return {key: _as_data_set(v, content) if key in files else v for key, v in named.items()}
+
+
+def _as_data_set(file: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    keys = {key: content[key] for key in ("question_key", "answer_key") if content.get(key)}
+    return {"own": {"handler": "QADataset", "args": {"hf_args": {"path": file}, **keys}}}
+
+
+def _own_experiment(content: Mapping[str, Any]) -> str:
+    mode = content.get("mode")
+    return f"experiment={'finetune' if mode == 'finetune' else 'unlearn'}/own/lora"
 
 
 def _file_mistake(file: Any) -> str | None:

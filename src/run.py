@@ -18,7 +18,7 @@ from unlora.errors import InputError
 
 PACKAGES = ("unlora", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
 # what an earlier run leaves and a reader would take for this one's
-OF_A_RUN = ("*.json", "*.safetensors", "*.bin", "checkpoint-*")
+OF_A_RUN = ("*.json", "*.safetensors", "*.bin", "checkpoint-*", "logs/events.*")
 SECRET = ("token", "password", "secret", "api_key")
 logger = logging.getLogger(__name__)
 

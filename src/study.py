@@ -131,10 +131,11 @@ def _in_table_order(stages: list[Stage]) -> list[Stage]:
 
 def _prepare(stage: Stage) -> None:
     """Compose the first config, and make what all stages share, before they run side by side."""
+    from unlora.compose import composed
     from unlora.config import read
     from unlora.model import load_args
 
-    load_args(read(_compose(stage)).model)
+    load_args(read(composed(stage.config, stage.overrides)).model)
 
 
 def _run_all(stages: list[Stage], workers: int) -> dict[tuple[str, int], dict[str, float]]:
@@ -183,31 +184,15 @@ def run_stage(stage: Stage) -> tuple[dict[str, float], float]:
         The summary of its evaluation, and the seconds it took.
     """
     from unlora import train
+    from unlora.compose import composed
 
     started = time.time()
     stage.folder.parent.mkdir(parents=True, exist_ok=True)
     log = stage.folder.with_name(stage.folder.name + ".log.txt")
     with _output_to(log):
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
-        summary = train.run(_compose(stage))
+        summary = train.run(composed(stage.config, stage.overrides))
     return summary, time.time() - started
-
-
-def _compose(stage: Stage) -> Any:
-    from hydra import compose, initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
-
-    from unlora.cli import normalised
-
-    # the study itself may have been started by Hydra, which allows one at a time in a process
-    state = GlobalHydra.get_state() if GlobalHydra.instance().is_initialized() else None
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_module("unlora.configs", version_base=None):
-            return compose(stage.config, overrides=normalised(stage.overrides))
-    finally:
-        if state is not None:
-            GlobalHydra.set_state(state)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ python src/train.py --config-name=unlearn experiment=unlearn/tofu/lora
 """
 
 import logging
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def run(cfg: Any) -> dict[str, float]:
         Guards,
         Plugins,
         TaskVector,
+        Trackers,
         UnlearningLoss,
         UnlearningTrainer,
         checkpoint_to_resume,
@@ -57,7 +59,11 @@ def run(cfg: Any) -> dict[str, float]:
     loss = UnlearningLoss.build(config.trainer.handler, **config.trainer.method_args)
     plugins = Plugins.build(config.trainer.plugins, loss, use_lora=config.model.use_lora)
     dtype = load_args(config.model)["dtype"]
-    args = training_arguments(config.trainer.args, output_dir=folder, dtype=dtype)
+    args = training_arguments(
+        config.trainer.args, output_dir=folder, dtype=dtype, run_name=config.task_name
+    )
+    # they outlast the trainer, which would close them before the evaluation
+    trackers, args.report_to = args.report_to, []
     found = references.find(config)
     lineage = check_model(config.model)
     resume = checkpoint_to_resume(args, lineage)
@@ -111,34 +117,37 @@ def run(cfg: Any) -> dict[str, float]:
             batch_size=args.train_batch_size, seed=args.seed,
         )  # fmt: skip
     guards = Guards()
-    trainer = UnlearningTrainer(
-        model=model,
-        args=args,
-        loss=loss,
-        parts=parts,
-        panels=panels,
-        plugins=plugins,
-        penalty=penalty,
-        processing_class=tokenizer,
-        callbacks=[guards],
-    )
-    record.begin(fresh=resume is None)
-    trainer.train(resume_from_checkpoint=resume)
-    arithmetic = None
-    if vector is not None:
-        arithmetic = vector.subtract(
-            parts, pad_id=tokenizer.pad_token_id, batch_size=args.train_batch_size, seed=args.seed
+    with closing(Trackers(trackers, folder, guards)) as tracked:
+        trainer = UnlearningTrainer(
+            model=model,
+            args=args,
+            loss=loss,
+            parts=parts,
+            panels=panels,
+            plugins=plugins,
+            penalty=penalty,
+            processing_class=tokenizer,
+            callbacks=[guards, tracked],
         )
-        logger.info("%s", arithmetic)
-    trainer.save_model()
-    trainer.save_state()
-    size = describe_size(model, Path(folder))
-    logger.info("%s", size)
+        record.begin(fresh=resume is None)
+        trainer.train(resume_from_checkpoint=resume)
+        arithmetic = None
+        if vector is not None:
+            arithmetic = vector.subtract(
+                parts, pad_id=tokenizer.pad_token_id, batch_size=args.train_batch_size,
+                seed=args.seed,
+            )  # fmt: skip
+            logger.info("%s", arithmetic)
+        trainer.save_model()
+        trainer.save_state()
+        size = describe_size(model, Path(folder))
+        logger.info("%s", size)
 
-    with evaluation_is_pure(model):
-        summary = evaluate_all(suites, model, Path(folder) / "evals")
-    if suites:
-        guards.findings["evaluation is pure"] = "weights, modes and random state unchanged"
+        with evaluation_is_pure(model):
+            summary = evaluate_all(suites, model, Path(folder) / "evals")
+        if suites:
+            guards.found("evaluation is pure", "weights, modes and random state unchanged")
+        tracked.evaluated(summary)
     record.finish(
         guards=guards.findings,
         **({"arithmetic": arithmetic} if arithmetic else {}),

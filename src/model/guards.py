@@ -52,6 +52,18 @@ class Probe:
         return difference, difference / max(self.logits.abs().max().item(), 1e-9)
 
 
+@dataclass(frozen=True)
+class Start:
+    """What *start equals target* saw.
+
+    Attributes:
+        difference: the largest between the logits of the model and those of its target.
+    """
+
+    words: str
+    difference: float
+
+
 @torch.no_grad()
 def answers(
     model: nn.Module, input_ids: Int[Tensor, "rows time"]
@@ -69,11 +81,8 @@ def answers(
             module.training = training
 
 
-def start_equals_target(model: nn.Module, target: Probe) -> str:
+def start_equals_target(model: nn.Module, target: Probe) -> Start:
     """Before step 1: the model answers as the model that its lineage names.
-
-    Returns:
-        The finding, in words.
 
     Raises:
         GuardError: it does not.
@@ -88,7 +97,7 @@ def start_equals_target(model: nn.Module, target: Probe) -> str:
         raise GuardError(
             f"start equals target: {finding}. Training would start from another model."
         )
-    return finding
+    return Start(finding, difference)
 
 
 def _nearer_to_the_root(model: nn.Module, target: Probe) -> bool:

@@ -3,6 +3,7 @@
 trainer.handler, trainer.method_args  ->  UnlearningLoss   (loss.py)
 trainer.plugins                       ->  Plugins           (plugins.py)
 trainer.args                          ->  TrainingArguments (arguments.py)
+trainer.args.report_to                ->  Trackers          (trackers.py)
 all, a model and data                 ->  UnlearningTrainer (trainer.py)
 """
 
@@ -14,6 +15,7 @@ from unlora.trainer.checkpoints import checkpoint_to_resume, refuse_own_model
 from unlora.trainer.loss import UnlearningLoss
 from unlora.trainer.plugins import Plugins
 from unlora.trainer.start import start_adapter
+from unlora.trainer.trackers import Trackers
 from unlora.trainer.trainer import UnlearningTrainer
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "Guards",
     "Plugins",
     "TaskVector",
+    "Trackers",
     "UnlearningLoss",
     "UnlearningTrainer",
     "checkpoint_to_resume",

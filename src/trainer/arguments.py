@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from unlora.errors import InputError
 from unlora.registry import unknown
+from unlora.trainer.trackers import check_installed
 
 # configs of Open-Unlearning set these; the installed transformers may no longer know them
 IGNORED = ("logging_dir", "overwrite_output_dir", "save_safetensors", "do_train", "do_eval")
@@ -23,16 +24,22 @@ logger = logging.getLogger(__name__)
 
 
 def training_arguments(
-    given: Mapping[str, Any], *, output_dir: str, dtype: torch.dtype | str = torch.float32
+    given: Mapping[str, Any],
+    *,
+    output_dir: str,
+    dtype: torch.dtype | str = torch.float32,
+    run_name: str | None = None,
 ) -> TrainingArguments:
     """Check names and values, and fill in what depends on the machine.
 
     Args:
         given: TrainingArguments, and ``warmup_epochs``; see :func:`set_warmup` for that.
         dtype: of the weights; bfloat16 weights train in bfloat16 where the device can.
+        run_name: what trackers call the run, unless ``given`` does.
 
     Raises:
-        InputError: an unknown name, a value of a wrong type, or one that TrainingArguments refuses.
+        InputError: an unknown name, a value of a wrong type, one that TrainingArguments refuses, or
+            a tracker that is not installed.
     """
     kinds = {field.name: field.type for field in fields(TrainingArguments) if field.init}
     known = set(kinds)
@@ -58,6 +65,10 @@ def training_arguments(
             raise InputError(unknown("key of trainer.args", key, known | set(OURS)))
     args["output_dir"] = output_dir
     args["remove_unused_columns"] = False
+    if args.get("report_to") is None:
+        args["report_to"] = "none"  # transformers 4 would report to whatever is installed
+    if args.get("run_name") is None:
+        args["run_name"] = run_name
     args["logging_nan_inf_filter"] = False  # it would log a loss of 0 where there is none
     if args.get("gradient_checkpointing"):
         # re-entrant checkpointing gives adapters no gradient unless the inputs require one
@@ -75,6 +86,7 @@ def training_arguments(
         made = TrainingArguments(**args)
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"trainer.args: {' '.join(str(error).split())}") from error
+    check_installed(made.report_to)
     if made.n_gpu > 1:
         # Trainer would wrap the model in DataParallel, which splits a batch behind our back
         made._n_gpu = 1

@@ -22,10 +22,13 @@ class Guards(TrainerCallback):
 
     Attributes:
         findings: guard -> what it saw, in words, for the log and the manifest.
+        values: guard -> the same as a number, for trackers: of *start equals target* the largest
+            difference of logits, of the others 1 where they hold.
     """
 
     def __init__(self) -> None:
         self.findings: dict[str, str] = {}
+        self.values: dict[str, float] = {}
         self._faults: list[str] | None = None
         self._before: dict[str, Tensor] = {}
 
@@ -38,7 +41,8 @@ class Guards(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if state.global_step == 0 and hasattr(model, "target"):
-            self._found("start equals target", start_equals_target(model, model.target))
+            found = start_equals_target(model, model.target)
+            self.found("start equals target", found.words, found.difference)
 
     def on_pre_optimizer_step(
         self,
@@ -72,7 +76,7 @@ class Guards(TrainerCallback):
             return
         if self._before or not lora_b(model):
             still = unmoved(model, self._before)
-            self._found("gradients alive", gradients_alive(self._faults, still))
+            self.found("gradients alive", gradients_alive(self._faults, still))
             self._before = {}
 
     def on_train_end(
@@ -83,8 +87,12 @@ class Guards(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if "gradients alive" not in self.findings:
-            self._found("gradients alive", "not checked: no step had a learning rate above 0")
+            words = "not checked: no step had a learning rate above 0"
+            self.found("gradients alive", words, None)
 
-    def _found(self, guard: str, finding: str) -> None:
+    def found(self, guard: str, finding: str, value: float | None = 1.0) -> None:
+        """Keep what a guard saw."""
         self.findings[guard] = finding
+        if value is not None:
+            self.values[guard] = value
         logger.info("guard: %s: %s", guard, finding)

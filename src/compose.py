@@ -1,0 +1,41 @@
+"""A config as the command line would compose it, for whoever starts a run from Python."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from unlora import cli
+from unlora.errors import InputError
+
+
+def composed(name: str, words: Sequence[str]) -> Any:
+    """The config ``name`` with these words of a command line.
+
+    Hydra allows one application at a time in a process; one that is running goes on afterwards.
+
+    Args:
+        name: ``train``, ``unlearn``, ``eval``, ...
+        words: as users type them: ``experiment=unlearn/tofu/lora``, ``trainer=NPO``.
+
+    Raises:
+        InputError: a word is not understood, or names what is not there.
+    """
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+
+    args = cli.normalised(words)
+    state = GlobalHydra.get_state() if GlobalHydra.instance().is_initialized() else None
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("unlora.configs", version_base=None):
+            return compose(name, overrides=args)
+    except OverrideParseException as error:
+        raise InputError(cli.unreadable(error.override.removeprefix("++"))) from error
+    except MissingConfigException as error:
+        raise InputError(cli.missing_config(str(error.missing_cfg_file), name, args)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(cli.composition_mistake(str(error), name, args)) from error
+    finally:
+        if state is not None:
+            GlobalHydra.set_state(state)
