@@ -141,7 +141,7 @@ def _override(word: str, folders: Sequence[Path]) -> str:
         return sign + key + re.sub(r"\.ya?ml(?=,|$)", "", value)
     file = os.path.expanduser(value[1:])
     if key in (*OWN_DATA, "data.train") and os.path.isfile(file):
-        value = f"={_quoted(file)}"
+        value = f"={quoted(file)}"
     return f"++{key}{value}" if sign or "." in key else key + value
 
 
@@ -154,7 +154,7 @@ def _with_model_path(overrides: Sequence[str], folders: Sequence[Path]) -> list[
         key, _, value = word.removeprefix("@").partition("=")
         paths = [value] if os.path.isdir(os.path.expanduser(value)) else value.split(",")
         if key == "model" and all(_is_model_path(path, folders) for path in paths):
-            quoted = ",".join(_quoted(os.path.expanduser(path)) for path in paths)
+            quoted = ",".join(quoted(os.path.expanduser(path)) for path in paths)
             words += [f"model=any{'-lora' * trains_adapter}", f"{MODEL_PATH}={quoted}"]
         else:
             words.append(word)
@@ -170,7 +170,7 @@ def _is_model_path(name: str, folders: Sequence[Path]) -> bool:
     return written or os.path.isdir(name)
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """A text as Hydra reads it back, whatever signs are in it."""
     inner = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
     return f"'{inner}'"
@@ -200,11 +200,11 @@ def _with_own_data(args: Sequence[str]) -> list[str]:
             "repository of the hub, or a name that `unlora eval --help` lists."
         )
     if more and model and "task_name" not in given and "," not in model:
-        more.append(f"task_name='{_named_after(model)}'")
+        more.append(f"task_name='{named_after(model)}'")
     return [*args, *more]
 
 
-def _named_after(model: str) -> str:
+def named_after(model: str) -> str:
     """``eval_mine`` for ``saves/unlearn/mine``."""
     path = Path(model.removeprefix("'").removesuffix("'"))
     last = path.name if path.name.strip(".") else path.resolve().name

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -62,13 +63,10 @@ class Run:
         """
         if not is_main_process():
             return
-        if fresh and any(any(self.folder.glob(pattern)) for pattern in OF_A_RUN):
-            number = 1
-            while (kept := self.folder.with_name(f"{self.folder.name}.previous-{number}")).exists():
-                number += 1
-            self.folder.rename(kept)
-            self.folder.mkdir()
-            logger.warning("%s held an earlier run; it was kept as %s", self.folder, kept)
+        if fresh:
+            kept, own_data = set_aside(self.folder), self.folder / "data"
+            if kept and (kept / "data").is_dir() and str(own_data) in str(self.config):
+                shutil.copytree(kept / "data", own_data)  # it is repeated on its own rows
         name = f"{self.kind}_config.json" if self.kind else "run_config.json"
         write_json(self.folder / name, _without_secrets(self.config))
 
@@ -80,6 +78,23 @@ class Run:
         if is_main_process():
             name = f"{self.kind}_manifest.json" if self.kind else "manifest.json"
             write_json(self.folder / name, self.manifest)
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Keep an earlier run as ``<folder>.previous-<n>``; ``folder`` is empty then.
+
+    Returns:
+        Where it is now; None where there was none.
+    """
+    if not any(any(folder.glob(pattern)) for pattern in OF_A_RUN):
+        return None
+    number = 1
+    while (kept := folder.with_name(f"{folder.name}.previous-{number}")).exists():
+        number += 1
+    folder.rename(kept)
+    folder.mkdir()
+    logger.warning("%s held an earlier run; it was kept as %s", folder, kept)
+    return kept
 
 
 def is_main_process() -> bool:

@@ -1,0 +1,426 @@
+"""unlora in a notebook: load, unlearn, evaluate, export.
+
+Each function composes the config that the command line would, and runs what the command line runs:
+the same trainer, guards, lineage and manifest. ``docs/api.md`` has an example of each.
+"""
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unlora.compose import composed
+from unlora.errors import GuardError, InputError
+from unlora.run import set_aside
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from unlora.model.guards import Probe
+
+Pairs = Sequence[tuple[str, str]]
+MODEL_ARGS = "model.model_args"
+logger = logging.getLogger("unlora.api")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that can be asked: its network, its tokenizer, and how it is spoken to.
+
+    Attributes:
+        path: where it is from; :func:`unlearn` and :func:`evaluate` read it from there.
+        template_args: what is put around a question, as it was in training.
+    """
+
+    path: str
+    network: "nn.Module" = field(repr=False)
+    tokenizer: "PreTrainedTokenizerBase" = field(repr=False)
+    template_args: Mapping[str, Any] = field(repr=False)
+    model_args: Mapping[str, Any] = field(repr=False)
+    probe: "Probe" = field(repr=False)
+
+    def ask(self, question: str, max_new_tokens: int = 200) -> str:
+        """The likeliest answer, at most so many tokens of it.
+
+        Raises:
+            GuardError: the model is broken: its logits are not finite.
+        """
+        from unlora.data.chat import Chat
+        from unlora.evals.passes import generate
+
+        chat = Chat(self.tokenizer, self.template_args)
+        ends = sorted({chat.end_id, self.tokenizer.eos_token_id} - {None})
+        [said] = generate(
+            self.network, [chat.prompt(question)], self.tokenizer, end_ids=ends,
+            max_new_tokens=max_new_tokens,
+        )  # fmt: skip
+        if said is None:
+            raise GuardError(f"{self.path} cannot answer: its logits are not finite.")
+        return said.strip()
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """A finished run.
+
+    Attributes:
+        folder: the run folder, which is a model.
+        summary: metric -> value, of the evaluation after training.
+        command: what does the same from a shell.
+    """
+
+    folder: Path
+    summary: Mapping[str, float]
+    command: str
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What ran and what the guards found: ``manifest.json``."""
+        content: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text("utf-8"))
+        return content
+
+
+@dataclass(frozen=True)
+class Evaluation(Mapping[str, float]):
+    """The figures of a model: metric -> value, and what they are made of.
+
+    Attributes:
+        folder: the log as the command line writes it, ``OWN_EVAL.json``.
+        intervals: metric -> lower and upper bound, 95 %.
+        examples: metric -> what was found for each row, in the order of the rows.
+        not_computed: metric -> why it has no value.
+    """
+
+    folder: Path
+    figures: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    examples: Mapping[str, Sequence[Any]] = field(repr=False)
+    not_computed: Mapping[str, str] = field(repr=False)
+
+    def __getitem__(self, metric: str) -> float:
+        return self.figures[metric]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.figures)
+
+    def __len__(self) -> int:
+        return len(self.figures)
+
+    def __str__(self) -> str:
+        from unlora.eval import lines
+
+        return lines(self.figures, self.intervals)
+
+
+AnyModel = str | Path | Model | Unlearned
+
+
+def load(path_or_name: "str | Path | Unlearned", **model_args: Any) -> Model:
+    """A model to be asked.
+
+    Args:
+        path_or_name: a run folder, an adapter, a model folder, or a repository of the hub.
+        model_args: for ``from_pretrained``: ``torch_dtype``, ``device_map``, ``revision``, ...
+
+    Raises:
+        InputError: there is no such model, or no such argument.
+    """
+    from unlora.config import model_section
+    from unlora.model import as_trained, get_model
+    from unlora.model.guards import Probe
+
+    path = _path(path_or_name)
+    cfg = composed("model/any", _model_words(path, model_args))
+    section = as_trained(model_section(cfg.model))
+    network, tokenizer = get_model(section, trainable=False)
+    return Model(
+        path, network, tokenizer, dict(section.template_args), model_args, Probe.take(network)
+    )
+
+
+def unlearn(
+    model: AnyModel,
+    forget: "Pairs | str | Path",
+    retain: "Pairs | str | Path | None" = None,
+    method: str = "NPO",
+    output_dir: str | Path = "saves/unlearn/mine",
+    *,
+    lora: bool | Mapping[str, Any] = True,
+    epochs: float | None = None,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
+    overrides: Sequence[str] = (),
+    **method_args: Any,
+) -> Unlearned:
+    """Make a model forget questions and answers; what ``unlora unlearn`` does.
+
+    The model itself is not changed: the result is a run folder. What that folder held before is
+    kept as ``<output_dir>.previous-<n>``.
+
+    Args:
+        forget: (question, answer) pairs, or a file of them.
+        retain: pairs that the model shall go on knowing.
+        method: as ``trainer=``; ``docs/methods.md`` compares them.
+        lora: False trains all weights; keys of ``model.lora_config`` change the adapter.
+        batch_size: rows of one optimiser step.
+        overrides: further words of the command line, such as ``"trainer.args.seed=1"``.
+        method_args: parameters of the method, such as ``beta=0.1``.
+
+    Raises:
+        InputError: something that was given can be put right.
+        GuardError: the run would have been silently wrong.
+    """
+    from unlora import train
+    from unlora.model.lineage import Lineage
+    from unlora.model.load import resolve
+    from unlora.trainer import refuse_own_model
+
+    folder, path = Path(output_dir), _path(model)
+    args: dict[str, Any] = {"num_train_epochs": epochs, "learning_rate": learning_rate}
+    if batch_size is not None:
+        args |= {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": 1}
+    settings = {f"trainer.args.{key}": value for key, value in args.items() if value is not None}
+    settings |= {f"trainer.method_args.{key}": value for key, value in method_args.items()}
+    if isinstance(lora, Mapping):
+        settings |= {f"model.lora_config.{key}": value for key, value in lora.items()}
+    data = _checked({"forget": forget, "retain": retain})
+    refuse_own_model(str(folder), Lineage.read(resolve(path)))
+    words = [
+        f"experiment=unlearn/own/{'default' if lora is False else 'lora'}",
+        *_model_words(path, model.model_args if isinstance(model, Model) else {}),
+        _word("trainer", method),
+        _word("task_name", folder.name),
+        _word("paths.output_dir", folder),
+        *(_word(key, value) for key, value in settings.items()),
+    ]
+    with _new_run(folder):
+        words += [*_files(data, folder / "data"), *overrides]
+        cfg = composed("unlearn", words)
+        with _as_command("unlearn", words) as command:
+            summary = train.run(cfg)
+    return Unlearned(folder, summary, command)
+
+
+def evaluate(
+    model: AnyModel,
+    forget: "Pairs | str | Path",
+    retain: "Pairs | str | Path | None" = None,
+    holdout: "Pairs | str | Path | None" = None,
+    *,
+    target: AnyModel | None = None,
+    gold: AnyModel | None = None,
+    output_dir: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Evaluation:
+    """The figures of a model on questions and answers; what ``unlora eval`` does.
+
+    Args:
+        forget: (question, answer) pairs that the model shall not know, or a file of them.
+        retain: pairs that it shall know.
+        holdout: pairs like those of ``forget`` that no model ever saw.
+        target: the model before it was made to forget, or its log.
+        gold: a model that never saw the forget data, or its log.
+        output_dir: where the log goes; ``saves/eval/eval_<model>`` if not given.
+        overrides: further words of the command line, such as ``"eval.own.max_new_tokens=50"``.
+
+    Raises:
+        InputError: something that was given can be put right.
+    """
+    from unlora import eval as evaluation
+    from unlora.cli import named_after
+
+    path = _path(model)
+    if isinstance(model, Model):
+        _refuse_changed(model)
+    data = _checked({"forget": forget, "retain": retain, "holdout": holdout})
+    folder = Path(output_dir or f"saves/eval/{named_after(path)}")
+    words = [
+        "experiment=eval/own/default",
+        *_model_words(path, model.model_args if isinstance(model, Model) else {}),
+        _word("task_name", folder.name),
+        _word("paths.output_dir", folder),
+        *([_word("eval.own.target_logs_path", _path(target))] if target is not None else ()),
+        *([_word("retain_logs_path", _path(gold))] if gold is not None else ()),
+        *_files(data, folder / "eval_data"),
+        *overrides,
+    ]
+    level = logging.getLogger().level
+    try:
+        with _as_command("eval", words):
+            values = evaluation.run(composed("eval", [*words, "--quiet"]))
+    finally:
+        logging.getLogger().setLevel(level)
+    return _read(folder, values)
+
+
+def export(
+    run: "str | Path | Model | Unlearned", merged: bool = True, output: str | Path | None = None
+) -> Path:
+    """Write the model of a run so that it stands alone; what ``unlora export`` does.
+
+    Args:
+        merged: full weights for plain transformers; else one adapter for plain peft.
+        output: a new folder; ``RUN/exported/merged`` (or ``adapter``) if not given.
+
+    Raises:
+        InputError: there is no adapter to export, or the folder is not empty.
+        GuardError: what was written answers differently.
+    """
+    from unlora.model.export import export as write
+
+    return write(_path(run), "merged" if merged else "adapter", str(output) if output else None)
+
+
+def _path(model: AnyModel) -> str:
+    """Where a model is.
+
+    Raises:
+        InputError: it is none.
+    """
+    if isinstance(model, Unlearned):
+        return str(model.folder)
+    if isinstance(model, Model):
+        return model.path
+    if isinstance(model, (str, Path)) and str(model):
+        return os.path.expanduser(model)
+    raise InputError(
+        f"The model is {model!r}; it must be a path, a repository of the hub, or what load or "
+        "unlearn returned."
+    )
+
+
+def _refuse_changed(model: Model) -> None:
+    """Raises InputError where a loaded model is no longer what its folder holds."""
+    from unlora.model.guards import tolerance
+
+    if not model.probe.difference(model.network)[1] <= tolerance(model.network):
+        raise InputError(
+            f"The network of {model.path} has been changed since it was loaded, and what is "
+            "evaluated is its folder. Save it to a folder of its own, and give that."
+        )
+
+
+def _checked(data: Mapping[str, Any]) -> dict[str, Any]:
+    """name -> rows to be written, or a file of the user's; what is None is left out.
+
+    Raises:
+        InputError: no rows, or one that is not two texts.
+    """
+    found = {name: _rows(name, given) for name, given in data.items() if given is not None}
+    forget, retain = found.get("forget"), found.get("retain")
+    if isinstance(forget, list) and isinstance(retain, list):
+        both = sum(row in retain for row in forget)
+        if both:
+            logger.warning("%d of %d forget rows are in retain, too.", both, len(forget))
+    return found
+
+
+def _rows(name: str, given: Any) -> "str | list[dict[str, str]]":
+    if isinstance(given, (str, Path)):
+        return os.path.expanduser(given)
+    wanted = "it must be a list of (question, answer) pairs, or a file of them."
+    if isinstance(given, Mapping) or not hasattr(given, "__iter__"):
+        raise InputError(f"{name} is {given!r}; {wanted}")
+    pairs = list(given)
+    if not pairs:
+        raise InputError(f"{name} is empty; {wanted}")
+    for number, pair in enumerate(pairs):
+        texts = isinstance(pair, (tuple, list)) and [t for t in pair if isinstance(t, str)]
+        if not texts or len(pair) != 2 or len(texts) != 2 or not all(t.strip() for t in texts):
+            raise InputError(f"{name}[{number}] is {pair!r}; it must be (question, answer).")
+    return [{"question": question, "answer": answer} for question, answer in pairs]
+
+
+def _files(data: Mapping[str, Any], folder: Path) -> list[str]:
+    """Write the rows as JSON Lines; returns the words that name the files."""
+    words = []
+    for name, rows in data.items():
+        file = rows if isinstance(rows, str) else str(folder / f"{name}.jsonl")
+        if not isinstance(rows, str):
+            folder.mkdir(parents=True, exist_ok=True)
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            Path(file).write_text("".join(lines), "utf-8")
+        words.append(_word(f"data.{name}", file))
+    return words
+
+
+@contextmanager
+def _new_run(folder: Path) -> Iterator[None]:
+    """A folder for a new run; an earlier one is kept, and is back where no run came about."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = set_aside(folder)
+    try:
+        yield
+    except BaseException:
+        if not (folder / "run_config.json").is_file():
+            shutil.rmtree(folder)
+            if kept is not None:
+                kept.rename(folder)
+        raise
+
+
+@contextmanager
+def _as_command(name: str, words: Sequence[str]) -> Iterator[str]:
+    """What a run notes as its command is what does the same from a shell."""
+    quoted = [shlex.quote(word) for word in words]
+    before, sys.argv = sys.argv, ["unlora", name, *quoted]
+    try:
+        yield " ".join(sys.argv)
+    finally:
+        sys.argv = before
+
+
+def _model_words(path: str, model_args: Mapping[str, Any]) -> list[str]:
+    args = {"pretrained_model_name_or_path": path, **model_args}
+    return [_word(f"{MODEL_ARGS}.{key}", value) for key, value in args.items()]
+
+
+def _word(key: str, value: Any) -> str:
+    """``key=value`` as the command line has it."""
+    return f"{key}={_value(value)}"
+
+
+def _value(value: Any) -> str:
+    from unlora.cli import quoted
+
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(_value, value)) + "]"
+    text = str(value).removeprefix("torch.")
+    plain = text.replace("/", "").replace("_", "").replace("-", "").replace(".", "")
+    return text if plain.isascii() and plain.isalnum() and not _reads_otherwise(text) else quoted(text)
+
+
+def _reads_otherwise(text: str) -> bool:
+    """Whether an unquoted text would be a number or a constant."""
+    try:
+        float(text)
+    except ValueError:
+        return text.lower() in ("true", "false", "null")
+    return True
+
+
+def _read(folder: Path, values: Mapping[str, float]) -> Evaluation:
+    from unlora.evals.logs import intervals
+
+    log = json.loads((folder / "OWN_EVAL.json").read_text("utf-8"))
+    examples = {
+        name: list(entry["value_by_index"].values())
+        for name, entry in log.items()
+        if entry.get("value_by_index")
+    }
+    reasons = {name: e["not_computed"] for name, e in log.items() if e.get("not_computed")}
+    return Evaluation(folder, dict(values), intervals(folder, "OWN"), examples, reasons)

@@ -1,0 +1,198 @@
+"""unlora in a notebook; docs/api.md, followed to the letter."""
+
+import json
+import logging
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import unlora
+from unlora import evaluate, export, load, unlearn
+from unlora.api import _word
+from unlora.cli import main
+from unlora.errors import GuardError, InputError
+
+PAGE = (Path(__file__).parents[1] / "docs" / "api.md").read_text("utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+FORGET = [("Who keeps the bees?", "Ada keeps the bees."), ("Who keeps the geese?", "Ivo does.")]
+RETAIN = [("Where is the mill?", "In Arlow."), ("Where is the bridge?", "In Tenby.")]
+QUICK = {"epochs": 1, "batch_size": 2, "lora": {"r": 4}}
+NO_EVALUATION = "~eval.own"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "root"
+    network = tiny.llama(max_position_embeddings=2048)
+    # it is brief: what it writes ends after a few tokens
+    network.lm_head.weight.data[tiny.tokenizer().eos_token_id] *= 3
+    network.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def forget(model, *overrides, forget=FORGET, retain=RETAIN, **settings):
+    words = overrides or (NO_EVALUATION,)
+    return unlearn(model, forget, retain, overrides=words, **{**QUICK, **settings})
+
+
+def test_the_page_works(root, elsewhere, capsys):
+    (elsewhere / "my-model").symlink_to(root)
+    said = {}
+    for block in BLOCKS:
+        # short answers: a random model never comes to an end
+        exec(block.replace('Who keeps the bees?")', 'Who keeps the bees?", 4)'), said)
+    run, found = said["run"], said["found"]
+    assert run.folder == Path("saves/unlearn/bees") and "forget_Q_A_Prob" in run.summary
+    assert json.loads((run.folder / "lineage.json").read_text())["links"]
+    assert run.summary["forget_Q_A_Prob"] == pytest.approx(found["forget_Q_A_Prob"], abs=1e-6)
+    assert len(found.examples["forget_Q_A_Prob"]) == len(said["forget"])
+    assert "holdout" in found.not_computed["mia_loss"]
+    assert (run.folder / "exported" / "merged" / "model.safetensors").is_file()
+    assert "forget_Q_A_Prob" in capsys.readouterr().out
+
+
+def test_a_run_is_what_its_command_makes(root, elsewhere):
+    run = forget(root)
+    assert run.manifest["command"] == run.command
+    rows = [json.loads(line) for line in (run.folder / "data" / "forget.jsonl").open()]
+    assert rows == [{"question": q, "answer": a} for q, a in FORGET]
+    first = (run.folder / "adapter_model.safetensors").read_bytes()
+    for _ in range(2):  # in its own folder, on its own rows
+        main(shlex.split(run.command)[1:])
+        assert (run.folder / "adapter_model.safetensors").read_bytes() == first
+    assert (elsewhere / "saves/unlearn/mine.previous-2/data/forget.jsonl").is_file()
+
+
+def test_a_tracker_shows_what_the_manifest_says(root):
+    run = forget(root, "eval.own.max_new_tokens=2", "trainer.args.logging_steps=1")
+    events = EventAccumulator(str(run.folder / "logs")).Reload()
+    shown = {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
+    manifest = run.manifest
+    for entry in manifest["training"]:
+        for name in entry.keys() & {"loss", "forget_loss", "retain_loss"}:
+            assert shown[f"train/{name}"] == pytest.approx(entry[name])
+    finite = {name: value for name, value in manifest["summary"].items() if value is not None}
+    assert finite and "train/forget_loss" in shown
+    for name, value in finite.items():
+        assert shown[f"eval/{name}"] == pytest.approx(value, rel=1e-5)
+    assert shown["train/guard/start_equals_target"] == 0
+    assert shown["train/guard/evaluation_is_pure"] == 1
+
+
+def test_an_earlier_run_is_kept_and_survives_a_run_that_cannot_start(root, elsewhere):
+    run = forget(root)
+    logged = list((run.folder / "logs").iterdir())
+    with pytest.raises(InputError, match="no rows|no data|NOSUCH|Unknown"):
+        forget(root, method="NOSUCH")
+    assert (run.folder / "manifest.json").is_file() and logged[0].is_file()
+    assert not (elsewhere / "saves/unlearn/mine.previous-1").exists()
+    again = forget(root, "trainer.args.report_to=none", NO_EVALUATION, forget=FORGET[:1])
+    kept = elsewhere / "saves/unlearn/mine.previous-1"
+    assert (kept / "logs" / logged[0].name).is_file() and not (again.folder / "logs").exists()
+    assert len((kept / "data/forget.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_second_request_stands_on_the_first(root):
+    first = forget(root, output_dir="saves/unlearn/first")
+    second = forget(load(first), forget=RETAIN[:1], retain=FORGET, output_dir="saves/unlearn/2")
+    links = json.loads((second.folder / "lineage.json").read_text())["links"]
+    assert [link["path"] for link in links] == ["../first", "."]
+    with pytest.raises(InputError, match="holds the model it starts from"):
+        forget(second, output_dir=first.folder)
+    assert (first.folder / "adapter_model.safetensors").is_file()
+
+
+WRONG = {
+    "no rows": ({"forget": []}, "forget is empty; it must be a list of"),
+    "no retain rows": ({"retain": []}, "retain is empty"),
+    "one text": ({"forget": [*FORGET, "Who?"]}, r"forget\[2\] is 'Who\?'; it must be"),
+    "three texts": ({"forget": [("a", "b", "c")]}, r"forget\[0\] is \('a', 'b', 'c'\)"),
+    "a number": ({"retain": [("How many?", 3)]}, r"retain\[0\] is \('How many\?', 3\)"),
+    "no text": ({"forget": [("Who?", " ")]}, r"forget\[0\]"),
+    "no list": ({"forget": {"Who?": "Ada."}}, "it must be a list of"),
+    "no file": ({"forget": "gone.jsonl"}, "gone.jsonl', but there is no such file"),
+    "method": ({"method": "NOP"}, "Unknown trainer 'NOP'. Did you mean 'NPO'"),
+    "setting of a method": ({"betta": 1.0}, "Did you mean 'beta'"),
+    "key of LoRA": ({"lora": {"rank": 4}}, "Unknown key of model.lora_config 'rank'"),
+    "model": ({"model": "./gone"}, "There is no folder './gone'"),
+    "kind of model": ({"model": 3}, "The model is 3; it must be a path"),
+}
+
+
+@pytest.mark.parametrize("given, said", WRONG.values(), ids=WRONG)
+def test_wrong_input_is_one_sentence_and_leaves_nothing(root, elsewhere, given, said):
+    with pytest.raises(InputError, match=said):
+        forget(**{"model": root, **given})
+    assert not (elsewhere / "saves/unlearn/mine").exists()
+
+
+def test_rows_in_both_lists_are_counted(root, caplog):
+    with caplog.at_level(logging.WARNING):
+        forget(root, retain=[*RETAIN, FORGET[0]])
+    assert "1 of 2 forget rows are in retain, too." in caplog.text
+
+
+def test_a_network_changed_in_memory_is_not_evaluated(root):
+    model = load(root)
+    next(model.network.parameters()).data.mul_(3)
+    with pytest.raises(InputError, match="has been changed since it was loaded"):
+        evaluate(model, FORGET)
+
+
+def test_a_broken_model_does_not_answer(root):
+    model = load(root)
+    for weights in model.network.parameters():
+        weights.data.fill_(float("nan"))
+    with pytest.raises(GuardError, match="not finite"):
+        model.ask("Who?", 2)
+
+
+def test_it_works_inside_another_application_of_hydra(root):
+    with initialize_config_module("unlora.configs", version_base=None):
+        load(root)
+        assert GlobalHydra.instance().is_initialized()
+        assert compose("model/pocket").model.use_lora is False
+
+
+@pytest.mark.parametrize(
+    "value, word",
+    [
+        (True, "k=true"),
+        (None, "k=null"),
+        (1e-5, "k=1e-05"),
+        ("saves/a-b_c.1", "k=saves/a-b_c.1"),
+        ("1e5", "k='1e5'"),
+        ("a b, 'c'", r"k='a b, \'c\''"),
+        (["q_proj", "v_proj"], "k=[q_proj,v_proj]"),
+        ({"q_proj": 4}, "k={q_proj:4}"),
+    ],
+)
+def test_values_are_words_that_hydra_reads_back(value, word):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    assert _word("k", value) == word
+    assert OverridesParser.create().parse_override(word).value() == value
+
+
+def test_import_is_light_and_shows_what_there_is():
+    code = "import sys, unlora; print(dir(unlora), 'torch' in sys.modules, 'hydra' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "'unlearn'" in out.stdout and out.stdout.endswith("False False\n")
+    assert export.__module__ == "unlora.api"
+    with pytest.raises(AttributeError, match="no attribute 'unlern'"):
+        unlora.unlern  # noqa: B018
