@@ -401,7 +401,9 @@ def _value(value: Any) -> str:
         return "[" + ",".join(map(_value, value)) + "]"
     text = str(value).removeprefix("torch.")
     plain = text.replace("/", "").replace("_", "").replace("-", "").replace(".", "")
-    return text if plain.isascii() and plain.isalnum() and not _reads_otherwise(text) else quoted(text)
+    return (
+        text if plain.isascii() and plain.isalnum() and not _reads_otherwise(text) else quoted(text)
+    )
 
 
 def _reads_otherwise(text: str) -> bool:
