@@ -154,8 +154,8 @@ def _with_model_path(overrides: Sequence[str], folders: Sequence[Path]) -> list[
         key, _, value = word.removeprefix("@").partition("=")
         paths = [value] if os.path.isdir(os.path.expanduser(value)) else value.split(",")
         if key == "model" and all(_is_model_path(path, folders) for path in paths):
-            quoted = ",".join(quoted(os.path.expanduser(path)) for path in paths)
-            words += [f"model=any{'-lora' * trains_adapter}", f"{MODEL_PATH}={quoted}"]
+            several = ",".join(quoted(os.path.expanduser(path)) for path in paths)
+            words += [f"model=any{'-lora' * trains_adapter}", f"{MODEL_PATH}={several}"]
         else:
             words.append(word)
     return words

@@ -112,7 +112,8 @@ class Trackers(TrainerCallback):
         """Tell the figures of the whole suites, as ``eval/<metric>`` at the last step."""
         finite = {f"eval_{name}": v for name, v in summary.items() if math.isfinite(v)}
         if self._run:
-            self.on_log(*self._run, logs=finite, **self._common)
+            args, state, control = self._run
+            self.on_log(args, state, control, logs=finite, **self._common)
 
     def close(self) -> None:
         """End the run in every tracker, so that the next one in this process is another."""
