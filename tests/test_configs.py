@@ -25,12 +25,13 @@ EXPERIMENTS = sorted(
 )
 # the experiments of benchmarks, and the one that needs a model and data of the user's
 OWN = "eval/own/default"
-BENCHMARKS = [experiment for experiment in EXPERIMENTS if experiment != OWN]
+BENCHMARKS = [experiment for experiment in EXPERIMENTS if "/own/" not in experiment]
 NEEDED = {
-    OWN: (
-        f"data.forget='{Path(__file__)}'",
+    experiment: (
+        f"data.{'train' if experiment.startswith('finetune') else 'forget'}='{Path(__file__)}'",
         "model.model_args.pretrained_model_name_or_path=owner/name",
     )
+    for experiment in set(EXPERIMENTS) - set(BENCHMARKS)
 }
 MODELS = sorted(
     file.stem for file in (CONFIGS / "model").glob("*.yaml") if not file.stem.startswith("any")
@@ -77,7 +78,8 @@ def test_every_experiment_is_complete(experiment):
     kind = experiment.split("/")[0]
     assert config.mode == kind
     assert config.paths.output_dir == f"./saves/{kind}/{config.task_name}"
-    assert config.eval and all(suite["handler"] for suite in config.eval.values())
+    assert config.eval or experiment.startswith("finetune/own/")
+    assert all(suite["handler"] for suite in config.eval.values())
     if kind == "eval":
         return
     args = config.trainer.args
@@ -87,6 +89,8 @@ def test_every_experiment_is_complete(experiment):
     assert set(args) <= {field.name for field in fields(TrainingArguments)} | set(OURS)
     loss = UnlearningLoss.build(config.trainer.handler, **config.trainer.method_args)
     for part in ("train",) if kind == "finetune" else loss.parts:
+        if (experiment, part) in (("unlearn/own/default", "retain"), ("unlearn/own/lora", "retain")):
+            continue  # the user's
         # refusals are the alternate answers where no data set gives others
         assert config.data.get(part) or part == "alternate"
     for part in ("train", "forget", "retain", "alternate"):
@@ -190,7 +194,7 @@ def test_fused_projections_have_targets_of_their_own():
 
 UNLEARNING = [
     name
-    for name in EXPERIMENTS
+    for name in BENCHMARKS
     if name.startswith("unlearn/") and name.endswith(("/default", "/lora"))
 ]
 
@@ -237,6 +241,24 @@ def test_every_plugin_composes_and_is_known(plugin):
 def test_several_plugins_are_a_list():
     config = config_of("unlearn/tofu/lora", "trainer=LoKU", "plugin=[SAM,BalDRO]").trainer
     assert set(config.plugins) == {"FILA", "SAM", "BalDRO"}
+
+
+def test_a_file_of_the_users_is_a_data_set_and_what_is_evaluated(tmp_path):
+    file = tmp_path / "my.jsonl"
+    file.write_text("")
+    given = (*NEEDED["unlearn/own/lora"][1:], "trainer=NPO", "answer_key=reply")
+    files = tuple(f"++data.{part}='{file}'" for part in ("forget", "retain", "holdout"))
+    config = config_of("unlearn/own/lora", *given, *files)
+    assert set(config.data) == {"anchor", "forget", "retain"}
+    assert config.data["forget"]["own"]["args"] == {
+        "hf_args": {"path": str(file)}, "question_key": "question", "answer_key": "reply"
+    }  # fmt: skip
+    for part in ("forget", "retain", "holdout"):
+        asked = config.eval["own"]["data"][part]
+        assert asked["hf_args"]["path"] == str(file) and asked["answer_key"] == "reply"
+    gone = (*given, f"++data.forget='{tmp_path / 'm.jsonl'}'")
+    with pytest.raises(InputError, match="no such file. Did you mean 'my.jsonl'"):
+        config_of("unlearn/own/lora", *gone)
 
 
 def test_data_set_files_hold_the_set_they_are_named_after():
