@@ -67,7 +67,7 @@ def run(cfg: Any) -> dict[str, float]:
     found = references.find(config)
     lineage = check_model(config.model)
     resume = checkpoint_to_resume(args, lineage)
-    record = Run(folder, plain(cfg) | {"model": dict(config.model)})
+    record = Run(folder, plain(cfg) | {"model": dict(config.model), "data": dict(config.data)})
     refuse_own_model(folder, lineage)
     tokenizer = load_tokenizer(config.model)
     if config.trainer.needs_alternates and not config.data.get("alternate"):
