@@ -10,8 +10,11 @@ from typing import Any
 logger = logging.getLogger("unlora.train")
 
 
-def run(cfg: Any) -> dict[str, float]:
+def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
     """Train as the config says and evaluate the result.
+
+    Args:
+        evaluate: False leaves out the evaluation at the end.
 
     Returns:
         The summary of every evaluation suite: metric -> value.
@@ -58,6 +61,8 @@ def run(cfg: Any) -> dict[str, float]:
     plugins = Plugins.build(config.trainer.plugins, loss, use_lora=config.model.use_lora)
     dtype = load_args(config.model)["dtype"]
     args = training_arguments(config.trainer.args, output_dir=folder, dtype=dtype)
+    if not evaluate and args.eval_strategy == "no" and not args.eval_on_start:
+        config = config.model_copy(update={"eval": {}})
     found = references.find(config)
     lineage = check_model(config.model)
     resume = checkpoint_to_resume(args, lineage)
@@ -135,9 +140,11 @@ def run(cfg: Any) -> dict[str, float]:
     size = describe_size(model, Path(folder))
     logger.info("%s", size)
 
-    with evaluation_is_pure(model):
-        summary = evaluate_all(suites, model, Path(folder) / "evals")
-    if suites:
+    summary: dict[str, float] = {}
+    if evaluate:
+        with evaluation_is_pure(model):
+            summary = evaluate_all(suites, model, Path(folder) / "evals")
+    if evaluate and suites:
         guards.findings["evaluation is pure"] = "weights, modes and random state unchanged"
     record.finish(
         guards=guards.findings,
