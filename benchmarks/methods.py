@@ -29,9 +29,10 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from unlora.compose import composed
 from unlora.errors import GuardError, InputError
 from unlora.registry import unknown
-from unlora.study import Stage, run_stage
+from unlora.stages.work import output_to
 
 HERE = Path(__file__).parent
 SEARCH_SEED, SEEDS = 100, (0, 1, 2)
@@ -44,7 +45,13 @@ UNLEARN = (
     f"{KS}.handler=forget_quality_ks",
     f"{KS}.inputs={{truth_ratio: forget_truth_ratio, retain: forget_truth_ratio}}",
 )
-PRELOAD = ["unlora.trainer", "unlora.model", "unlora.evals", "unlora.data.pocket", "unlora.study"]
+PRELOAD = [
+    "unlora.trainer",
+    "unlora.model",
+    "unlora.evals",
+    "unlora.data.pocket",
+    "unlora.stages.work",
+]
 COLUMNS = {  # metric -> heading, digits
     "forget_quality": ("forget quality", 3),
     "forget_quality_ks": ("KS distance", 2),
@@ -82,6 +89,21 @@ class Method:
                 f"{self.name} has {len(found)} trials; at most {MOST_TRIALS} are fair."
             )
         return found
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run: ``config`` is the primary config, ``train`` or ``unlearn``."""
+
+    run: str
+    seed: int
+    folder: Path
+    config: str
+    overrides: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.run} (seed {self.seed})"
 
 
 @dataclass(frozen=True)
@@ -146,7 +168,7 @@ class Benchmark:
         """A run in a folder of its own."""
         home = self.folder / f"seed{seed}" / name
         words = (*overrides, f"trainer.args.seed={seed}", f"paths.output_dir={home}")
-        return Stage(name, seed, home, config, words, None)
+        return Stage(name, seed, home, config, words)
 
     def unlearning(self, method: Method, trial: Sequence[str], number: int, seed: int) -> Stage:
         """One method at one setting, from that seed's target."""
@@ -203,9 +225,13 @@ def run_one(stage: Stage) -> Result:
     """Run one stage in this process; a failure of the method is a result, too."""
     import torch
 
+    from unlora import train
+
     torch.set_num_threads(1)
+    stage.folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        summary, _ = run_stage(stage)
+        with output_to(stage.folder.with_name(f"{stage.folder.name}.log.txt")):
+            summary = train.run(composed(stage.config, stage.overrides))
     except (GuardError, InputError) as error:
         return Result({}, 0.0, failure=str(error).splitlines()[0])
     manifest = json.loads((stage.folder / "manifest.json").read_text("utf-8"))

@@ -1,5 +1,6 @@
 """A config as the command line would compose it, for whoever starts a run from Python."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from unlora.errors import InputError
 
 
 def composed(name: str, words: Sequence[str]) -> Any:
-    """The config ``name`` with these words of a command line.
+    """The config ``name`` with these words of a command line; a copy of one's own.
 
     Hydra allows one application at a time in a process; one that is running goes on afterwards.
 
@@ -19,17 +20,21 @@ def composed(name: str, words: Sequence[str]) -> Any:
     Raises:
         InputError: a word is not understood, or names what is not there.
     """
+    return _composed(name, tuple(cli.normalised(words))).copy()
+
+
+@functools.cache
+def _composed(name: str, args: tuple[str, ...]) -> Any:
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
-    args = cli.normalised(words)
     state = GlobalHydra.get_state() if GlobalHydra.instance().is_initialized() else None
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("unlora.configs", version_base=None):
-            return compose(name, overrides=args)
+            return compose(name, overrides=list(args))
     except OverrideParseException as error:
         raise InputError(cli.unreadable(error.override.removeprefix("++"))) from error
     except MissingConfigException as error:

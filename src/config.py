@@ -366,7 +366,7 @@ def read(cfg: Mapping[str, Any]) -> Config:
         content["model"] = _with_lora_default(content["model"])
     if isinstance(content.get("data"), Mapping):
         content["data"] = _without_files(content["data"], content)
-    config = _checked(Config, content)
+    config = checked(Config, content)
     wrong = list(_contradictions(config))
     if wrong:
         raise InputError("\n".join(wrong))
@@ -381,7 +381,7 @@ def model_section(cfg: Mapping[str, Any] | ModelSection) -> ModelSection:
     """
     if isinstance(cfg, ModelSection):
         return cfg
-    return _checked(ModelSection, _with_lora_default(plain(cfg)), "model")
+    return checked(ModelSection, _with_lora_default(plain(cfg)), "model")
 
 
 def plain(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -530,7 +530,12 @@ def _contradictions(config: Config) -> list[str]:
     return wrong
 
 
-def _checked(schema: type[Section], content: Mapping[str, Any], *above: str) -> Any:
+def checked(schema: type[Section], content: Mapping[str, Any], *above: str) -> Any:
+    """A section as its type; ``above`` are the keys under which it stands.
+
+    Raises:
+        InputError: every mistake found, one a line.
+    """
     try:
         return schema.model_validate(content)
     except ValidationError as error:

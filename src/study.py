@@ -1,214 +1,153 @@
-"""A whole study: a target, its gold reference, and every method, over seeds, in one table.
+"""A whole study: a target, its gold reference, and every method, over seeds, on one page.
 
     python src/study.py --config-name=study experiment=study/pocket/lora
 
-For every seed the gold model is trained first (it never sees what is to be forgotten and is what
-forgetting is measured against), then the target, then every method from that target. Each stage is
-a run of ``train.py`` with its own config; independent stages run side by side in ``workers``
-processes.
+For every seed a gold model is trained, which never sees what is to be forgotten, and a target,
+which does; then every method starts from that target. Each training and each evaluation is a stage.
+What is finished is not run again, what was interrupted goes on, and a changed setting runs again
+what depends on it: see :mod:`unlora.stages`.
 """
 
-import contextlib
-import logging
-import os
-import sys
-import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
-from multiprocessing import get_context
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-logger = logging.getLogger("unlora.study")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One training run of a study.
-
-    Attributes:
-        after: the stage of the same seed that must be finished before.
-        config: the primary config, ``train`` or ``unlearn``.
-    """
-
-    run: str
-    seed: int
-    folder: Path
-    config: str
-    overrides: tuple[str, ...]
-    after: str | None
-
-    @property
-    def name(self) -> str:
-        return f"{self.run} (seed {self.seed})"
-
 
 def run(cfg: Any) -> dict[str, Any]:
-    """Run every stage and write ``summary.json`` and ``table.txt`` into the study's folder.
+    """Do what is not done yet, and write ``summary.json``, ``table.txt`` and the page.
 
     Returns:
         run -> metric -> ``{"mean", "seeds"}``.
 
     Raises:
-        InputError: the config is wrong; nothing has run then.
+        InputError: the config is wrong, or a stage failed; what is finished is kept.
     """
-    from unlora.config import plain
-    from unlora.report.table import as_text, over_seeds
-    from unlora.run import Run, write_json
+    from unlora.stages.settings import read
 
-    study = _checked(plain(cfg))
-    folder = Path(study["paths"]["output_dir"])
+    study = read(cfg)
+    if study.stage:  # one stage of it, in a process that a launcher started
+        from unlora.stages.launch import job
+
+        return {"error": job(cfg)}
+
+    from unlora.errors import InputError
+    from unlora.stages import dry_run, waves
+    from unlora.stages.launch import launcher
+    from unlora.stages.plan import plan
+    from unlora.stages.search import budget, search
+
+    folder = Path(study.paths.output_dir)
     stages = plan(study, folder)
-    record = Run(str(folder), study)
-    _prepare(stages[0])
-    record.begin(fresh=True)
-    summaries = _run_all(stages, study["workers"])
-    runs = list(dict.fromkeys(stage.run for stage in _in_table_order(stages)))
-    metrics = sorted({metric for summary in summaries.values() for metric in summary})
-    results = {
-        name: over_seeds([summaries[name, seed] for seed in study["seeds"]], metrics)
-        for name in runs
-    }
-    table = as_text(results)
-    write_json(folder / "summary.json", results)
-    (folder / "table.txt").write_text(table + "\n", "utf-8")
-    record.finish(stages={f"{s.run}/seed{s.seed}": list(s.overrides) for s in stages})
-    seeds = len(study["seeds"])
-    print(f"\n{table}\n\nMeans over {seeds} seed{'s' * (seeds > 1)}. "
-          f"collapsed: utility below half of the target's.\nEverything is in {folder}")  # fmt: skip
+    if study.dry_run:
+        print(dry_run.as_text(study, stages, folder))
+        return {}
+    with _alone(folder):
+        launch, done = launcher(cfg, study.workers), waves.Done()
+        trials: list[dict[str, Any]] = []
+        if study.search["trials"]:
+            best, trials = search(study, folder, launch, done)
+            study = study.model_copy(update={"methods": {k: list(v) for k, v in best.items()}})
+            stages = plan(study, folder)
+        waves.run(stages, folder, launch, done)
+        results = _written(stages, folder, done.finished, trials, budget(study) if trials else None)
+    left = [stage for stage in stages if stage.name not in done.finished]
+    print(f"\n{len(done.ran)} stages were run, {len(done.finished) - _num_ok(done)} were finished "
+          f"before.\nEverything is in {folder}")  # fmt: skip
+    if left:
+        raise InputError(_failures(left, done.failed, folder))
     return results
 
 
-def plan(study: dict[str, Any], folder: Path) -> list[Stage]:
-    """The stages of a study, each after the one it needs."""
-    stages = []
-    for seed in study["seeds"]:
-        home = folder / f"seed{seed}"
-        model = f"model.model_args.pretrained_model_name_or_path={home / 'target'}"
-        wanted = [
-            ("gold", "train", study["gold"], None),
-            ("target", "train", study["target"], "gold"),
-        ]
-        for method, settings in study["methods"].items():
-            overrides = [*study["unlearn"], *(settings or []), model]
-            wanted.append((method, "unlearn", overrides, "target"))
-        for run, config, overrides, after in wanted:
-            common = [f"trainer.args.seed={seed}", f"paths.output_dir={home / run}"]
-            if after:
-                common.append(f"retain_logs_path={home / 'gold' / 'evals'}")
-            stages.append(Stage(run, seed, home / run, config, (*overrides, *common), after))
-    return stages
+def _num_ok(done: Any) -> int:
+    return sum(name not in done.failed for name in done.ran)
 
 
-def _checked(study: dict[str, Any]) -> dict[str, Any]:
-    from unlora.errors import InputError
-    from unlora.registry import unknown
+def _written(
+    stages: Sequence[Any],
+    folder: Path,
+    finished: set[str],
+    trials: Sequence[Mapping[str, Any]],
+    budget: str | None,
+) -> dict[str, Any]:
+    """The figures of all evaluations that are finished, as files."""
+    from unlora import report
+    from unlora.report.results import Entry
+    from unlora.report.table import as_text, over_seeds
+    from unlora.run import write_json, write_text
+    from unlora.stages.search import summary
 
-    needed = {"seeds": list, "target": list, "gold": list, "unlearn": list, "methods": dict}
-    known = (*needed, "workers", "paths", "mode", "task_name")
-    for key in study:
-        if key not in known:
-            raise InputError(unknown("key of a study", key, known))
-    for key, kind in needed.items():
-        if not isinstance(study.get(key), kind) or not study[key]:
-            what = "a list of overrides" if kind is list else "method: list of overrides"
-            what = "a list of numbers" if key == "seeds" else what
-            raise InputError(f"The study needs {key}: {what}; it is {study.get(key)!r}.")
-    workers = study.get("workers", 1)
-    if not isinstance(workers, int) or workers < 1:
-        raise InputError(f"workers is {workers!r}; it must be a whole number of processes.")
-    for method in study["methods"]:
-        if method in ("gold", "target"):
-            raise InputError(f"A method cannot be called {method!r}; give it another name.")
-    return {**study, "workers": workers}
-
-
-def _in_table_order(stages: list[Stage]) -> list[Stage]:
-    order = {"target": 0, "gold": 1}
-    return sorted(stages, key=lambda stage: order.get(stage.run, 2))
-
-
-def _prepare(stage: Stage) -> None:
-    """Compose the first config, and make what all stages share, before they run side by side."""
-    from unlora.compose import composed
-    from unlora.config import read
-    from unlora.model import load_args
-
-    load_args(read(composed(stage.config, stage.overrides)).model)
-
-
-def _run_all(stages: list[Stage], workers: int) -> dict[tuple[str, int], dict[str, float]]:
-    from tqdm import tqdm
-
-    summaries: dict[tuple[str, int], dict[str, float]] = {}
-    waiting = list(stages)
-    running: dict[Future, Stage] = {}
-    pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_limit_threads, initargs=(workers,)
+    order = {"target": 0, "gold": 1, "method": 2}
+    evaluated = sorted(
+        (stage for stage in stages if stage.kind == "eval" and stage.name in finished),
+        key=lambda stage: order[stage.role],
     )
-    bar = tqdm(total=len(stages), unit="run", desc="study", file=sys.stderr, dynamic_ncols=True)
-    with pool, bar:
-        while waiting or running:
-            ready = [s for s in waiting if s.after is None or (s.after, s.seed) in summaries]
-            for stage in ready:
-                waiting.remove(stage)
-                running[pool.submit(run_stage, stage)] = stage
-            for future in _next_finished(running, bar):
-                stage = running.pop(future)
-                summaries[stage.run, stage.seed], seconds = future.result()
-                bar.update()
-                bar.write(f"  {stage.name}: {seconds:.0f} s", file=sys.stderr)
-    return summaries
+    if not evaluated:
+        return {}
+    results = {}
+    for name in dict.fromkeys(stage.run for stage in evaluated):
+        found = [summary(stage) for stage in evaluated if stage.run == name]
+        metrics = sorted({metric for one in found for metric in one})
+        results[name] = over_seeds(found, metrics)
+    table = as_text(results)
+    write_json(folder / "summary.json", results)
+    write_text(folder / "table.txt", table + "\n")
+    write_json(folder / "study.json", _description(evaluated, folder, trials, budget))
+    entries = [Entry(s.run, s.role, Path(s.folder), s.seed) for s in evaluated]
+    page = report.write(folder, entries, title=folder.name, trials=trials, budget=budget)
+    print(f"\n{table}\n\nThe page: {page}")
+    return results
 
 
-def _next_finished(running: dict[Future, Stage], bar: Any) -> set[Future]:
-    while True:
-        finished = wait(running, timeout=1, return_when=FIRST_COMPLETED).done
-        if finished:
-            return finished
-        if sys.stderr.isatty():
-            bar.refresh()
+def _description(
+    evaluated: Sequence[Any],
+    folder: Path,
+    trials: Sequence[Mapping[str, Any]],
+    budget: str | None,
+) -> dict[str, Any]:
+    """What ``unlora report`` reads of a study."""
+    runs = [
+        {
+            "run": stage.run,
+            "role": stage.role,
+            "seed": stage.seed,
+            "folder": Path(stage.folder).relative_to(folder).as_posix(),
+        }
+        for stage in evaluated
+    ]
+    return {"name": folder.name, "runs": runs, "trials": list(trials), "budget": budget}
 
 
-def _limit_threads(workers: int) -> None:
-    import torch
+def _failures(left: Sequence[Any], failed: Mapping[str, str], folder: Path) -> str:
+    """What is not finished, and why, a line each."""
+    lines = [f"{stage.title}: {failed[stage.name]}" for stage in left if stage.name in failed]
+    waiting = [stage.title for stage in left if stage.name not in failed]
+    if waiting:
+        lines.append(f"Not run, as they wait for those: {', '.join(waiting)}.")
+    lines.append(
+        f"The logs are in {folder / 'stages'}. The same command runs again what is not finished."
+    )
+    return "\n".join(lines)
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
+def _alone(folder: Path) -> Any:
+    """The study's lock.
 
-def run_stage(stage: Stage) -> tuple[dict[str, float], float]:
-    """Train and evaluate one stage in this process; its output goes to ``log.txt``.
-
-    Returns:
-        The summary of its evaluation, and the seconds it took.
+    Raises:
+        InputError: another process holds it.
     """
-    from unlora import train
-    from unlora.compose import composed
+    from filelock import FileLock, Timeout
 
-    started = time.time()
-    stage.folder.parent.mkdir(parents=True, exist_ok=True)
-    log = stage.folder.with_name(stage.folder.name + ".log.txt")
-    with _output_to(log):
-        logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
-        summary = train.run(composed(stage.config, stage.overrides))
-    return summary, time.time() - started
+    from unlora.errors import InputError
 
-
-@contextlib.contextmanager
-def _output_to(file: Path) -> Iterator[None]:
-    """Send everything that is printed, progress bars included, to a file."""
-    with open(file, "w", encoding="utf-8") as stream:
-        kept = [os.dup(1), os.dup(2)]
-        sys.stdout.flush(), sys.stderr.flush()
-        os.dup2(stream.fileno(), 1), os.dup2(stream.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stdout.flush(), sys.stderr.flush()
-            for number, old in enumerate(kept, start=1):
-                os.dup2(old, number)
-                os.close(old)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "study.lock")
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(
+            f"Another process is at work on the study in {folder}. Wait for it, or give this one "
+            "another task_name."
+        ) from error
 
 
 if __name__ == "__main__":

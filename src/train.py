@@ -11,8 +11,11 @@ from typing import Any
 logger = logging.getLogger("unlora.train")
 
 
-def run(cfg: Any) -> dict[str, float]:
+def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
     """Train as the config says and evaluate the result.
+
+    Args:
+        evaluate: False leaves out the evaluation at the end.
 
     Returns:
         The summary of every evaluation suite: metric -> value.
@@ -64,6 +67,8 @@ def run(cfg: Any) -> dict[str, float]:
     )
     # they outlast the trainer, which would close them before the evaluation
     trackers, args.report_to = args.report_to, []
+    if not evaluate and args.eval_strategy == "no" and not args.eval_on_start:
+        config = config.model_copy(update={"eval": {}})
     found = references.find(config)
     lineage = check_model(config.model)
     resume = checkpoint_to_resume(args, lineage)
@@ -143,11 +148,13 @@ def run(cfg: Any) -> dict[str, float]:
         size = describe_size(model, Path(folder))
         logger.info("%s", size)
 
-        with evaluation_is_pure(model):
-            summary = evaluate_all(suites, model, Path(folder) / "evals")
-        if suites:
-            guards.found("evaluation is pure", "weights, modes and random state unchanged")
-        tracked.evaluated(summary)
+        summary: dict[str, float] = {}
+        if evaluate:
+            with evaluation_is_pure(model):
+                summary = evaluate_all(suites, model, Path(folder) / "evals")
+            if suites:
+                guards.found("evaluation is pure", "weights, modes and random state unchanged")
+            tracked.evaluated(summary)
     record.finish(
         guards=guards.findings,
         **({"arithmetic": arithmetic} if arithmetic else {}),

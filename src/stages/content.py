@@ -1,0 +1,205 @@
+"""What a stage is asked to do, and a hash of all that its result depends on."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from unlora.compose import composed
+from unlora.config import plain, shipped
+from unlora.stages.plan import Stage
+
+# of trainer.args: they say what is kept, shown or in memory, not what is learnt
+NOT_LEARNT = (
+    "output_dir", "report_to", "run_name", "resume_from_checkpoint", "save_strategy", "save_steps",
+    "save_total_limit", "save_only_model", "logging_steps", "logging_strategy",
+    "logging_first_step", "disable_tqdm", "log_level", "dataloader_num_workers", "dataloader_pin_memory",
+)  # fmt: skip
+# of a suite: they say how it is asked and where that is written, not what it says
+NOT_SAID = (
+    "output_dir", "overwrite", "cache", "batch_size", "token_budget", "retain_logs_path",
+    "target_logs_path", "panel", "panel_rows",
+)  # fmt: skip
+
+
+def digest(*parts: Any) -> str:
+    """sha256 of things that JSON can say."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def sha256(file: Path) -> str:
+    """Of a file's bytes."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def config_of(stage: Stage) -> dict[str, Any]:
+    """The resolved config that ``train.run`` or ``eval.run`` is given for a stage."""
+    return _training(stage) if stage.kind == "train" else _evaluation(stage)
+
+
+def key(stage: Stage) -> str:
+    """A hash of what the result depends on; the stages before must be finished.
+
+    Raises:
+        InputError: a model or data that the stage needs are not there, or are damaged.
+    """
+    config = config_of(stage)
+    parts: list[Any] = [stage.kind, config["model"]["model_args"]["pretrained_model_name_or_path"]]
+    parts[1] = model_content(parts[1])
+    place = config["paths"].get("datasets_dir")
+    if stage.kind == "train":
+        model = {k: v for k, v in config["model"].items() if k != "targets"}
+        trainer = dict(config["trainer"])
+        trainer["args"] = {k: v for k, v in trainer["args"].items() if k not in NOT_LEARNT}
+        data = {k: _data(v, place) for k, v in (config.get("data") or {}).items()}
+        parts += [_without_paths(model), trainer, data]
+    if stage.kind == "eval" or stage.retain_log:
+        parts.append({name: _suite(suite, place) for name, suite in config["eval"].items()})
+        parts += [_logs(stage.retain_log), _logs(stage.target_log)]
+    if stage.kind == "eval":
+        parts.append(_asked_as(stage))
+    return digest(*parts)
+
+
+def _training(stage: Stage) -> dict[str, Any]:
+    cfg = composed(stage.config, stage.overrides)
+    cfg.paths.output_dir = stage.folder
+    cfg.task_name = stage.run
+    if stage.model:
+        cfg.model.model_args.pretrained_model_name_or_path = stage.model
+    if stage.retain_log and "retain_logs_path" in cfg:
+        cfg.retain_logs_path = stage.retain_log
+    for name, value in stage.params.items():
+        OmegaConf.update(cfg, name, value, force_add=True)
+    config = plain(cfg)
+    args = config["trainer"]["args"]
+    args["seed"] = stage.seed
+    if keeps_no_checkpoints(args):  # some are needed to go on where it was stopped
+        args |= {"save_strategy": "epoch", "save_total_limit": 1}
+    return config
+
+
+def keeps_no_checkpoints(args: Mapping[str, Any]) -> bool:
+    """Whether ``trainer.args`` want none beside the result."""
+    # YAML reads a bare no as false
+    return str(args.get("save_strategy", "no")).lower() in ("no", "false")
+
+
+def _evaluation(stage: Stage) -> dict[str, Any]:
+    """The suites of the unlearning experiment, for one model, asked as that was trained."""
+    cfg = composed(stage.config, stage.overrides)
+    if stage.retain_log and "retain_logs_path" in cfg:
+        cfg.retain_logs_path = stage.retain_log
+    whole = plain(cfg)
+    suites = {name: dict(suite) for name, suite in whole["eval"].items()}
+    for suite in suites.values():
+        suite["output_dir"] = stage.evals
+        for which in ("retain_log", "target_log"):
+            log = getattr(stage, which)
+            if f"{which}s_path" in suite:
+                suite[f"{which}s_path"] = log or (
+                    None if stage.role != "method" else suite[f"{which}s_path"]
+                )
+    return {
+        "mode": "eval",
+        "task_name": stage.run,
+        "seed": 0,
+        "model": {
+            **{k: v for k, v in shipped("model/any.yaml").items() if k != "defaults"},
+            "model_args": _loading(whole["model"]["model_args"], str(stage.model)),
+            "tokenizer_args": {},
+            "lora_config": shipped("lora/default.yaml"),
+        },
+        "paths": {**whole["paths"], "output_dir": stage.folder},
+        "eval": suites,
+    }
+
+
+def _loading(args: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """How the model comes into memory, as the unlearning experiment has it."""
+    kept = ("attn_implementation", "device_map", "max_memory", "trust_remote_code", "token")
+    return {"pretrained_model_name_or_path": path} | {k: args[k] for k in kept if k in args}
+
+
+def model_content(path: str) -> Any:
+    """A model by its content: hashes of the root's files and of every adapter."""
+    from unlora.model.lineage import Lineage, fingerprint
+    from unlora.model.load import resolve
+
+    lineage = Lineage.read(resolve(path))
+    # a run that was trained in full is its own root
+    root = fingerprint(lineage.root) if lineage.local_root else [lineage.root, lineage.fingerprint]
+    return [root, [(link.sha256, link.config_sha256) for link in lineage.links]]
+
+
+def _asked_as(stage: Stage) -> Any:
+    """The settings of its training that say how a model is asked."""
+    file = Path(str(stage.model)) / "run_config.json"
+    if not file.is_file():
+        return None
+    model = json.loads(file.read_text("utf-8"))["model"]
+    return [model.get("template_args"), model["model_args"].get("torch_dtype")]
+
+
+def _without_paths(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The section without where the weights are; their content counts."""
+    args = dict(model["model_args"])
+    args.pop("pretrained_model_name_or_path")
+    return {**model, "model_args": args}
+
+
+def _suite(suite: Mapping[str, Any], place: str | None) -> Any:
+    said = {name: value for name, value in suite.items() if name not in NOT_SAID}
+    return [said, [_rows(found, place) for found in _hub_args(suite.get("data"))]]
+
+
+def _data(part: Any, place: str | None) -> Any:
+    return [part, [_rows(found, place) for found in _hub_args(part)]]
+
+
+def _hub_args(content: Any) -> Iterator[Mapping[str, Any]]:
+    """Every ``hf_args`` in a part of a config."""
+    for name, value in content.items() if isinstance(content, Mapping) else ():
+        if name.endswith("hf_args"):
+            yield value
+        else:
+            yield from _hub_args(value)
+
+
+def local_rows(args: Mapping[str, Any], place: str | None) -> list[dict[str, Any]] | None:
+    """The rows of a data set that is on this machine; None for one on the hub."""
+    from unlora.data.rows import SUFFIXES, load_rows
+
+    path = args["path"]
+    local = place or path == "pocket" or Path(path).exists() or Path(path).suffix in SUFFIXES
+    return load_rows(**args, datasets_dir=place) if local else None
+
+
+def _rows(args: Mapping[str, Any], place: str | None) -> str | None:
+    return _hash_of_rows(json.dumps(args, sort_keys=True), place)
+
+
+@functools.cache
+def _hash_of_rows(args: str, place: str | None) -> str | None:
+    """Of local rows; a data set on the hub is known by its name and revision alone."""
+    rows = local_rows(json.loads(args), place)
+    return None if rows is None else digest(rows)
+
+
+def _logs(folder: str | None) -> Any:
+    files = sorted(Path(folder).glob("*_EVAL.json")) if folder else []
+    return [(file.name, sha256(file)) for file in files]
+
+
+def outputs(stage: Stage) -> Iterator[Path]:
+    """The files of a finished stage that others read."""
+    folder = Path(stage.evals if stage.kind == "eval" else stage.folder)
+    patterns = ("*_EVAL.json", "*_SUMMARY.json", "*.safetensors", "lineage.json", "manifest.json")
+    for pattern in patterns[:2] if stage.kind == "eval" else patterns[2:]:
+        yield from sorted(folder.glob(pattern))

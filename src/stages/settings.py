@@ -1,0 +1,142 @@
+"""The config of a study, checked."""
+
+import logging
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, with_config
+from typing_extensions import TypedDict
+
+from unlora.config import STRICT, Count, Paths, Section, checked, plain
+from unlora.errors import InputError
+from unlora.registry import unknown
+
+logger = logging.getLogger(__name__)
+TAKEN = ("target", "gold")
+EVERY = "every"  # in the space of a search: keys of all methods
+
+
+def _overrides(value: Any) -> Any:
+    if not (isinstance(value, list) and value and all(isinstance(word, str) for word in value)):
+        raise ValueError("it must be a list of overrides: [experiment=..., key=value].")
+    return value
+
+
+def _model(value: Any) -> Any:
+    if isinstance(value, str) and value:
+        return value
+    if not isinstance(value, list):
+        raise ValueError(
+            "it must be a list of overrides of train.yaml, or a model that is there already: a run "
+            "folder, a model folder or a repository of the hub."
+        )
+    return _overrides(value)
+
+
+def _gold(value: Any) -> Any:
+    return None if value is None else _model(value)
+
+
+def _methods(value: Any) -> Any:
+    if not (isinstance(value, dict) and value):
+        raise ValueError("it must name methods, each with a list of overrides: NPO: [trainer=NPO].")
+    for name, overrides in value.items():
+        if name in TAKEN or "/" in str(name):
+            raise ValueError(f"a method cannot be called {name!r}; give it another name.")
+        if overrides is not None:
+            _overrides(overrides)
+    return value
+
+
+def _seeds(value: Any) -> Any:
+    if not (isinstance(value, list) and value and all(type(seed) is int for seed in value)):
+        raise ValueError("it must be a list of whole numbers: seeds=[0,1,2].")
+    if len(set(value)) < len(value):
+        raise ValueError("a seed stands in it twice.")
+    return value
+
+
+def _range(value: Any) -> Any:
+    """Choices, or the bounds of a number."""
+    if isinstance(value, list) and value:
+        return value
+    numbers = isinstance(value, Mapping) and {"low", "high"} <= set(value) <= {"low", "high", "log"}
+    if not numbers or not 0 <= float(value["low"]) < float(value["high"]):
+        raise ValueError("it must be a list of choices, or {low: 1e-4, high: 1e-2, log: true}.")
+    if value.get("log") and not value["low"]:
+        raise ValueError("low must be above 0 on a logarithmic scale.")
+    return value
+
+
+@with_config(STRICT)
+class Objective(TypedDict):
+    """What a trial is judged by, see :func:`unlora.stages.search.judge`.
+
+    ``forget``: metrics whose distance to gold counts; ``utility``: the metric that must keep
+    ``keep`` of the target's value.
+    """
+
+    forget: list[str]
+    utility: str
+    keep: Annotated[float, Field(gt=0, le=1)]
+
+
+@with_config(STRICT)
+class SearchKeys(TypedDict):
+    """A search for each method's settings.
+
+    ``space``: ``every`` or a method -> key of the config -> choices, or bounds of a number.
+    """
+
+    trials: Annotated[int, Field(ge=0)]
+    seed: int
+    objective: Objective
+    space: dict[str, dict[str, Annotated[Any, AfterValidator(_range)]]]
+
+
+class Study(Section):
+    """A whole config of ``study``."""
+
+    mode: Literal["study"]
+    task_name: str
+    paths: Paths
+    workers: Count
+    seeds: Annotated[Any, AfterValidator(_seeds)]
+    target: Annotated[Any, AfterValidator(_model)]
+    gold: Annotated[Any, AfterValidator(_gold)]
+    unlearn: Annotated[Any, AfterValidator(_overrides)]
+    methods: Annotated[Any, AfterValidator(_methods)]
+    search: SearchKeys
+    dry_run: bool = False
+    stage: str | None = None  # of a job: the file that says what it does
+
+
+def read(cfg: Mapping[str, Any]) -> Study:
+    """The checked config.
+
+    Raises:
+        InputError: every mistake found, one a line.
+    """
+    study: Study = checked(Study, plain(cfg))
+    search = study.search
+    wrong = []
+    if search["trials"]:
+        known = (EVERY, *study.methods)
+        for name in (name for name in search["space"] if name not in known):
+            logger.warning("%s", unknown("method in search.space", name, known))
+        if study.gold is None:
+            wrong.append("search.trials needs gold, as trials are judged by their distance to it.")
+        if search["seed"] in study.seeds:
+            wrong.append(
+                f"search.seed is {search['seed']}, which is one of seeds: settings must not be "
+                "chosen on a seed that is reported. Give search.seed another number."
+            )
+        wrong += [
+            f"search.trials is {search['trials']}, but {name} has nothing to search. Give "
+            f"search.space.{name}, or search.space.{EVERY}."
+            for name in study.methods
+            if not {**search["space"].get(EVERY, {}), **search["space"].get(name, {})}
+        ]
+    if wrong:
+        raise InputError("\n".join(wrong))
+    return study

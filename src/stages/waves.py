@@ -1,0 +1,86 @@
+"""All stages of a plan, in waves: each wave is what waits for nothing that is still to be done."""
+
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unlora.stages import content
+from unlora.stages.launch import Launch
+from unlora.stages.plan import Stage
+from unlora.stages.work import Record
+
+
+@dataclass
+class Done:
+    """What came of the stages.
+
+    Attributes:
+        ran: names of the stages that were run now.
+        failed: stage -> what went wrong; those that wait for it are not in here.
+        finished: names of all stages that are finished.
+    """
+
+    ran: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    finished: set[str] = field(default_factory=set)
+
+
+def run(stages: Sequence[Stage], folder: Path, launch: Launch, done: Done | None = None) -> Done:
+    """Do what is not done yet; what waits for a stage that failed is left out.
+
+    Args:
+        done: of earlier plans in the same study; it is added to.
+    """
+    done = done or Done()
+    waiting = [stage for stage in stages if stage.name not in done.finished]
+    with _bar(len(waiting)) as bar:
+        while ready := [s for s in waiting if done.finished.issuperset(s.needs)]:
+            waiting = [stage for stage in waiting if stage not in ready]
+            records = [(stage, Record.of(stage, folder)) for stage in ready]
+            new = [(s, record) for s, record in records if not record.finished(s, content.key(s))]
+            done.finished |= {stage.name for stage in ready} - {stage.name for stage, _ in new}
+            bar.update(len(ready) - len(new))
+            with _watched([record for _, record in new], bar):
+                errors = launch(new) if new else []
+            for (stage, _), error in zip(new, errors, strict=True):
+                done.ran.append(stage.name)
+                if error:
+                    done.failed[stage.name] = error
+                else:
+                    done.finished.add(stage.name)
+    return done
+
+
+def _bar(total: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="stage", desc="study", file=sys.stderr, dynamic_ncols=True,
+                disable=None)  # fmt: skip
+
+
+@contextmanager
+def _watched(records: Sequence[Record], bar: Any) -> Iterator[None]:
+    """Move the bar as the stages of a wave end, wherever they run."""
+    over, before = threading.Event(), bar.n
+
+    def show() -> None:
+        states = [record.read().get("state") for record in records]
+        bar.n = before + sum(state in ("finished", "failed") for state in states)
+        bar.refresh()
+
+    def watch() -> None:
+        while not over.wait(2):
+            show()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        show()

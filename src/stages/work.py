@@ -1,0 +1,153 @@
+"""One stage: whether it is done, and doing it."""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from unlora.compose import composed
+from unlora.errors import GuardError, InputError
+from unlora.run import write_json
+from unlora.stages import content
+from unlora.stages.plan import Stage
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a stage: ``stages/<name>.json`` in the folder of the study.
+
+    The file holds the stage, its key, ``state`` (``waiting``, ``begun``, ``finished``, ``failed``),
+    seconds, the error in words, and the hashes of the files it left.
+    """
+
+    file: Path
+
+    @classmethod
+    def of(cls, stage: Stage, study_folder: Path) -> "Record":
+        """The record of a stage, which may not be there yet."""
+        return cls(study_folder / "stages" / f"{stage.name}.json")
+
+    def read(self) -> dict[str, Any]:
+        """Its content; a damaged file says nothing."""
+        try:
+            content: dict[str, Any] = json.loads(self.file.read_text("utf-8"))
+            return content if isinstance(content, dict) else {}
+        except (OSError, ValueError):
+            return {}
+
+    def write(self, stage: Stage, **facts: Any) -> None:
+        """Replace what is known."""
+        write_json(self.file, {"stage": stage.as_dict(), **facts})
+
+    def finished(self, stage: Stage, key: str) -> bool:
+        """Whether the stage was done with these inputs, and what it left is still the same."""
+        known = self.read()
+        if known.get("state") != "finished" or known.get("key") != key:
+            return False
+        left: dict[str, str] = known.get("outputs") or {}
+        there = {str(file): file for file in content.outputs(stage)}
+        return bool(left) and all(
+            name in there and content.sha256(there[name]) == hash for name, hash in left.items()
+        )
+
+    @property
+    def log(self) -> Path:
+        """Everything that the stage prints."""
+        return self.file.with_suffix(".log.txt")
+
+
+def do(stage: Stage, record: Record) -> str | None:
+    """Do a stage unless it is done; its output goes to the log.
+
+    Where two processes would do the same stage, one of them waits and finds it done.
+
+    Returns:
+        What went wrong, in words.
+    """
+    record.file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(record.file.with_suffix(".lock")):
+        started = time.time()
+        known = record.read()
+        with output_to(record.log) as terminal:
+            try:
+                key = content.key(stage)
+                if record.finished(stage, key):
+                    return None
+                same = known.get("key") == key
+                before = known.get("seconds", 0) if same else 0
+                record.write(stage, key=key, state="begun", seconds=before)
+                _run(stage, goes_on=same)
+                error = None
+            except (InputError, GuardError) as mistake:
+                error = str(mistake)
+            except Exception as mistake:
+                traceback.print_exc()
+                error = f"{type(mistake).__name__}: {mistake}"
+            seconds = round(time.time() - started, 1)
+            if error:
+                print(error, file=sys.stderr)
+                record.write(stage, key=locals().get("key"), state="failed", error=error,
+                             seconds=seconds)  # fmt: skip
+            else:
+                left = {str(file): content.sha256(file) for file in content.outputs(stage)}
+                record.write(stage, key=key, state="finished", seconds=before + seconds,
+                             outputs=left)  # fmt: skip
+            terminal(f"  {stage.title}: {f'FAILED: {error}' if error else f'{seconds:.0f} s'}")
+    return error
+
+
+def _run(stage: Stage, *, goes_on: bool) -> None:
+    """Train or evaluate in this process."""
+    from unlora import eval as evaluation
+    from unlora import train
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
+    config = content.config_of(stage)
+    if stage.kind == "eval":
+        evaluation.run(config)
+        return
+    folder = Path(stage.folder)
+    if goes_on and whole_checkpoints(folder):
+        config["trainer"]["args"]["resume_from_checkpoint"] = True
+    elif goes_on and not (folder / "manifest.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)  # it was stopped before its first checkpoint
+    train.run(config, evaluate=False)
+    given = composed(stage.config, stage.overrides).trainer.args
+    if content.keeps_no_checkpoints(given):  # they were ours
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that were written to their end."""
+    return [state.parent for state in folder.glob("checkpoint-*/trainer_state.json")]
+
+
+@contextlib.contextmanager
+def output_to(file: Path) -> Iterator[Any]:
+    """Append everything that is printed, progress bars included, to a file.
+
+    Yields:
+        A function that prints a line where the output went before.
+    """
+    with open(file, "a", encoding="utf-8") as stream:
+        kept = [os.dup(1), os.dup(2)]
+        sys.stdout.flush(), sys.stderr.flush()
+        os.dup2(stream.fileno(), 1), os.dup2(stream.fileno(), 2)
+        try:
+            yield lambda line: os.write(kept[1], f"{line}\n".encode())
+        finally:
+            sys.stdout.flush(), sys.stderr.flush()
+            for number, old in enumerate(kept, start=1):
+                os.dup2(old, number)
+                os.close(old)

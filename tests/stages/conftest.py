@@ -1,0 +1,1 @@
+from pretended import folder, pretended  # noqa: F401 - fixtures

@@ -1,0 +1,123 @@
+"""What is run, and what is not run again."""
+
+from pathlib import Path
+
+import pytest
+from pretended import METHODS, here, study
+
+from unlora.stages import content, waves, work
+from unlora.stages.plan import plan
+from unlora.stages.settings import read
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+
+@pytest.fixture
+def go(pretended):
+    """Run a study; the stages that were run for it."""
+
+    def run(**changes):
+        pretended.clear()
+        folder = Path("home")
+        done = waves.run(plan(read(study(seeds=[0], **changes)), folder), folder, here)
+        assert done.ran == pretended
+        return done
+
+    return run
+
+
+def test_a_finished_study_runs_nothing(go):
+    assert len(go().ran) == 8
+    again = go()
+    assert again.ran == [] and len(again.finished) == 8
+
+
+def test_what_is_new_runs_after_what_it_needs(go):
+    ran = go().ran
+    assert set(ran[:2]) == {"seed0-gold-train", "seed0-target-train"}
+    assert ran.index("seed0-gold-eval") < ran.index("seed0-target-eval")
+    assert ran.index("seed0-target-eval") < ran.index("seed0-NPO-eval")
+
+
+def test_a_changed_setting_of_one_method_runs_its_stages_alone(go):
+    go()
+    changed = {**METHODS, "NPO": ["trainer=NPO", "trainer.method_args.beta=0.5"]}
+    assert go(methods=changed).ran == ["seed0-NPO-train", "seed0-NPO-eval"]
+
+
+def test_a_changed_target_runs_all_that_came_from_it_and_not_gold(go):
+    go()
+    target = [*study()["target"], "trainer.args.learning_rate=0.5"]
+    ran = go(target=target).ran
+    assert len(ran) == 6 and not any("gold" in name for name in ran)
+
+
+def test_a_changed_question_trains_nothing(go):
+    go()
+    ran = go(unlearn=[*study()["unlearn"], "eval.tofu.max_new_tokens=5"]).ran
+    assert sorted(ran) == sorted(f"seed0-{r}-eval" for r in ("gold", "target", "NPO", "GradDiff"))
+
+
+def test_what_is_only_shown_runs_nothing(go):
+    go()
+    assert go(target=[*study()["target"], "trainer.args.logging_steps=1"]).ran == []
+
+
+def test_a_new_model_in_the_old_place_runs_everything(go):
+    go()
+    config = Path("root/config.json")
+    config.write_text(config.read_text().replace("{", '{"changed": true,', 1))
+    assert len(go().ran) == 8
+
+
+def test_a_damaged_result_is_made_again(go):
+    go()
+    Path("home/seed0/NPO/model.safetensors").write_text("damaged")
+    assert go().ran == ["seed0-NPO-train"]  # it came out as before, so its evaluation stands
+    Path("home/seed0/NPO/evals/TOFU_EVAL.json").unlink()
+    assert go().ran == ["seed0-NPO-eval"]
+
+
+def test_what_waits_for_a_stage_that_failed_is_left_out_and_the_rest_goes_on(go, monkeypatch):
+    pretended = work._run
+
+    def failing(stage, *, goes_on):
+        pretended(stage, goes_on=goes_on)
+        if stage.run == "NPO":
+            raise ValueError("no luck")
+
+    monkeypatch.setattr(work, "_run", failing)
+    done = go()
+    assert done.failed == {"seed0-NPO-train": "ValueError: no luck"}
+    assert "seed0-NPO-eval" not in done.ran and "seed0-GradDiff-eval" in done.finished
+    monkeypatch.setattr(work, "_run", pretended)
+    assert go().ran == ["seed0-NPO-train", "seed0-NPO-eval"]
+
+
+def test_two_at_the_same_stage_do_it_once(pretended):
+    folder = Path("home")
+    stage = plan(read(study(seeds=[0])), folder)[0]
+    record = work.Record.of(stage, folder)
+    work.do(stage, record)
+    work.do(stage, record)
+    assert pretended == [stage.name]
+
+
+def test_an_interrupted_training_goes_on_and_another_begins_anew(pretended):
+    folder, resumed = Path("home"), []
+    stage = plan(read(study(seeds=[0])), folder)[0]
+    record = work.Record.of(stage, folder)
+    pretending = work._run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work, "_run", lambda s, *, goes_on: resumed.append(goes_on))
+        record.write(stage, key=content.key(stage), state="begun")
+        work.do(stage, record)
+        record.write(stage, key="another", state="begun")
+        work.do(stage, record)
+    assert resumed == [True, False] and pretending is work._run
+
+
+def test_a_damaged_record_is_not_believed(go):
+    go()
+    Path("home/stages/seed0-GradDiff-eval.json").write_text('{"state": ')
+    assert go().ran == ["seed0-GradDiff-eval"]
