@@ -22,7 +22,7 @@ def write(
     trials: Sequence[Mapping[str, Any]] = (),
     budget: str | None = None,
 ) -> Path:
-    """Write ``report.html``, ``report.md`` and ``table.csv``: see :func:`unlora.report.page.write`."""
+    """Write ``report.html``, ``report.md`` and ``table.csv``; see :func:`page.write`."""
     from unlora.report import page
 
     return page.write(folder, entries, title=title, trials=trials, budget=budget)

@@ -1,6 +1,7 @@
 """The plots of a report as inline SVG whose colours follow the theme of the page."""
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ COLOURS = {
     "gold": "#050505", "method": "#060606", "broken": "#070707", "good": "#080808",
     "paper": "#090909",
 }  # fmt: skip
-MARKERS = "os^DvPX<>p*hd8"
+MARKERS = "o^DvPX<>phd8"  # the square is the target's, the star gold's
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none", "font.family": ["DejaVu Sans"], "font.size": 10,
     "axes.edgecolor": COLOURS["rule"], "axes.labelcolor": COLOURS["ink"],
@@ -31,7 +32,9 @@ def scatter(findings: Findings) -> str:
         return ""
     share = findings.scale != "raw"
     with _figure((7.2, 4.5)) as (figure, ax):
-        marker_of = {line.name: MARKERS[i % len(MARKERS)] for i, line in enumerate(findings.methods)}
+        marker_of = {
+            line.name: MARKERS[i % len(MARKERS)] for i, line in enumerate(findings.methods)
+        }
         points = []
         for line in shown:
             colour = COLOURS[line.role if line.role != "method" else
@@ -46,8 +49,7 @@ def scatter(findings: Findings) -> str:
                                marker=marker, linewidths=0, zorder=3)  # fmt: skip
             ax.scatter(line.point.forgot, line.point.kept, s=size, color=colour, marker=marker,
                        edgecolors=COLOURS["paper"], linewidths=1.2, zorder=4)  # fmt: skip
-            name = line.name + (" (collapsed)" if line.collapsed else "")
-            points.append((line.point, name, colour))
+            points.append((line.point, _name(line), colour))
         _limits(ax, shown, share)
         if share:
             ax.axhline(1, color=COLOURS["rule"], linewidth=0.8, linestyle=(0, (4, 4)), zorder=1)
@@ -74,8 +76,8 @@ def curves(name: str, histories: Sequence[Sequence[Mapping[str, Any]]], prefix: 
     series = {
         key: [points for history in histories if (points := _series(history, key))] for key in keys
     }
-    if series["loss"] and series["loss"] == series["retain_loss"]:
-        series["retain_loss"] = []
+    if _alike(series["loss"], series["retain_loss"]):
+        series["retain_loss"] = []  # nothing else is learnt
     if not series["loss"]:
         return ""
     with _figure((3.6, 2.3)) as (figure, ax):
@@ -106,6 +108,14 @@ def _series(steps: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, f
     ]
 
 
+def _alike(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    flat = [[point for line in lines for point in line] for lines in (one, other)]
+    return len(flat[0]) == len(flat[1]) and all(
+        a[0] == b[0] and math.isclose(a[1], b[1], rel_tol=1e-4, abs_tol=1e-6)
+        for a, b in zip(*flat, strict=True)
+    )
+
+
 def _wide(series: Mapping[str, Sequence[Sequence[tuple[float, float]]]]) -> bool:
     values = [abs(y) for lines in series.values() for line in lines for _, y in line]
     return max(values) > 100
@@ -131,12 +141,28 @@ class _figure:
 
 
 def _limits(ax: Any, lines: Sequence[Any], share: bool) -> None:
+    """Room for every point, and for the name to the right of it."""
     points: list[Point] = [p for line in lines for p in (line.point, *line.seeds)]
     xs = [p.forgot for p in points if p.forgot is not None] + ([0.0, 1.0] if share else [])
     ys = [p.kept for p in points if p.kept is not None] + ([0.0, 1.0] if share else [0.0])
-    width, height = max(xs) - min(xs) or 1.0, max(ys) - min(ys) or 1.0
-    ax.set_xlim(min(xs) - 0.08 * width, max(xs) + 0.22 * width)
+    height = max(ys) - min(ys) or 1.0
+    left = min(xs) - 0.08 * (max(xs) - min(xs) or 1.0)
+    right = max(xs) + 0.08 * (max(xs) - min(xs) or 1.0)
+    for _ in range(4):
+        right = max(
+            right,
+            *(
+                line.point.forgot + (0.04 + 0.0135 * len(_name(line))) * (right - left)
+                for line in lines
+            ),
+        )
+    ax.set_xlim(left, right)
     ax.set_ylim(min(ys) - 0.08 * height, max(ys) + 0.14 * height)
+
+
+def _name(line: Any) -> str:
+    name = line.name if len(line.name) <= 32 else line.name[:31] + "…"
+    return name + (" (collapsed)" if line.collapsed else "")
 
 
 def _label(ax: Any, points: Sequence[tuple[Point, str, str]]) -> None:
@@ -155,7 +181,7 @@ def _label(ax: Any, points: Sequence[tuple[Point, str, str]]) -> None:
             place = min(near) - least
         taken.append((x, place))
         ax.annotate(
-            name[:40], (x, y), xytext=(x + 0.018 * (right - left), place), va="center",
+            name, (x, y), xytext=(x + 0.018 * (right - left), place), va="center",
             color=colour, fontsize=10, annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": COLOURS["rule"], "linewidth": 0.6}
             if place != y else None,
@@ -163,14 +189,21 @@ def _label(ax: Any, points: Sequence[tuple[Point, str, str]]) -> None:
 
 
 def _direction(ax: Any, findings: Findings) -> None:
-    """An arrow to where good unlearning is."""
+    """An arrow to where good unlearning is: to gold, or to the upper right."""
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    start = (left + 0.36 * (right - left), low + 0.36 * (high - low))
+    gold = findings.of("gold")
+    goal = (right, high)
+    if gold and gold.point.forgot is not None and gold.point.kept is not None:
+        goal = (gold.point.forgot, gold.point.kept)
+    stop = [a + 0.7 * (b - a) for a, b in zip(start, goal, strict=True)]
     ax.annotate(
-        "", xy=(0.62, 0.62), xytext=(0.42, 0.36), xycoords="axes fraction",
+        "", xy=stop, xytext=start, zorder=1,
         arrowprops={"arrowstyle": "-|>", "color": COLOURS["good"], "linewidth": 1.4,
                     "mutation_scale": 14},
     )  # fmt: skip
-    text = "better: up, and to gold" if findings.of("gold") else "better: up, and to the right"
-    ax.text(0.42, 0.32, text, transform=ax.transAxes, color=COLOURS["good"], ha="center",
+    text = "better: up, and to gold" if gold else "better: up, and to the right"
+    ax.text(start[0], start[1] - 0.02 * (high - low), text, color=COLOURS["good"], ha="center",
             va="top", style="italic", fontsize=10)  # fmt: skip
 
 
@@ -194,4 +227,6 @@ def _svg(figure: Any, prefix: str) -> str:
     text = re.sub(r"(font:[^;\"]*?[\d.]+px) [^;\"]+", r"\1 var(--sans)", text)
     width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', text[:400])[:2]
     text = re.sub(r'(width|height)="[\d.]+pt"', "", text, count=2)
-    return text.replace("<svg", f'<svg aria-hidden="true" focusable="false" data-size="{width}x{height}"', 1)
+    return text.replace(
+        "<svg", f'<svg aria-hidden="true" focusable="false" data-size="{width}x{height}"', 1
+    )

@@ -87,7 +87,9 @@ def find(rows: Sequence[Row], kind: str) -> Findings:
     rows = [row for row in rows if any(kind in result.logs for result in row.results)]
     names = sorted({name for row in rows for one in row.results for name in one.logs.get(kind, ())})
     cells = {row.name: {name: row.cell(kind, name) for name in names} for row in rows}
-    valued = [n for n in names if any(c[n].mean is not None or any(c[n].seeds) for c in cells.values())]
+    valued = [
+        n for n in names if any(c[n].mean is not None or any(c[n].seeds) for c in cells.values())
+    ]
     main = [name for name in suite.main if name in valued]
     target, gold = (next((r for r in rows if r.role == role), None) for role in ("target", "gold"))
     scale = "raw" if target is None else "target" if gold is None else "gold"
@@ -95,7 +97,9 @@ def find(rows: Sequence[Row], kind: str) -> Findings:
     # an attack has no zero: what it reaches on a model that never saw the data is gold's to say
     forget = [name for name in forget if scale == "gold" or not name.startswith("mia_")]
     if scale == "gold" and target and gold:
-        forget = [n for n in forget if _differ(cells[target.name][n].mean, cells[gold.name][n].mean)]
+        forget = [
+            n for n in forget if _differ(cells[target.name][n].mean, cells[gold.name][n].mean)
+        ]
     config = _suite_config(rows, kind)
     aims = {
         name: _without_gold(name, aim(name, config)) if gold is None else aim(name, config)
@@ -113,7 +117,9 @@ def find(rows: Sequence[Row], kind: str) -> Findings:
             if of is None:
                 return None
             for i, result in enumerate(of.results):
-                if seed is not None and (i == seed if of is row else result.entry.seed == number_of):
+                if seed is not None and (
+                    i == seed if of is row else result.entry.seed == number_of
+                ):
                     return number(result.logs.get(kind, {}).get(metric, {}))
             return cells[of.name].get(metric, Cell()).mean
 
@@ -131,11 +137,7 @@ def find(rows: Sequence[Row], kind: str) -> Findings:
             row,
             cells[row.name],
             point(row),
-            tuple(
-                point(row, i)
-                for i in range(len(row.results))
-                if len(row.results) > 1
-            ),
+            tuple(point(row, i) for i in range(len(row.results)) if len(row.results) > 1),
             tuple(broken[row.name]),
             frozenset(name for name in names if row.name in best[name]),
         )

@@ -78,9 +78,7 @@ def _html(
         "script": Markup(script),
         "script_hashes": " ".join(map(_hash, (theme, script))),
         "sections": [_section(one, answers[one.kind]) for one in found],
-        "curves": [
-            {**one, "svg": Markup(one["svg"])} for one in _curves(rows)
-        ],
+        "curves": [{**one, "svg": Markup(one["svg"])} for one in _curves(rows)],
         "runs": runs,
         "columns": [key for key in runs[0].values if any(run.values[key] for run in runs)],
         "differences": ran.differences(rows),
@@ -141,14 +139,12 @@ def _cell(line: Line, metric: str) -> dict[str, Any]:
 
 def _scatter_words(found: Findings) -> str:
     """What the scatter shows, for who does not see it."""
-    parts = []
+    parts, figure = [], text.shown if found.scale == "raw" else words.percent
     for line in found.lines:
         forgot, kept = line.point.forgot, line.point.kept
         if forgot is not None and kept is not None:
-            share = found.scale != "raw"
             parts.append(
-                f"{line.name} at {words.percent(forgot) if share else text.shown(forgot)} forgotten "
-                f"and {words.percent(kept) if share else text.shown(kept)} utility"
+                f"{line.name} at {figure(forgot)} forgotten and {figure(kept)} utility"
                 + (", collapsed" if line.collapsed else "")
             )
     return "Forgotten against utility kept: " + "; ".join(parts) + "."

@@ -8,8 +8,10 @@ from typing import Any
 from unlora.report.results import Result, Row
 
 # they differ between any two runs and say nothing of a method
-_OWN = ("paths.", "task_name", "eval.", "trainer.args.seed", "trainer.args.output_dir", "seed",
-        "retain_logs_path", "trainer.args.logging_dir", "model.tokenizer_args.pretrained")  # fmt: skip
+_OWN = (
+    "paths.", "task_name", "eval.", "trainer.args.seed", "trainer.args.output_dir", "seed",
+    "retain_logs_path", "trainer.args.logging_dir", "model.tokenizer_args.pretrained",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,13 @@ def _duration(seconds: Any) -> str:
         return ""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {rest} s"
+        if minutes
+        else f"{rest} s"
+    )
 
 
 def _memory(peaks: Any) -> str:

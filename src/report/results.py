@@ -81,6 +81,10 @@ class Row:
     role: Role
     results: tuple[Result, ...]
 
+    @property
+    def kinds(self) -> set[str]:
+        return {kind for result in self.results for kind in result.logs}
+
     def cell(self, kind: str, metric: str) -> Cell:
         found = [result.logs.get(kind, {}).get(metric, {}) for result in self.results]
         seeds = tuple(number(entry) for entry in found)
@@ -120,18 +124,20 @@ def read_rows(entries: Sequence[Entry]) -> list[Row]:
                 f"{len(same)} runs are called {name!r}, and they are not seeds of one run: "
                 f"{', '.join(str(entry.folder) for entry in same)}. Leave all but one out."
             )
-    for role in ("target", "gold"):
-        names = [name for name, same in by_name.items() if same[0].role == role]
-        if len(names) > 1:
-            raise InputError(
-                f"Two runs are the {role}: {', '.join(names)}. "
-                f"Say which one it is: unlora report ... --{role} RUN"
-            )
     order = {"target": 0, "gold": 1, "method": 2}
-    return [
+    rows = [
         Row(name, same[0].role, tuple(read(entry) for entry in same))
         for name, same in sorted(by_name.items(), key=lambda item: order[item[1][0].role])
     ]
+    for role in ("target", "gold"):
+        for kind in KINDS:
+            names = [row.name for row in rows if row.role == role and kind in row.kinds]
+            if len(names) > 1:
+                raise InputError(
+                    f"{len(names)} runs are the {role}: {', '.join(names)}. "
+                    f"Say which one it is: unlora report ... --{role} RUN"
+                )
+    return rows
 
 
 def read(entry: Entry) -> Result:
@@ -292,7 +298,9 @@ def _read_yaml(file: Path) -> Mapping[str, Any]:
     try:
         content = yaml.safe_load(file.read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{str(file)!r} is not YAML: {error}. Put it right, or leave it out.") from error
+        raise InputError(
+            f"{str(file)!r} is not YAML: {error}. Put it right, or leave it out."
+        ) from error
     return content if isinstance(content, dict) else {}
 
 
@@ -303,5 +311,5 @@ def _number_of(checkpoint: Path) -> int:
 
 def kinds_of(rows: Iterable[Row]) -> list[str]:
     """The kinds of log that some run has, in the order of a page."""
-    there = {kind for row in rows for result in row.results for kind in result.logs}
+    there = {kind for row in rows for kind in row.kinds}
     return [kind for kind in KINDS if kind in there]

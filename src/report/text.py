@@ -81,7 +81,9 @@ def as_markdown(
              *(inline(r.values[c]) for c in columns)] for r in runs]  # fmt: skip
     parts += ["## Runs", _table(["run", "seed", "folder", *columns], body)]
     commands = list(dict.fromkeys(run.command for run in runs if run.command))
-    parts += ["Commands:\n\n" + "\n".join(f"    {one_line(c)}" for c in commands)] if commands else []
+    parts += (
+        ["Commands:\n\n" + "\n".join(f"    {one_line(c)}" for c in commands)] if commands else []
+    )
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -1,7 +1,7 @@
 """What happened, in words: from the figures, by thresholds that the page names."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from unlora.report.findings import Findings, Line
 
@@ -35,7 +35,8 @@ def headline(findings: Findings) -> str:
         return f"How much {best} forgot cannot be said without the target it started from"
     measured = [line for line in sound if line.point.forgot is not None]
     if not measured:
-        return "How much was forgotten cannot be said: the logs lack the figures, or target and gold are alike"
+        why = "the logs lack the figures, or target and gold are alike"
+        return f"How much was forgotten cannot be said: {why}"
     worked = sorted((line for line in measured if _forgot(line) >= MOST), key=_distance(findings))
     clauses = [_success(worked, findings)] if worked else [_failure(measured, findings)]
     behind = [line.name for line in measured if _forgot(line) < MOST]
@@ -54,13 +55,16 @@ def sentences(findings: Findings) -> list[tuple[str, str]]:
 def measured_by(findings: Findings) -> str:
     """How the way is measured, for a reader of the figures."""
     figures = ", ".join(findings.heading(name) for name in findings.forget) or "no figure"
-    return {
-        "gold": f"Forgotten: the way from target (0 %) to gold (100 %), the mean over {figures}.",
-        "target": f"Forgotten: the share of the target's figures that is gone, the mean over "
-        f"{figures}. Without gold there is no saying how far is far enough.",
-        "raw": f"There is no target to compare with: one minus the mean of {figures}.",
-    }[findings.scale] + f" Utility: {findings.heading(findings.suite.utility)}" + (
-        "." if findings.scale == "raw" else ", as a share of the target's."
+    return (
+        {
+            "gold": "Forgotten: the way from target (0 %) to gold (100 %), the mean over "
+            f"{figures}.",
+            "target": f"Forgotten: the share of the target's figures that is gone, the mean over "
+            f"{figures}. Without gold there is no saying how far is far enough.",
+            "raw": f"There is no target to compare with: one minus the mean of {figures}.",
+        }[findings.scale]
+        + f" Utility: {findings.heading(findings.suite.utility)}"
+        + ("." if findings.scale == "raw" else ", as a share of the target's.")
     )
 
 
@@ -79,11 +83,11 @@ def _failure(measured: Sequence[Line], findings: Findings) -> str:
     nearest = max(measured, key=_forgot)
     way = max(0.0, _forgot(nearest))
     if len(measured) == 1:
-        return (
-            f"{nearest.name} {_amount(way)}: {_way(way, findings)}, with "
-            f"{_of_utility(nearest)}"
-        )
-    return f"No method forgot most of what it was asked to; {nearest.name} came nearest, {_way(way, findings)}"
+        return f"{nearest.name} {_amount(way)}: {_way(way, findings)}, with {_of_utility(nearest)}"
+    return (
+        f"No method forgot most of what it was asked to; {nearest.name} came nearest, "
+        f"{_way(way, findings)}"
+    )
 
 
 def _nothing_unlearned(findings: Findings) -> str:
@@ -132,7 +136,9 @@ def _kept(line: Line) -> str:
 
 def _short(line: Line) -> str:
     kept = line.point.kept
-    return "utility not known" if kept is None else f"{'only ' if kept < DEAR else ''}{percent(kept)}"
+    return (
+        "utility not known" if kept is None else f"{'only ' if kept < DEAR else ''}{percent(kept)}"
+    )
 
 
 def _of_utility(line: Line) -> str:
@@ -146,7 +152,7 @@ def _forgot(line: Line) -> float:
     return line.point.forgot if line.point.capped >= ALL else line.point.capped
 
 
-def _distance(findings: Findings):  # type: ignore[no-untyped-def]
+def _distance(findings: Findings) -> Callable[[Line], tuple[float, str]]:
     """How far a method is from having forgotten all and kept all; beyond gold is off, too."""
 
     def distance(line: Line) -> tuple[float, str]:

@@ -44,7 +44,7 @@
     var steps = [];
     for (i = 0, j = 0; i < n || j < m;) {
       if (i < n && j < m && a[i] === b[j]) { steps.push(["=", i++, j++]); }
-      else if (i < n && (j === m || table[(i + 1) * width + j] >= table[i * width + j + 1])) steps.push(["-", i++, j]);
+      else if (i < n && (j === m || table[(i + 1) * width + j] > table[i * width + j + 1])) steps.push(["-", i++, j]);
       else steps.push(["+", i, j++]);
     }
     return steps;
