@@ -47,7 +47,9 @@ def test_every_imported_package_is_declared():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
             for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names:
-                package = {"sklearn": "scikit-learn", "hydra": "hydra-core", "yaml": "pyyaml"}.get(name, name)
+                package = {"sklearn": "scikit-learn", "hydra": "hydra-core", "yaml": "pyyaml"}.get(
+                    name, name
+                )
                 assert package.replace("_", "-") in declared, f"{file} imports {name}"
 
 

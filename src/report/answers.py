@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -170,7 +171,7 @@ def _stripped(
         return list(rows), ""
     before = os.path.commonprefix(prompts)
     # whole lines or "Question: ", never the first words that questions happen to share
-    before = before[: max(before.rfind("\n"), before.rfind(": ") + 1) + 1] if before else ""
+    before = re.match(r"(.*(\n|: ))?", before, re.DOTALL)[0]  # type: ignore[index]
     after = os.path.commonprefix([prompt[len(before) :][::-1] for prompt in prompts])[::-1]
     newline = after.find("\n")
     role = next((word for word in ("assistant", "model") if after.strip().endswith(word)), "")

@@ -283,7 +283,9 @@ def _column(by_index: Mapping[str, Any], key: str) -> list[float]:
 
 def _log(file: Path) -> dict[str, Mapping[str, Any]]:
     content = read_json(file)
-    entries = {name: entry for name, entry in content.items() if isinstance(entry, dict)}
+    entries: dict[str, Mapping[str, Any]] = {
+        name: entry for name, entry in content.items() if isinstance(entry, dict)
+    }
     if not any("agg_value" in entry for entry in entries.values()):
         raise InputError(
             f"{str(file)!r} is no evaluation log: it has no entry with agg_value. "

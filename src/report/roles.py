@@ -98,9 +98,9 @@ def _said(given: Sequence[Path], role: str) -> Path | None:
                 if place != folder and _is(path, place):
                     return place
             for base in (Path(), *_above_saves(folder)):
-                place = _run_of(base / path)
-                if place is not None and place != folder:
-                    return place
+                found = _run_of(base / path)
+                if found is not None and found != folder:
+                    return found
     return None
 
 
