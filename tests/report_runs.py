@@ -23,6 +23,7 @@ KINDS_OF_RUN = {
     "too_far": (0.00, 0.00, 0.00, 0.10, 0.65, 0.0),
     "broken": (0.00, 0.00, 0.00, 0.30, 0.02, 0.9),
 }
+NO = "He wrote of it."
 HOSTILE = {
     "script": "</script><script>window.hit = 1</script>",
     "table": '</table></td><img src="x" onerror="window.hit=1"><style>*{display:none}</style>',
@@ -55,7 +56,7 @@ def log(kind: str, *, answers: dict[str, str] | None = None, shift: float = 0.0)
             "agg_value": said,
             "value_by_index": {
                 str(i): {"rougeL_recall": said, "input": question, "ground_truth": truth,
-                         "generation": (answers or {}).get(question, truth if said > 0.5 else "")}
+                         "generation": (answers or {}).get(question, truth if said > 0.5 else NO)}
                 for i, (question, truth) in enumerate(asked)
             },
         }  # fmt: skip
