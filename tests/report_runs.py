@@ -68,8 +68,10 @@ def write_json(file: Path, content: object) -> None:
     file.write_text(json.dumps(content), "utf-8")
 
 
-def make(folder: Path, kind: str, *, config: dict | None = None, **of_log) -> Path:
-    """A run folder as training leaves it."""
+def make(
+    folder: Path, kind: str, *, config: dict | None = None, curves: bool = False, **of_log
+) -> Path:
+    """A run folder as training leaves it; curves take time to draw."""
     write_json(folder / "evals" / "TOFU_EVAL.json", log(kind, **of_log))
     write_json(folder / "run_config.json", config or {"mode": "finetune", "task_name": folder.name})
     history = [{"step": s, "loss": 3.0 / s, "forget_loss": -1.0 * s, "retain_loss": 2.0 / s}
@@ -77,7 +79,8 @@ def make(folder: Path, kind: str, *, config: dict | None = None, **of_log) -> Pa
     write_json(folder / "manifest.json", {
         "command": f"unlora train task_name={folder.name}", "git_commit": "0" * 40, "seconds": 61.2,
         "versions": {"torch": "2.13.0"}, "hardware": {"machine": "x86_64", "cores": 2},
-        "peak_memory_bytes": {"cpu": 7e8}, "effective_batch": 16, "training": history,
+        "peak_memory_bytes": {"cpu": 7e8}, "effective_batch": 16,
+        "training": history if curves else [],
     })  # fmt: skip
     write_json(folder / "lineage.json", {
         "root": {"path": "tiny/model", "local": False, "fingerprint": "abc"},
@@ -86,7 +89,19 @@ def make(folder: Path, kind: str, *, config: dict | None = None, **of_log) -> Pa
     return folder
 
 
-def entries(root: Path, *methods: str, roles: tuple[str, ...] = ("target", "gold"), **of_log):
+def entries(
+    root: Path,
+    *methods: str,
+    roles: tuple[str, ...] = ("target", "gold"),
+    curves: bool = False,
+    **of_log,
+):
     """Entries of runs made here, methods called as their kind."""
-    found = [Entry(role, role, make(root / role, role)) for role in roles]
-    return [*found, *(Entry(name, "method", make(root / name, name, **of_log)) for name in methods)]
+    found = [Entry(role, role, make(root / role, role, curves=curves)) for role in roles]
+    return [
+        *found,
+        *(
+            Entry(name, "method", make(root / name, name, curves=curves, **of_log))
+            for name in methods
+        ),
+    ]

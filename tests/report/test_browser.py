@@ -27,21 +27,27 @@ def chromium(tmp_path_factory):
         yield found
 
 
-@pytest.fixture(params=["tame", "hostile"])
-def page(request, chromium, tmp_path):
-    """The page of two methods, open, once with answers that try to be more than text."""
+@pytest.fixture(scope="module", params=["tame", "hostile"])
+def file(request, tmp_path_factory):
+    """The page of two methods, once with answers that try to be more than text."""
+    home = tmp_path_factory.mktemp(request.param)
     answers = ANSWERS if request.param == "hostile" else None
-    made = entries(tmp_path, "good", "broken", answers=answers)
-    file = write(tmp_path / "out", made, title=request.param)
+    made = entries(home, "good", "broken", answers=answers, curves=True)
+    return write(home / "out", made, title=request.param)
+
+
+@pytest.fixture
+def page(chromium, file):
+    name = file.parents[1].name.rstrip("0123456789")
     chromium.problems.clear(), chromium.requests.clear()
     chromium.size(1280, 1600)
     chromium.open(file)
     yield chromium
     chromium.size(1280, 1600)
-    chromium.picture(ARTEFACTS / f"{request.param}-desktop.png")
+    chromium.picture(ARTEFACTS / f"{name}-desktop.png")
     chromium.size(390, 1600)
     width = chromium.run("document.documentElement.scrollWidth")
-    chromium.picture(ARTEFACTS / f"{request.param}-phone.png")
+    chromium.picture(ARTEFACTS / f"{name}-phone.png")
     assert width <= 390, "the page itself never scrolls sideways"
     assert chromium.problems == []
     assert set(chromium.requests) <= {file.resolve().as_uri(), "data:,"}

@@ -59,7 +59,7 @@ def page_of(tmp_path, *methods, **of_log):
 
 
 def test_the_page_has_every_part_in_its_order(tmp_path):
-    made = entries(tmp_path / "runs", "good", "broken")
+    made = entries(tmp_path / "runs", "good", "broken", curves=True)
     page = write(tmp_path, made, title="T", trials=TRIALS, budget="20 trials each.").read_text()
     places = [page.index(f'data-part="{part}"')
               for part in ("headline", "scatter", "table", "browser", "search")]  # fmt: skip
@@ -120,7 +120,7 @@ def test_names_and_titles_are_escaped_everywhere(tmp_path):
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path):
-    made = entries(tmp_path / "runs", "good", "broken")
+    made = entries(tmp_path / "runs", "good", curves=True)
     first, second = (write(tmp_path / out, made, title="T").parent for out in ("a", "b"))
     for name in ("report.html", "report.md", "table.csv"):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
