@@ -3,10 +3,13 @@ PYTHON ?= python3
 PIP = -m pip --disable-pip-version-check --quiet install
 INSTALL_SELF = $(PIP) --no-build-isolation --no-deps --editable .
 
-.PHONY: demo methods memory bench-eval test test-floor test-slow check clean
+.PHONY: demo picture methods memory bench-eval test test-floor test-slow check clean
 
 demo: .venv/.run  ## the whole main job on the embedded benchmark
 	.venv/bin/python src/study.py --config-name=study experiment=study/pocket/lora
+
+picture: .venv/.run  ## docs/report.png: the top of the demo's page, by Chromium (needs `make demo` before)
+	.venv/bin/python benchmarks/picture.py saves/study/pocket docs/report.png
 
 methods: .venv/.run  ## docs/methods.md: every method on the embedded benchmark; goes on where it was stopped
 	.venv/bin/python benchmarks/methods.py

@@ -104,17 +104,17 @@ def is_main_process() -> bool:
 
 def write_json(file: Path, content: Any) -> None:
     """Write a file that is either the old or the new one, whole."""
-    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str)
-    write_text(file, text + "\n")
+    written = json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str)
+    write_text(file, written + "\n")
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a file that is either the old or the new one, whole."""
+def write_text(file: Path, content: str) -> None:
+    """Write a file that is either the old or the new one, whole, with these line ends."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(file.name + f".{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with open(temporary, "w", encoding="utf-8", newline="") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(file)

@@ -11,6 +11,7 @@ BASICS = {"errors", "registry"}
 MAY_IMPORT = {
     "errors": set(),
     "registry": {"errors"},
+    "collapse": set(),
     "outputs": {"errors"},
     "run": {"errors"},
     "config": BASICS,
@@ -18,8 +19,8 @@ MAY_IMPORT = {
     "data": BASICS | {"outputs"},
     "model": BASICS | {"config", "data", "outputs"},
     "trainer": BASICS | {"data", "model", "objectives", "outputs", "run"},
-    "evals": BASICS | {"data", "model", "outputs", "run"},
-    "report": BASICS | {"run"},
+    "evals": BASICS | {"collapse", "data", "model", "outputs", "run"},
+    "report": BASICS | {"collapse", "run"},
     "cli": BASICS | {"config"},
     "compose": {"cli", "errors"},
     "doctor": {"cli", "errors"},

@@ -31,7 +31,8 @@ def test_every_data_file_is_packaged():
     packaged = DECLARED["tool"]["setuptools"]["package-data"]
     for file in (ROOT / "src").rglob("*"):
         if file.is_file() and file.suffix not in (".py", ".pyc", ".typed"):
-            package = ".".join(["unlora", *file.parent.relative_to(ROOT / "src").parts])
+            home = next(folder for folder in file.parents if (folder / "__init__.py").is_file())
+            package = ".".join(["unlora", *home.relative_to(ROOT / "src").parts])
             assert any(file.match(pattern) for pattern in packaged.get(package, ())), file
 
 
@@ -46,7 +47,9 @@ def test_every_imported_package_is_declared():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
             for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names:
-                package = {"sklearn": "scikit-learn", "hydra": "hydra-core"}.get(name, name)
+                package = {"sklearn": "scikit-learn", "hydra": "hydra-core", "yaml": "pyyaml"}.get(
+                    name, name
+                )
                 assert package.replace("_", "-") in declared, f"{file} imports {name}"
 
 

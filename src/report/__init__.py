@@ -1,1 +1,28 @@
-"""Reports: what several runs came to, side by side."""
+"""Reports: what several runs came to, side by side, as a page, a text and a table.
+
+``results`` reads run folders, ``findings`` compares them, ``words`` says what happened; ``page``
+and ``text`` write it down. ``command`` is ``unlora report``. What draws and renders is imported
+when something is written, not with this package.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unlora.report.results import Entry
+
+__all__ = ["Entry", "write"]
+
+
+def write(
+    folder: Path,
+    entries: Sequence[Entry],
+    *,
+    title: str,
+    trials: Sequence[Mapping[str, Any]] = (),
+    budget: str | None = None,
+) -> Path:
+    """Write ``report.html``, ``report.md`` and ``table.csv``; see :func:`page.write`."""
+    from unlora.report import page
+
+    return page.write(folder, entries, title=title, trials=trials, budget=budget)

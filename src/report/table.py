@@ -1,7 +1,10 @@
 """One table of runs and metrics, as plain text."""
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+
+from unlora.collapse import why_collapsed
 
 Results = Mapping[str, Mapping[str, Mapping[str, object]]]  # run -> metric -> {"mean", "seeds"}
 
@@ -15,7 +18,7 @@ COLUMNS = {  # metric -> heading
     "retain_Q_A_Prob": "retain prob",
     "model_utility": "utility",
 }
-COLLAPSED_BELOW = 0.5  # share of the target's model utility
+UTILITY, REPETITION = "model_utility", "retain_repetition"
 
 
 def over_seeds(
@@ -35,16 +38,24 @@ def over_seeds(
 
 
 def label(run: str, results: Results, *, target: str = "target") -> str:
-    """``collapsed`` where the model utility is below half of the target's, else nothing.
-
-    A model that answers everything with noise has forgotten, too; it must not pass for success.
-    """
-    utility = results[run].get("model_utility", {}).get("mean")
-    before = results.get(target, {}).get("model_utility", {}).get("mean")
-    if not isinstance(utility, float) or not isinstance(before, float):
+    """``collapsed`` for a run that :func:`why_collapsed` finds broken, else nothing."""
+    utility, repetition = (_mean(results, run, m) for m in (UTILITY, REPETITION))
+    if run == target or utility is None:
         return ""
+    before = _mean(results, target, UTILITY)
     # a utility that is not a number comes from a model that answers with none
-    return "" if utility >= COLLAPSED_BELOW * before else "collapsed"
+    reasons = why_collapsed(
+        utility,
+        math.nan if repetition is None else repetition,
+        before,
+        unscored=int(math.isnan(utility)),
+    )
+    return "collapsed" if reasons else ""
+
+
+def _mean(results: Results, run: str, metric: str) -> float | None:
+    mean = results.get(run, {}).get(metric, {}).get("mean")
+    return float(mean) if isinstance(mean, (int, float)) else None
 
 
 def as_text(results: Results) -> str:

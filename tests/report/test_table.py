@@ -29,8 +29,19 @@ def test_collapsed_is_below_half_of_the_targets_utility(utility, expected):
     assert label("target", found) == ""
 
 
-def test_without_a_target_nothing_is_called_collapsed():
-    assert label("NPO", results(NPO=[0.0])) == ""
+@pytest.mark.parametrize("utility, expected", [(0.09, "collapsed"), (0.11, "")])
+def test_without_a_target_collapsed_is_below_the_floor(utility, expected):
+    assert label("NPO", results(NPO=[utility])) == expected
+
+
+def test_a_run_without_a_utility_is_not_called_collapsed():
+    assert label("NPO", {"NPO": {"model_utility": {"mean": None}}}) == ""
+
+
+def test_collapsed_is_who_repeats_itself():
+    found = results(target=[0.5], NPO=[0.5])
+    found["NPO"]["retain_repetition"] = {"mean": 0.6}
+    assert label("NPO", found) == "collapsed"
 
 
 def test_the_table_has_a_line_for_each_run():

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.stats import hmean
 
+from unlora.collapse import why_collapsed
 from unlora.evals.metrics import metric
 from unlora.evals.metrics.derived import derived
 from unlora.evals.records import Target, Value
@@ -88,19 +89,15 @@ def collapsed(
             target is below it itself.
         max_repetition: collapsed above this :func:`repetition`.
     """
-    reasons = []
-    if np.isnan(utility.value) and utility.unscored:
-        reasons.append(f"the utility has no value: {utility.unscored} rows could not be scored")
-    elif target is not None and target.value >= utility_floor:
-        if utility.value < utility_share * target.value:
-            reasons.append(
-                f"utility {utility.value:.3g} is below {utility_share:g} of the target's "
-                f"{target.value:.3g}"
-            )
-    elif utility.value < utility_floor:
-        reasons.append(f"utility {utility.value:.3g} is below {utility_floor:g}")
-    if repetition.value > max_repetition:
-        reasons.append(f"repetition {repetition.value:.3g} is above {max_repetition:g}")
+    reasons = why_collapsed(
+        utility.value,
+        repetition.value,
+        target.value if target is not None else None,
+        unscored=utility.unscored,
+        utility_share=utility_share,
+        utility_floor=utility_floor,
+        max_repetition=max_repetition,
+    )
     if np.isnan(utility.value) and not reasons:
         return Value(float("nan"))
     return Value(float(bool(reasons)), note="; ".join(reasons) or None)

@@ -1,0 +1,221 @@
+"""What several runs came to: how far each forgot, what it kept, which one is best at what."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from unlora.collapse import why_collapsed
+from unlora.report.results import Cell, Row, number
+from unlora.report.suites import SUITES, Aim, Suite, aim, end
+
+LEAST_WAY = 0.05  # where target and gold differ by less, a figure says nothing about forgetting
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a run stands between target and gold.
+
+    Attributes:
+        forgot: with target and gold the share of the way from target (0) to gold (1), above 1
+            beyond gold; with the target alone the share of its forget figures that is gone;
+            without one minus their mean.
+        capped: the same without what goes beyond: too much of one figure makes up for no other.
+        kept: utility as a share of the target's; the utility itself where that is not known.
+    """
+
+    forgot: float | None
+    capped: float | None
+    kept: float | None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table and what follows from it."""
+
+    row: Row
+    cells: Mapping[str, Cell]
+    point: Point
+    seeds: tuple[Point, ...]
+    collapsed: tuple[str, ...]
+    best: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        return self.row.name
+
+    @property
+    def role(self) -> str:
+        return self.row.role
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All runs that have one kind of log.
+
+    Attributes:
+        scale: what ``Point.forgot`` is: ``gold`` the way to gold, ``target`` the share gone,
+            ``raw`` one minus the figures.
+        forget: the figures that it is measured by.
+    """
+
+    kind: str
+    suite: Suite
+    lines: tuple[Line, ...]
+    main: tuple[str, ...]
+    others: tuple[str, ...]
+    aims: Mapping[str, Aim | None]
+    scale: str
+    forget: tuple[str, ...]
+
+    @property
+    def methods(self) -> tuple[Line, ...]:
+        return tuple(line for line in self.lines if line.role == "method")
+
+    def of(self, role: str) -> Line | None:
+        return next((line for line in self.lines if line.role == role), None)
+
+    def heading(self, metric: str) -> str:
+        return self.suite.main.get(metric, metric)
+
+
+def find(rows: Sequence[Row], kind: str) -> Findings:
+    """What the runs with this kind of log came to."""
+    suite = SUITES[kind]
+    rows = [row for row in rows if any(kind in result.logs for result in row.results)]
+    names = sorted({name for row in rows for one in row.results for name in one.logs.get(kind, ())})
+    cells = {row.name: {name: row.cell(kind, name) for name in names} for row in rows}
+    valued = [
+        n for n in names if any(c[n].mean is not None or any(c[n].seeds) for c in cells.values())
+    ]
+    main = [name for name in suite.main if name in valued]
+    target, gold = (next((r for r in rows if r.role == role), None) for role in ("target", "gold"))
+    scale = "raw" if target is None else "target" if gold is None else "gold"
+    forget = [name for name in suite.forget if name in valued]
+    # an attack has no zero: what it reaches on a model that never saw the data is gold's to say
+    forget = [name for name in forget if scale == "gold" or not name.startswith("mia_")]
+    if scale == "gold" and target and gold:
+        forget = [
+            n for n in forget if _differ(cells[target.name][n].mean, cells[gold.name][n].mean)
+        ]
+    config = _suite_config(rows, kind)
+    aims = {
+        name: _without_gold(name, aim(name, config)) if gold is None else aim(name, config)
+        for name in names
+    }
+    of_gold = cells[gold.name] if gold else {}
+    broken = {row.name: _collapsed(row, kind, suite, cells, target) for row in rows}
+    best = _best(rows, cells, aims, of_gold, broken)
+
+    def point(row: Row, seed: int | None = None) -> Point:
+        number_of = None if seed is None else row.results[seed].entry.seed
+
+        def value(of: Row | None, metric: str) -> float | None:
+            """Of the same seed where there is one, else the mean."""
+            if of is None:
+                return None
+            for i, result in enumerate(of.results):
+                if seed is not None and (
+                    i == seed if of is row else result.entry.seed == number_of
+                ):
+                    return number(result.logs.get(kind, {}).get(metric, {}))
+            return cells[of.name].get(metric, Cell()).mean
+
+        shares = [_share(value(row, m), value(target, m), value(gold, m)) for m in forget]
+        known = [share for share in shares if share is not None]
+        utility, before = value(row, suite.utility), value(target, suite.utility)
+        if target is not None:
+            utility = utility / before if utility is not None and before else None
+        if not known or len(known) < len(shares):
+            return Point(None, None, utility, number_of)
+        return Point(fmean(known), fmean(min(share, 1.0) for share in known), utility, number_of)
+
+    lines = [
+        Line(
+            row,
+            cells[row.name],
+            point(row),
+            tuple(point(row, i) for i in range(len(row.results)) if len(row.results) > 1),
+            tuple(broken[row.name]),
+            frozenset(name for name in names if row.name in best[name]),
+        )
+        for row in rows
+    ]
+    others = tuple(name for name in names if name not in main)
+    return Findings(kind, suite, tuple(lines), tuple(main), others, aims, scale, tuple(forget))
+
+
+def _differ(a: float | None, b: float | None) -> bool:
+    return a is not None and b is not None and abs(a - b) >= LEAST_WAY
+
+
+def _without_gold(name: str, found: Aim | None) -> Aim | None:
+    return end(name) if found == "gold" else found
+
+
+def _suite_config(rows: Sequence[Row], kind: str) -> Mapping[str, Any]:
+    """The section of the suite in the first config that has one."""
+    for row in rows:
+        for result in row.results:
+            for name in ("eval_config", "run_config"):
+                suites = result.records.get(name, {}).get("eval")
+                for key, section in suites.items() if isinstance(suites, Mapping) else ():
+                    if key.upper() == kind and isinstance(section, Mapping):
+                        return section
+    return {}
+
+
+def _collapsed(
+    row: Row, kind: str, suite: Suite, cells: Mapping[str, Mapping[str, Cell]], target: Row | None
+) -> list[str]:
+    def mean(name: str, metric: str) -> float | None:
+        return cells[name].get(metric, Cell()).mean
+
+    if row.role == "target" or suite.utility not in cells[row.name]:
+        return []
+    utility, repetition = mean(row.name, suite.utility), mean(row.name, suite.repetition)
+    return why_collapsed(
+        math.nan if utility is None else utility,
+        math.nan if repetition is None else repetition,
+        mean(target.name, suite.utility) if target else None,
+        unscored=row.count(kind, suite.utility, "unscored"),
+        utility_floor=suite.utility_floor,
+    )
+
+
+def _best(
+    rows: Sequence[Row],
+    cells: Mapping[str, Mapping[str, Cell]],
+    aims: Mapping[str, Aim | None],
+    gold: Mapping[str, Cell],
+    broken: Mapping[str, list[str]],
+) -> dict[str, set[str]]:
+    """metric -> the methods that are best at it, of those that did not collapse."""
+    sound = [row.name for row in rows if row.role == "method" and not broken[row.name]]
+    best: dict[str, set[str]] = {}
+    for metric, wanted in aims.items():
+        values = {name: cells[name][metric].mean for name in sound}
+        known = {name: value for name, value in values.items() if value is not None}
+        goal = gold[metric].mean if wanted == "gold" and metric in gold else 0.0
+        if wanted is None or goal is None or len(known) < 2:
+            best[metric] = set()  # nothing to be better than
+            continue
+        distance = {
+            name: -value if wanted == "high" else value if wanted == "low" else abs(value - goal)
+            for name, value in known.items()
+        }
+        least = min(distance.values())
+        tied = {name for name, one in distance.items() if one - least < 1e-12}
+        best[metric] = tied if len(tied) < len(known) else set()
+    return best
+
+
+def _share(value: float | None, target: float | None, gold: float | None) -> float | None:
+    if value is None:
+        return None
+    if target is None:
+        return 1 - value
+    goal = 0.0 if gold is None else gold
+    return (target - value) / (target - goal) if target != goal else None

@@ -1,0 +1,179 @@
+"""The page: one HTML file that asks no host for anything, and the same as Markdown and CSV."""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from unlora.report import figures, ran, text, words
+from unlora.report.answers import Answers, collect, script_json
+from unlora.report.findings import Findings, Line, find
+from unlora.report.results import Entry, Row, kinds_of, read_rows
+from unlora.report.suites import AIM_WORDS
+from unlora.run import write_text
+
+
+def write(
+    folder: Path,
+    entries: Sequence[Entry],
+    *,
+    title: str,
+    trials: Sequence[Mapping[str, Any]] = (),
+    budget: str | None = None,
+) -> Path:
+    """Write ``report.html``, ``report.md`` and ``table.csv``, each of them whole or not at all.
+
+    The same runs give the same bytes.
+
+    Args:
+        trials: of a search for settings: ``method``, ``number``, ``params``, ``distance``,
+            ``utility``, ``feasible``, ``state`` each.
+        budget: one sentence on what the search was allowed.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: there is nothing to read, a log is missing or broken, or runs contradict each
+            other.
+    """
+    rows = read_rows(entries)
+    found = [find(rows, kind) for kind in kinds_of(rows)]
+    answers = {one.kind: collect([line.row for line in one.lines], one.kind) for one in found}
+    runs = ran.facts(rows)
+    page = folder / "report.html"
+    written = text.as_markdown(title, found, answers, rows, runs, trials, budget)
+    write_text(folder / "report.md", written)
+    write_text(folder / "table.csv", text.as_csv(found))
+    write_text(page, _html(title, found, answers, rows, runs, trials, budget))
+    return page
+
+
+def _html(
+    title: str,
+    found: Sequence[Findings],
+    answers: Mapping[str, Answers],
+    rows: Sequence[Row],
+    runs: Sequence[ran.Facts],
+    trials: Sequence[Mapping[str, Any]],
+    budget: str | None,
+) -> str:
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_source),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    theme, script = _source("theme.js"), _source("report.js")
+    content = {
+        "title": text.one_line(title),
+        "style": Markup(_source("report.css")),
+        "theme": Markup(theme),
+        "script": Markup(script),
+        "script_hashes": " ".join(map(_hash, (theme, script))),
+        "sections": [_section(one, answers[one.kind]) for one in found],
+        "curves": [{**one, "svg": Markup(one["svg"])} for one in _curves(rows)],
+        "runs": runs,
+        "columns": [key for key in runs[0].values if any(run.values[key] for run in runs)],
+        "differences": ran.differences(rows),
+        "versions": ran.versions(rows),
+        "commands": list(dict.fromkeys(run.command for run in runs if run.command)),
+        "thresholds": words.THRESHOLDS,
+        "trials": [{**trial, "settings": text.settings(trial)} for trial in trials],
+        "budget": budget,
+        "shown": text.shown,
+    }
+    page = environment.get_template("report.html").render(content)
+    # half a surrogate pair is no character
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def _section(found: Findings, answers: Answers) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    return {
+        "kind": found.kind,
+        "title": found.suite.title,
+        "headline": words.headline(found),
+        "sentences": words.sentences(found),
+        "measured": words.measured_by(found),
+        "scatter": Markup(figures.scatter(found)),
+        "scatter_words": _scatter_words(found),
+        "lines": found.lines,
+        "main": [_column(found, metric) for metric in found.main],
+        "others": [_column(found, metric) for metric in found.others],
+        "cell": _cell,
+        "seeds": any(len(line.row.results) > 1 for line in found.lines),
+        "json": Markup(script_json(answers.as_json())) if answers.splits else None,
+        "shared": {label: before for label, before in answers.shared.items() if before},
+        "note": answers.note,
+    }
+
+
+def _column(found: Findings, metric: str) -> dict[str, str]:
+    arrow = {"gold": "◎", "high": "↑", "low": "↓", "zero": "→0"}.get(found.aims[metric] or "", "")
+    return {
+        "metric": metric,
+        "heading": found.heading(metric),
+        "aim": AIM_WORDS[found.aims[metric]],
+        "arrow": arrow,
+    }
+
+
+def _cell(line: Line, metric: str) -> dict[str, Any]:
+    cell = line.cells[metric]
+    return {
+        "value": text.shown(cell.mean),
+        "interval": text.shown_interval(cell),
+        "seeds": [text.shown(value) for value in cell.seeds],
+        "best": metric in line.best,
+        "note": cell.note if cell.mean is None else None,
+    }
+
+
+def _scatter_words(found: Findings) -> str:
+    """What the scatter shows, for who does not see it."""
+    parts, figure = [], text.shown if found.scale == "raw" else words.percent
+    for line in found.lines:
+        forgot, kept = line.point.forgot, line.point.kept
+        if forgot is not None and kept is not None:
+            parts.append(
+                f"{line.name} at {figure(forgot)} forgotten and {figure(kept)} utility"
+                + (", collapsed" if line.collapsed else "")
+            )
+    return "Forgotten against utility kept: " + "; ".join(parts) + "."
+
+
+def _curves(rows: Sequence[Row]) -> list[dict[str, str]]:
+    found = []
+    for i, row in enumerate(rows):
+        histories = [figures.history(one.manifest.get("training")) for one in row.results]
+        svg = figures.curves(row.name, [h for h in histories if h], f"curve-{i}")
+        if svg:
+            found.append({"name": row.name, "svg": svg, "words": _curve_words(row.name, histories)})
+    return found
+
+
+def _curve_words(name: str, histories: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    losses = [step for step in histories[0] if isinstance(step.get("loss"), (int, float))]
+    return (
+        f"Training of {name}: loss from {text.shown(losses[0]['loss'])} to "
+        f"{text.shown(losses[-1]['loss'])} in {losses[-1]['step']} steps."
+        if losses
+        else f"Training of {name}."
+    )
+
+
+def _source(name: str) -> str:
+    return resources.files("unlora.report").joinpath("templates", name).read_text("utf-8")
+
+
+def _hash(script: str) -> str:
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
