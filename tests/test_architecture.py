@@ -16,12 +16,19 @@ MAY_IMPORT = {
     "config": BASICS,
     "objectives": BASICS | {"outputs"},
     "data": BASICS | {"outputs"},
-    "model": BASICS | {"config", "data", "outputs"},
+    "model": BASICS | {"config", "data", "objectives", "outputs"},
     "trainer": BASICS | {"data", "model", "objectives", "outputs", "run"},
     "evals": BASICS | {"data", "model", "outputs", "run"},
     "report": BASICS | {"run"},
-    "cli": BASICS | {"config"},
-    "doctor": {"cli", "errors"},
+    "commandline": {"errors"},
+    "mistakes": BASICS | {"commandline", "config"},
+    "usage": {"commandline"},
+    "cli": BASICS | {"commandline", "mistakes", "usage"},
+    "__main__": {"cli"},
+    "completion": {"commandline", "errors", "usage"},
+    "export": {"errors", "model"},
+    "doctor": {"cli", "commandline", "config", "errors", "mistakes", "model"},
+    "chat": BASICS | {"config", "data", "model"},
 }
 ENTRY_POINTS = {"train", "eval", "study", "alternates", "references"}  # they join the parts
 FILES = [path for path in SRC.rglob("*.py") if path != SRC / "__init__.py"]
