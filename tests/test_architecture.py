@@ -23,11 +23,11 @@ MAY_IMPORT = {
     "commandline": {"errors"},
     "mistakes": BASICS | {"commandline", "config"},
     "usage": {"commandline"},
-    "cli": BASICS | {"commandline", "mistakes", "usage"},
+    "cli": {"commandline", "errors", "mistakes", "usage"},
     "__main__": {"cli"},
     "completion": {"commandline", "errors", "usage"},
     "export": {"errors", "model"},
-    "doctor": {"cli", "commandline", "config", "errors", "mistakes", "model"},
+    "doctor": {"cli", "commandline", "config", "errors", "model", "trainer"},
     "chat": BASICS | {"config", "data", "model"},
 }
 ENTRY_POINTS = {"train", "eval", "study", "alternates", "references"}  # they join the parts
