@@ -4,6 +4,7 @@ Loads no weights and changes nothing.
 """
 
 import importlib
+import logging
 import os
 import platform
 import shutil
@@ -156,6 +157,7 @@ def _hub() -> str:
 def _examine(cfg: Any) -> None:
     from unlora.config import read
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every attempt
     config = read(cfg)
     if not config.trainer.handler:
         raise InputError("This config trains nothing. Give trainer=NAME.")
@@ -181,6 +183,7 @@ def _needs(found: Any, config: Any) -> Iterator[tuple[str, str]]:
     yield "trained", f"{found.trained:,} ({share:.2%})"
     yield "on disk", f"{in_words(found.file)} for each checkpoint, without the optimiser"
     for part, batch in found.batches.items():
+        part = part if config.data.get(part) else "train"
         size = f"{batch.rows} rows of {batch.tokens} tokens, {batch.scored} of all scored"
         yield f"batch, {part}", size
     yield "lengths", found.lengths
@@ -191,7 +194,8 @@ def _needs(found: Any, config: Any) -> Iterator[tuple[str, str]]:
             more = f" ({other} gradient checkpointing {in_words(found.other_activations)})"
         if size or part != "reference":
             yield part, in_words(size) + more
-    yield "in all", f"about {in_words(found.total_bytes)}"
+    libraries = f"{in_words(PROGRAM)} for Python and its libraries"
+    yield "in all", f"about {in_words(found.total_bytes)}, and {libraries}"
     yield "fits", _verdict(found, config)
 
 

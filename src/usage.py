@@ -124,9 +124,8 @@ COMMANDS = {
             "RUN                   a run folder, a model folder, or owner/name on the hub; one",
             "                      unlearned with LoRA brings its target along, on one base",
             "--temperature T       0 (the default) takes the likeliest token; above 0 it samples",
-            "--max-new-tokens N    the longest answer; 200 if not given",
+            "--max-new-tokens N    the longest answer; 128 if not given",
             "--seed N              of the sampling; 0 if not given",
-            "--full-answers        of models trained in full, too: load the target beside RUN",
         ),
     ),
     "doctor": Command(

@@ -354,7 +354,7 @@ def _batches(config: Config, parts: Sequence[str]) -> tuple[dict[str, Batch], st
             )
             scored = sorted((scored for _, scored in lengths), reverse=True)[:rows]
             longest = max(tokens for tokens, _ in lengths)
-            found[part] = Batch(rows, longest, sum(scored))
+            found[part] = Batch(len(scored), longest, sum(scored))
         return found, "the longest rows of the data"
     except InputError as error:
         for part, sources in data.items():
