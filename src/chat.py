@@ -20,7 +20,7 @@ from unlora.errors import InputError
 
 GAP = "  │  "
 HELP = """\
-Type a question. Every model answers it afresh: nothing said before is remembered.
+Type a question. Each is answered afresh: nothing said before is remembered.
   /help    this
   /quit    leave; so does Ctrl-D. Ctrl-C ends an answer."""
 

@@ -161,11 +161,11 @@ def _composed_once(args: Sequence[str]) -> Iterator[None]:
 
     looks = Hydra.get_mode
     if not (_flag_of_own_configs(args) or any("hydra.mode" in word for word in args)):
-        Hydra.get_mode = lambda *_, **__: None
+        Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Hydra.get_mode = looks
+        Hydra.get_mode = looks  # type: ignore[method-assign]
 
 
 def _flag_of_own_configs(args: Sequence[str]) -> str | None:

@@ -338,7 +338,7 @@ def _optimiser(trainer: TrainerSection, trained: Sequence[torch.Tensor]) -> int:
 def _batches(config: Config, parts: Sequence[str]) -> tuple[dict[str, Batch], str]:
     """The largest micro-batch of each part, and where that is known from."""
     rows = int(config.trainer.args.get("per_device_train_batch_size") or 8)
-    data = {
+    data: dict[str, Any] = {
         part: config.data.get(part)
         or config.data.get({"retain": "train", "alternate": "forget"}.get(part, part))
         or {}
