@@ -235,7 +235,7 @@ def evaluate(
         InputError: something that was given can be put right.
     """
     from unlora import eval as evaluation
-    from unlora.cli import named_after
+    from unlora.commandline import named_after
 
     path = _path(model)
     if isinstance(model, Model):
@@ -389,7 +389,7 @@ def _word(key: str, value: Any) -> str:
 
 
 def _value(value: Any) -> str:
-    from unlora.cli import quoted
+    from unlora.commandline import quoted
 
     if value is None or isinstance(value, bool):
         return json.dumps(value)

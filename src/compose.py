@@ -4,7 +4,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from unlora import cli
+from unlora import mistakes
+from unlora.commandline import normalised
 from unlora.errors import InputError
 
 
@@ -20,7 +21,7 @@ def composed(name: str, words: Sequence[str]) -> Any:
     Raises:
         InputError: a word is not understood, or names what is not there.
     """
-    return _composed(name, tuple(cli.normalised(words))).copy()
+    return _composed(name, tuple(normalised(words))).copy()
 
 
 @functools.cache
@@ -36,11 +37,13 @@ def _composed(name: str, args: tuple[str, ...]) -> Any:
         with initialize_config_module("unlora.configs", version_base=None):
             return compose(name, overrides=list(args))
     except OverrideParseException as error:
-        raise InputError(cli.unreadable(error.override.removeprefix("++"))) from error
+        raise InputError(mistakes.unreadable(error.override.removeprefix("++"))) from error
     except MissingConfigException as error:
-        raise InputError(cli.missing_config(str(error.missing_cfg_file), name, args)) from error
+        raise InputError(
+            mistakes.missing_config(str(error.missing_cfg_file), name, args)
+        ) from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(cli.composition_mistake(str(error), name, args)) from error
+        raise InputError(mistakes.composition_mistake(str(error), name, args)) from error
     finally:
         if state is not None:
             GlobalHydra.set_state(state)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Annotated, Any, Literal, Required, get_args, get_origin
 
@@ -503,6 +504,7 @@ def _contradictions(config: Config) -> list[str]:
         if not config.eval:
             wrong.append("mode is eval, but no suite is chosen. Give eval=tofu.")
         return wrong
+    wrong += _unknown_arguments(config.trainer.args)
     folder, given = config.paths.output_dir, config.trainer.args.get("output_dir")
     if given is not None and Path(str(given)) != Path(folder):
         wrong.append(
@@ -528,6 +530,30 @@ def _contradictions(config: Config) -> list[str]:
             "data/datasets@data.retain=NAME, or set trainer.method_args.alpha=0."
         )
     return wrong
+
+
+def _unknown_arguments(given: Mapping[str, Any]) -> list[str]:
+    """Keys of ``trainer.args`` that no version of TrainingArguments or of ours had.
+
+    The names are read from the file of transformers, whose import takes seconds; the trainer checks
+    them again, and what they are set to.
+    """
+    known = _declared_arguments()
+    wrong = [key for key in given if known and key not in known]
+    return [unknown("key of trainer.args", key, known) for key in wrong]
+
+
+@cache
+def _declared_arguments() -> frozenset[str]:
+    try:
+        file = distribution("transformers").locate_file("transformers/training_args.py")
+        text = Path(str(file)).read_text("utf-8")
+    except (PackageNotFoundError, OSError):
+        return frozenset()
+    declared = re.findall(r"^    (\w+): ", text, re.MULTILINE)
+    ours = (*TrainerArgs.__annotations__, "logging_dir", "overwrite_output_dir", "do_train",
+            "do_eval", "save_safetensors")  # fmt: skip
+    return frozenset((*declared, *ours)) if "learning_rate" in declared else frozenset()
 
 
 def checked(schema: type[Section], content: Mapping[str, Any], *above: str) -> Any:

@@ -17,15 +17,23 @@ MAY_IMPORT = {
     "config": BASICS,
     "objectives": BASICS | {"outputs"},
     "data": BASICS | {"outputs"},
-    "model": BASICS | {"config", "data", "outputs"},
+    "model": BASICS | {"config", "data", "objectives", "outputs"},
     "trainer": BASICS | {"data", "model", "objectives", "outputs", "run"},
     "evals": BASICS | {"collapse", "data", "model", "outputs", "run"},
     "report": BASICS | {"collapse", "run"},
-    "cli": BASICS | {"config"},
-    "compose": {"cli", "errors"},
-    "doctor": {"cli", "errors"},
+    "commandline": {"errors"},
+    "mistakes": BASICS | {"commandline", "config"},
+    "usage": {"commandline"},
+    "cli": {"commandline", "errors", "mistakes", "usage"},
+    "compose": {"commandline", "errors", "mistakes"},
+    "__main__": {"cli"},
+    "completion": {"commandline", "errors", "usage"},
+    "export": {"errors", "model"},
+    "doctor": {"cli", "commandline", "config", "errors", "model", "trainer"},
+    "chat": BASICS | {"config", "data", "model"},
 }
-ENTRY_POINTS = {"train", "eval", "study", "alternates", "references", "api"}  # they join the parts
+# they join the parts
+ENTRY_POINTS = {"train", "eval", "study", "alternates", "references", "api", "stages"}
 FILES = [path for path in SRC.rglob("*.py") if path != SRC / "__init__.py"]
 
 

@@ -3,15 +3,20 @@
 import logging
 import os
 import re
+import shlex
 import subprocess
 import sys
+import types
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from unlora.cli import launch, main, normalised
+from unlora.commandline import EXPERIMENTS
 from unlora.errors import GuardError, InputError
+from unlora.usage import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 LORA = "experiment=unlearn/wmdp/lora"  # composes fastest
@@ -311,7 +316,7 @@ def test_every_command_silences_what_is_handled(monkeypatch):
         warnings.warn("Model has `tie_word_embeddings=True` and ...", stacklevel=1)
         warnings.warn("This one is not.", stacklevel=1)
 
-    monkeypatch.setattr("unlora.model.export.main", export)
+    monkeypatch.setattr("unlora.export.main", export)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         main(["export", "run", "--merged"])
@@ -358,27 +363,80 @@ def test_the_composed_config_can_be_printed(capsys):
     assert "task_name: unlearn_wmdp_lora" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["train", "unlearn", "eval", "study"])
-def test_every_command_explains_itself(command, capsys):
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "report"])
+def test_every_command_explains_itself_with_examples(command, capsys):
     main([command, "--help"])
     said = capsys.readouterr().out
-    assert (
-        f"unlora {command}" in said and f"{command if command != 'train' else 'finetune'}/" in said
-    )
+    assert said.startswith(f"usage: unlora {command}")
+    assert sum(f"unlora {command}" in line for line in said.splitlines()) >= 3  # usage and two
+    assert max(map(len, said.splitlines())) <= 100
+    if command in EXPERIMENTS:
+        assert f"{EXPERIMENTS[command]}/" in said
 
 
-def test_the_overview_names_every_command(capsys):
+def test_every_example_composes(elsewhere, monkeypatch):
+    (elsewhere / "my_questions.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    examples = [line for name in EXPERIMENTS for line in COMMANDS[name].examples]
+    for example in examples:
+        name, *words = shlex.split(example.replace("\\\n", ""))
+        seen = []
+        launch(seen.append, name, words)
+        assert seen, example
+
+
+def test_the_overview_fits_a_screen_and_names_every_command(capsys):
     main([])
     said = capsys.readouterr().out
-    for command in ("train", "unlearn", "eval", "study", "export", "doctor"):
-        assert f"  {command}" in said
+    lines = said.splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
+    shown = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert shown[:5] == ["train", "unlearn", "eval", "study", "report"]
+    others = next(line for line in lines if line.startswith("others:"))
+    assert {*shown[:5], *others.removeprefix("others:").replace(",", " ").split()} == {*COMMANDS}
 
 
-def test_an_unknown_command_exits_with_2(capsys):
+@pytest.mark.parametrize(
+    "typed, said",
+    [
+        ("unlaern", "Did you mean 'unlearn'?"),
+        ("finetune", "Type: unlora train --help"),
+        ("xyz", "Type: unlora --help"),
+        ("experiment=finetune/tofu/lora", "Type: unlora train experiment=finetune/tofu/lora"),
+        ("saves/x", "unlora chat saves/x"),
+        ("export", "Which run?"),
+        ("export nofolder --merged", "There is no run folder 'nofolder'."),
+        ("export . ", "In which form?"),
+        ("export . --merged --adapter", "In which form?"),
+        ("export . --megred", "cannot use '--megred'"),
+    ],
+)
+def test_a_wrong_command_says_what_to_type_and_exits_with_2(typed, said, capsys):
     with pytest.raises(SystemExit) as exit_:
-        main(["unlaern"])
+        main(typed.split())
     assert exit_.value.code == 2
-    assert "Did you mean 'unlearn'?" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag, owner", [("--plan", "eval"), ("--dry-run", "study")])
+def test_a_flag_of_one_command_is_refused_by_another(flag, owner, capsys):
+    with pytest.raises(SystemExit):
+        main(["unlearn", LORA, flag])
+    assert f"{flag} is a flag of `unlora {owner}`; unlearn has no such" in capsys.readouterr().err
+
+
+def test_a_dry_run_is_a_key_of_the_study():
+    seen = []
+    launch(seen.append, "study", ["experiment=study/pocket/lora", "--dry-run"])
+    assert seen[0].dry_run is True
+
+
+def test_the_report_is_made_by_its_own_command(monkeypatch):
+    seen = []
+    command = types.ModuleType("unlora.report.command")
+    command.main = seen.append
+    monkeypatch.setitem(sys.modules, "unlora.report.command", command)
+    main(["report", "a", "--help"])
+    assert seen == [["a", "--help"]]
 
 
 def test_doctor_says_what_is_here(capsys, monkeypatch):
@@ -422,11 +480,48 @@ def test_without_installation_one_sentence_says_what_to_do():
     assert "Traceback" not in done.stderr
 
 
+QUICK = [
+    *("--help", "train --help", "unlearn --help", "eval --help", "study --help", "chat --help"),
+    *("export --help", "doctor --help", "completion --help", "unlaern", "export nowhere --merged"),
+    "unlearn experiment=unlearn/tofu/lroa",
+    f"unlearn {LORA} task_nmae=x",
+    f"unlearn {LORA} trainer.args.learning_rat=1",
+    f"unlearn {LORA} model.lora_config.r=eight",
+    f"unlearn {LORA} ~data.retain trainer.method_args.alpha=1",
+    "train experiment=finetune/tofu/lora trainer=NPO",
+    "alternates experiment=unlearn/tofu/lora +x=1",
+    "eval data.forget=nowhere.csv model=a/b",
+    "study experiment=study/pocket/lora workers=x",
+    "doctor experiment=unlearn/tofu/lroa",
+    f"doctor {LORA} task_nmae=x",
+    "chat",
+    "chat ./nowhere",
+]
+
+
 def test_help_and_mistakes_do_not_wait_for_torch():
+    """Each in a process of its own, two at a time."""
     code = (
-        "import sys, unlora.cli, unlora.config; print(sorted({'torch', 'peft'} & set(sys.modules)))"
+        "import sys, unlora.cli\n"
+        "try: unlora.cli.main()\n"
+        "except SystemExit as left: code = left.code\n"
+        "else: code = 0\n"
+        "found = sorted({'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules))\n"
+        "print(f'code {code}', found)"
     )
-    assert program("-c", code).stdout == "[]\n"
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda typed: program("-c", code, *typed.split()), QUICK))
+    last = [one.stdout.splitlines()[-1] for one in done]
+    wanted = [f"code {0 if '--help' in typed else 2} []" for typed in QUICK]
+    assert dict(zip(QUICK, last, strict=True)) == dict(zip(QUICK, wanted, strict=True))
+
+
+def test_a_mistake_in_a_config_costs_little_time():
+    before = os.times()
+    assert program("-m", "unlora", "unlearn", LORA, "task_nmae=x").returncode == 2
+    after = os.times()
+    # about 0.6 s on an idle core; several times as much where the cores are shared
+    assert after.children_user - before.children_user < 5
 
 
 def test_a_guard_that_stops_a_run_speaks_in_words_and_exits_with_1(capsys):

@@ -89,7 +89,10 @@ def test_every_experiment_is_complete(experiment):
     assert set(args) <= {field.name for field in fields(TrainingArguments)} | set(OURS)
     loss = UnlearningLoss.build(config.trainer.handler, **config.trainer.method_args)
     for part in ("train",) if kind == "finetune" else loss.parts:
-        if (experiment, part) in (("unlearn/own/default", "retain"), ("unlearn/own/lora", "retain")):
+        if (experiment, part) in (
+            ("unlearn/own/default", "retain"),
+            ("unlearn/own/lora", "retain"),
+        ):
             continue  # the user's
         # refusals are the alternate answers where no data set gives others
         assert config.data.get(part) or part == "alternate"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from unlora import cli
+from unlora import cli, commandline
 from unlora.compose import composed
 from unlora.config import read
 
@@ -73,9 +73,11 @@ def test_every_command_names_what_there_is():
     for page, words in ALL:
         name, rest = config_of(words) or ("", [])
         assert name or words[0] != "unlora" or words[1] in HELPERS, f"{page}: {words}"
-        assert not name or name in cli.EXPERIMENTS, f"{page}: {words}"
+        assert not name or name in commandline.EXPERIMENTS, f"{page}: {words}"
         for group, _, choice in (word.lstrip("@").partition("=") for word in rest):
-            known = cli._choices(group, name, []) if group in ("experiment", "trainer") else ()
+            known = (
+                commandline.choices(group, name, []) if group in ("experiment", "trainer") else ()
+            )
             assert not known or choice in (*known, "ChanceLevel"), f"{page}: {group}={choice}"
 
 
@@ -89,7 +91,11 @@ def test_every_command_composes(page, words, files):
     rest = [re.sub(r"(=)(FILE|MODEL)$", r"\1forget.jsonl", word) for word in rest]
     if "trainer=ChanceLevel" in rest:  # made by its page, whose own test follows it
         return
-    args = cli._with_own_data(cli.normalised(rest)) if name == "eval" else cli.normalised(rest)
+    args = (
+        commandline.with_own_data(commandline.normalised(rest))
+        if name == "eval"
+        else commandline.normalised(rest)
+    )
     cfg = composed(name, [word for word in args if not word.startswith("--")])
     if name != "study":
         read(cfg)

@@ -5,7 +5,6 @@
   stacked, and so are the B with their scaling, so the sum of the products is one product.
 """
 
-import argparse
 import logging
 import os
 import shutil
@@ -131,19 +130,3 @@ def concatenated(model: PeftModel) -> tuple[LoraConfig, dict[str, torch.Tensor]]
         r=rank, lora_alpha=rank, target_modules=sorted(layers), bias="none", task_type="CAUSAL_LM"
     )
     return config, tensors
-
-
-def main(argv: list[str] | None = None) -> None:
-    """The command ``unlora export``."""
-    parser = argparse.ArgumentParser(
-        prog="unlora export", description="Write the model of a run folder so that it stands alone."
-    )
-    parser.add_argument("run", help="run folder with an adapter, e.g. saves/unlearn/mine")
-    form = parser.add_mutually_exclusive_group(required=True)
-    form.add_argument("--merged", action="store_const", dest="form", const="merged",
-                      help="full weights for plain transformers")  # fmt: skip
-    form.add_argument("--adapter", action="store_const", dest="form", const="adapter",
-                      help="one adapter on the root model for plain peft")  # fmt: skip
-    parser.add_argument("--output", help="a new folder; RUN/exported/<form> if not given")
-    args = parser.parse_args(argv)
-    print(export(args.run, args.form, args.output))

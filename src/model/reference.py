@@ -65,6 +65,13 @@ def adapters_off(model: PeftModel) -> Iterator[None]:
 
 
 @contextmanager
+def last_link_off(model: PeftModel) -> Iterator[None]:
+    """What a model that is only asked was before its last adapter was trained."""
+    with _switched(model, list(model.active_adapters)[:-1]):
+        yield
+
+
+@contextmanager
 def _switched(model: PeftModel, names: list[str]) -> Iterator[None]:
     # peft's own switches change requires_grad of the adapters on their way in and out, so the
     # flags are put back as they were; the gradient of a policy pass survives that

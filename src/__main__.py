@@ -1,0 +1,6 @@
+"""``python -m unlora`` is the command ``unlora``."""
+
+from unlora.cli import main
+
+if __name__ == "__main__":
+    main()
