@@ -17,7 +17,8 @@ from unlora.stages.plan import Stage
 NOT_LEARNT = (
     "output_dir", "report_to", "run_name", "resume_from_checkpoint", "save_strategy", "save_steps",
     "save_total_limit", "save_only_model", "logging_steps", "logging_strategy",
-    "logging_first_step", "disable_tqdm", "log_level", "dataloader_num_workers", "dataloader_pin_memory",
+    "logging_first_step", "disable_tqdm", "log_level", "dataloader_num_workers",
+    "dataloader_pin_memory",
 )  # fmt: skip
 # of a suite: they say how it is asked and where that is written, not what it says
 NOT_SAID = (
