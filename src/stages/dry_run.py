@@ -20,7 +20,7 @@ from unlora.errors import InputError
 from unlora.stages import content
 from unlora.stages.plan import Stage
 from unlora.stages.settings import Study
-from unlora.stages.work import Record, output_to, whole_checkpoints
+from unlora.stages.work import Record, output_to
 
 STEPS = 4  # that are timed
 GB = 1e9
@@ -134,8 +134,10 @@ def _state(stage: Stage, folder: Path, finished: Iterable[str]) -> str:
     if record.finished(stage, key):
         return FINISHED
     if record.read().get("key") == key and stage.kind == "train":
+        from unlora.trainer.checkpoints import whole_checkpoints
+
         if checkpoints := whole_checkpoints(Path(stage.folder)):
-            return f"goes on at step {max(int(c.name.rpartition('-')[2]) for c in checkpoints)}"
+            return f"goes on at step {checkpoints[-1].name.rpartition('-')[2]}"
     return "to run"
 
 

@@ -49,9 +49,7 @@ def launcher(cfg: Any, workers: int) -> Launch:
         nonlocal started
         overrides = []
         for stage, record in stages:
-            known = record.read()
-            kept = {fact: known[fact] for fact in ("key", "seconds") if fact in known}
-            record.write(stage, state="waiting", **kept)
+            record.write(stage, state="waiting", key=record.read().get("key"))
             overrides.append([*given, f"++stage='{record.file.resolve()}'"])
         found = plugin.launch(overrides, initial_job_idx=started)
         started += len(stages)

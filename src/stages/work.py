@@ -27,7 +27,8 @@ class Record:
     """What is known of a stage: ``stages/<name>.json`` in the folder of the study.
 
     The file holds the stage, its key, ``state`` (``waiting``, ``begun``, ``finished``, ``failed``),
-    seconds, the error in words, and the hashes of the files it left.
+    when it was ``started`` last and the ``seconds`` that took, the ``error`` in words, and the
+    hashes of its ``outputs``.
     """
 
     file: Path
@@ -75,34 +76,26 @@ def do(stage: Stage, record: Record) -> str | None:
         What went wrong, in words.
     """
     record.file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(record.file.with_suffix(".lock")):
-        started = time.time()
-        known = record.read()
-        with output_to(record.log) as terminal:
-            try:
-                key = content.key(stage)
-                if record.finished(stage, key):
-                    return None
-                same = known.get("key") == key
-                before = known.get("seconds", 0) if same else 0
-                record.write(stage, key=key, state="begun", seconds=before)
-                _run(stage, goes_on=same)
-                error = None
-            except (InputError, GuardError) as mistake:
-                error = str(mistake)
-            except Exception as mistake:
-                traceback.print_exc()
-                error = f"{type(mistake).__name__}: {mistake}"
-            seconds = round(time.time() - started, 1)
-            if error:
-                print(error, file=sys.stderr)
-                record.write(stage, key=locals().get("key"), state="failed", error=error,
-                             seconds=seconds)  # fmt: skip
-            else:
-                left = {str(file): content.sha256(file) for file in content.outputs(stage)}
-                record.write(stage, key=key, state="finished", seconds=before + seconds,
-                             outputs=left)  # fmt: skip
-            terminal(f"  {stage.title}: {f'FAILED: {error}' if error else f'{seconds:.0f} s'}")
+    with FileLock(record.file.with_suffix(".lock")), output_to(record.log) as terminal:
+        facts: dict[str, Any] = {"started": round(time.time(), 1)}
+        try:
+            facts["key"] = key = content.key(stage)
+            if record.finished(stage, key):
+                return None
+            same = record.read().get("key") == key
+            record.write(stage, state="begun", **facts)
+            _run(stage, goes_on=same)
+            left = {str(file): content.sha256(file) for file in content.outputs(stage)}
+            facts |= {"state": "finished", "outputs": left}
+        except (InputError, GuardError) as mistake:
+            print(mistake, file=sys.stderr)
+            facts |= {"state": "failed", "error": str(mistake)}
+        except Exception as mistake:
+            traceback.print_exc()
+            facts |= {"state": "failed", "error": f"{type(mistake).__name__}: {mistake}"}
+        seconds, error = round(time.time() - facts["started"], 1), facts.get("error")
+        record.write(stage, seconds=seconds, **facts)
+        terminal(f"  {stage.title}: {f'FAILED: {error}' if error else f'{seconds:.0f} s'}")
     return error
 
 
@@ -110,6 +103,7 @@ def _run(stage: Stage, *, goes_on: bool) -> None:
     """Train or evaluate in this process."""
     from unlora import eval as evaluation
     from unlora import train
+    from unlora.trainer.checkpoints import whole_checkpoints
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
     config = content.config_of(stage)
@@ -126,11 +120,6 @@ def _run(stage: Stage, *, goes_on: bool) -> None:
     if content.keeps_no_checkpoints(given):  # they were ours
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-
-
-def whole_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints that were written to their end."""
-    return [state.parent for state in folder.glob("checkpoint-*/trainer_state.json")]
 
 
 @contextlib.contextmanager

@@ -1,16 +1,17 @@
 """Which checkpoint a run goes on from, and where a run may not be written."""
 
+import json
+from contextlib import suppress
 from pathlib import Path
 
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from unlora.errors import InputError
 from unlora.model.lineage import FILE, Lineage
 
 
 def checkpoint_to_resume(args: TrainingArguments, lineage: Lineage) -> str | None:
-    """The checkpoint that ``resume_from_checkpoint`` means; ``true`` is the last one.
+    """The checkpoint that ``resume_from_checkpoint`` means; ``true`` is the last that is whole.
 
     Raises:
         InputError: there is none, or it belongs to a run from another model.
@@ -20,7 +21,8 @@ def checkpoint_to_resume(args: TrainingArguments, lineage: Lineage) -> str | Non
         return None
     folder: str | None = str(wanted)
     if str(wanted).lower() == "true":
-        folder = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+        whole = whole_checkpoints(Path(args.output_dir))
+        folder = str(whole[-1]) if whole else None
         if folder is None:
             raise InputError(
                 f"trainer.args.resume_from_checkpoint is true, but {args.output_dir!r} has no "
@@ -44,6 +46,18 @@ def checkpoint_to_resume(args: TrainingArguments, lineage: Lineage) -> str | Non
                 "Give the model that the interrupted run started from."
             )
     return folder
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run that were written to their end, the last one last.
+
+    The state of the trainer is written after everything else.
+    """
+    found = []
+    for state in folder.glob("checkpoint-*/trainer_state.json"):
+        with suppress(ValueError, KeyError, TypeError):
+            found.append((int(json.loads(state.read_text("utf-8"))["global_step"]), state.parent))
+    return [checkpoint for _, checkpoint in sorted(found)]
 
 
 def refuse_own_model(folder: str, lineage: Lineage) -> None:
