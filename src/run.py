@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Run:
     def __init__(self, folder: str, config: Mapping[str, Any], *, kind: str = ""):
         self.folder, self.config, self.kind = Path(folder), config, kind
         self.started = time.time()
+        _forget_peak_memory()
         self.manifest: dict[str, Any] = {
             "command": " ".join(map(_without_value, sys.argv)),
             "git_commit": _git_commit(),
@@ -132,14 +134,30 @@ def _finite(content: Any) -> Any:
 
 
 def peak_memory() -> dict[str, int]:
-    """Peak of this process in bytes, and of each GPU where there is one."""
+    """Peak of this process in bytes since the run began, and of each GPU where there is one.
+
+    Where the system cannot forget a peak (anything but Linux), that of the process since its start.
+    """
     unit = 1 if sys.platform == "darwin" else 1024
     peaks = {"cpu": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+        peaks["cpu"] = int(next(x for x in lines if x.startswith("VmHWM:")).split()[1]) * 1024
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         for device in range(torch.cuda.device_count()):
             peaks[f"gpu{device}"] = torch.cuda.max_memory_allocated(device)
     return peaks
+
+
+def _forget_peak_memory() -> None:
+    """A process may do several runs, as a study's do."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        for device in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(device)
 
 
 def _versions() -> dict[str, str]:

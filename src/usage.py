@@ -82,7 +82,7 @@ COMMANDS = {
         more=(
             "seeds=[0,1,2]                     every method is run with each of them",
             "workers=2                         runs side by side",
-            "+methods.NPO5=[trainer=NPO,trainer.args.num_train_epochs=5]   one method more",
+            "\"+methods.NPO5=['trainer=NPO','trainer.args.num_train_epochs=5']\"   one method more",
         ),
     ),
     "report": Command(

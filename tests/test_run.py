@@ -79,3 +79,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_json(file, {"a": 2, "b": Unwritable()})
     assert json.loads(file.read_text()) == {"a": 1}
     assert [f.name for f in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux forgets a peak")
+def test_the_peak_of_a_run_is_its_own(tmp_path):
+    large = bytearray(300_000_000)
+    large[::4096] = b"x" * len(large[::4096])
+    del large
+    Run(str(tmp_path / "small"), {}).finish()
+    small = json.loads((tmp_path / "small" / "manifest.json").read_text())["peak_memory_bytes"]
+    run = Run(str(tmp_path / "large"), {})
+    large = bytearray(300_000_000)
+    large[::4096] = b"x" * len(large[::4096])
+    del large
+    run.finish()
+    peak = json.loads((tmp_path / "large" / "manifest.json").read_text())["peak_memory_bytes"]
+    assert peak["cpu"] > small["cpu"] + 250_000_000

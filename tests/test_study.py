@@ -100,18 +100,16 @@ def test_the_plan_is_shown_without_doing_anything(study):
     assert "8 of 16 stages are to be run. About " in done.stdout
 
 
-def test_a_second_run_does_nothing_and_a_changed_method_does_its_stages_alone(study):
-    folder, _ = study
-    again = run_study(folder, "methods.NPO=[trainer=NPO,trainer.method_args.beta=0.5]")
-    assert "2 stages were run, 6 were finished before" in again.stdout
-    assert "train NPO (seed 0)" in again.stderr and "GradDiff" not in again.stderr
-
-
-def test_a_stage_that_fails_says_why_and_the_others_are_done(study):
+def test_a_changed_method_runs_its_stages_alone_and_one_that_fails_says_why(study):
     folder, _ = study
     done = run_study(
-        folder, "methods.KL=[trainer=GradDiff,trainer.method_args.retain_loss_type=KLL]", code=2
+        folder,
+        "methods.NPO=['trainer=NPO','trainer.method_args.beta=0.5']",
+        "+methods.KL=['trainer=GradDiff','trainer.method_args.retain_loss_type=KLL']",
+        code=2,
     )
+    assert "3 stages were run, 6 were finished before" in done.stdout
+    assert "train NPO (seed 0): " in done.stderr and "GradDiff" not in done.stderr
     assert "train KL (seed 0): " in done.stderr and "Did you mean 'KL'" in done.stderr
     assert "Not run, as they wait for those: evaluate KL (seed 0)." in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,6 +1,7 @@
 """Stages through Hydra's launchers: in this process, joblib, submitit (Slurm), Ray."""
 
 import copy
+import gc
 import json
 import logging
 import os
@@ -36,13 +37,8 @@ def launcher(cfg: Any, workers: int) -> Launch:
     with open_dict(master):
         master.hydra = copy.deepcopy(HydraConfig.get())
         OmegaConf.set_readonly(master.hydra, False)
-        if "n_jobs" in master.hydra.launcher:
-            master.hydra.launcher.n_jobs = workers
     logging.getLogger("hydra_plugins").setLevel(logging.WARNING)  # they tell every job
     given = list(master.hydra.overrides.task)
-    plugin = Plugins.instance().instantiate_launcher(
-        hydra_context=context, task_function=job, config=master
-    )
     started = 0
 
     def launch(stages: Sequence[tuple[Stage, Record]]) -> list[str | None]:
@@ -51,6 +47,11 @@ def launcher(cfg: Any, workers: int) -> Launch:
         for stage, record in stages:
             record.write(stage, state="waiting", key=record.read().get("key"))
             overrides.append([*given, f"++stage='{record.file.resolve()}'"])
+        if "n_jobs" in master.hydra.launcher:  # of joblib; one job needs no other process
+            master.hydra.launcher.n_jobs = min(workers, len(stages))
+        plugin = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=job, config=master
+        )
         found = plugin.launch(overrides, initial_job_idx=started)
         started += len(stages)
         return [one.return_value for one in found]
@@ -70,7 +71,19 @@ def job(cfg: Any) -> str | None:
         stage = Stage.from_dict(json.loads(record.file.read_text("utf-8"))["stage"])
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"stage is {cfg.stage!r}, which is no record of a stage.") from error
-    return do(stage, record)
+    try:
+        return do(stage, record)
+    finally:
+        _free_memory()
+
+
+def _free_memory() -> None:
+    """The process may do another stage."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _limit_threads(workers: int) -> None:
