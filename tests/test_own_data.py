@@ -26,7 +26,8 @@ OF_RETAIN = {
     "retain_Q_A_Prob", "retain_Q_A_ROUGE", "retain_repetition", "retain_utility", "collapsed"
 }  # fmt: skip
 OF_HOLDOUT = {
-    "mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus", "mia_gradnorm", "mia_recall"
+    "mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus", "mia_gradnorm", "mia_recall",
+    "holdout_Q_A_ROUGE",
 }  # fmt: skip
 OF_OTHERS = {
     "forget_Q_A_PARA_Prob", "forget_Q_A_PERT_Prob", "forget_truth_ratio", "forget_Truth_Ratio",
