@@ -29,7 +29,7 @@ def run(cfg: Any) -> dict[str, float]:
     import torch
 
     from unlora import references
-    from unlora.evals import Subject, Suite, build_suites, evaluate_all
+    from unlora.evals import Subject, build_suites, evaluate_all
     from unlora.evals.logs import intervals
     from unlora.evals.processes import joined
     from unlora.evals.subject import NO_ADAPTERS
@@ -64,7 +64,7 @@ def run(cfg: Any) -> dict[str, float]:
 
         subject = Subject(load, key, root_key, None if lineage.links else NO_ADAPTERS)
         if config.plan:
-            planned = [row for s in suites if isinstance(s, Suite) for row in s.plan(subject)]
+            planned = [row for suite in suites for row in suite.plan(subject)]
             if not is_main_process():
                 return {}
             if config.output == "json":
@@ -72,7 +72,7 @@ def run(cfg: Any) -> dict[str, float]:
                 return {}
             print(as_text(planned))
             for suite in suites:
-                reasons = suite.not_computable_for(subject) if isinstance(suite, Suite) else {}
+                reasons = suite.not_computable_for(subject)
                 for why in dict.fromkeys(reasons.values()):
                     names = [name for name, reason in reasons.items() if reason == why]
                     print(f"not computed: {', '.join(names)}: {why}")
@@ -87,7 +87,7 @@ def run(cfg: Any) -> dict[str, float]:
             finite = {k: v if math.isfinite(v) else None for k, v in summary.items()}
             print(json.dumps(finite))
         elif config.output == "lines":
-            bounds = [intervals(s.output_dir, s.kind) for s in suites if isinstance(s, Suite)]
+            bounds = [intervals(suite.output_dir, suite.kind) for suite in suites]
             print(lines(summary, {name: b for one in bounds for name, b in one.items()}))
     logger.info("finished: %s", folder)
     return summary

@@ -102,10 +102,7 @@ def evaluate_all(
     with Bar(quiet=quiet) as bar:
         for suite in suites:
             place = suite.output_dir if folder is None else Path(folder)
-            if isinstance(suite, HarnessSuite):
-                summary |= suite.evaluate(Subject.of(model).model, place, bar=bar)
-            else:
-                summary |= suite.evaluate(model, place, bar=bar)
+            summary |= suite.evaluate(model, place, bar=bar)
     return summary
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,19 @@ from unlora.evals.plan import AFTER, Question
 from unlora.evals.records import Generated, GradientNorms, Legible, Scored, States
 from unlora.evals.sources import Source
 from unlora.evals.subject import Subject
-from unlora.model.lineage import fingerprint
 
-# raise it when a pass comes to answer something else than before
-VERSION = 1
+# raise the one of a pass that comes to answer something else than before; its answers are asked
+# again, those of the others are kept (score, score_root and reread are one function)
+VERSIONS = {
+    "score": 1,
+    "score_root": 1,
+    "generate": 1,
+    "reread": 1,
+    "legible": 1,
+    "gradient_norm": 1,
+    "hidden": 1,
+    "hidden_root": 1,
+}
 OF_ROOT = ("score_root", "hidden_root", "reread")
 Progress = Callable[[str, int], Any]
 
@@ -96,11 +105,17 @@ class Questioner:
         return sum(cut.values())
 
     def key(self, name: str, data: str) -> str | None:
-        """What the answer to a question is kept under; None where it is not kept."""
+        """What the answer to a question is kept under; None where it is not kept.
+
+        A classifier on the hub is looked up for it.
+        """
         model = self.subject.root_key if name in OF_ROOT else self.subject.key
         if model is None:
             return None
-        return digest(VERSION, name, model, self._setting(name, data), self._said_to(name, data))
+        if name == "legible" and self._classifier is None:
+            return None
+        version, told = VERSIONS[name], self._said_to(name, data)
+        return digest(version, name, model, self._setting(name, data), told)
 
     def num_tokens(self, name: str, data: str) -> int:
         """Tokens that a question sends through the model, as if nothing was shared."""
@@ -136,9 +151,12 @@ class Questioner:
             ends = [*self._end_ids(data)]
             return [self._max_new_tokens(data), ends, list(source.stop)]
         if name == "legible":
-            folder = str(settings.classifier)
-            return [fingerprint(folder) if Path(folder).is_dir() else folder, settings.label]
+            return [self._classifier, settings.label]
         return settings.gradient_modules if name == "gradient_norm" else None
+
+    @cached_property
+    def _classifier(self) -> str | None:
+        return passes.identity_of(str(self.settings.classifier))
 
     def _max_new_tokens(self, data: str) -> int:
         return self.sources[data].config.get("max_new_tokens", self.settings.max_new_tokens)
@@ -156,9 +174,7 @@ class Questioner:
         if name == "generate":
             return self._generated(data)
         if name == "legible":
-            return {
-                one: {"value": np.array(self._legible(one)), "cut": np.array(0)} for one in data
-            }
+            return self._legible(data)
         rows = {one: self._reread(one) if name == "reread" else self._flat(one) for one in data}
         joined = [row for one in data for row in rows[one]]
         if name in OF_ROOT:
@@ -211,13 +227,18 @@ class Questioner:
                 found[one]["cut"] = self._num_cut(one)
         return found
 
-    def _legible(self, data: str) -> Legible:
+    def _legible(self, data: Sequence[str]) -> dict[str, Arrays]:
         assert self.settings.classifier is not None  # without one it is not asked
-        texts = [said.text for said in self.answers["generate", data]]
-        return passes.legible(
-            self.settings.classifier, texts, label=self.settings.label,
-            progress=lambda done: self.progress("legible", done),
+        texts = {one: [said.text for said in self.answers["generate", one]] for one in data}
+        found = passes.legible(
+            self.settings.classifier, [text for one in data for text in texts[one]],
+            label=self.settings.label, **self._common("legible"),
         )  # fmt: skip
+        p = iter(found)
+        return {
+            one: {"value": np.array([next(p) for _ in texts[one]]), "cut": np.array(0)}
+            for one in data
+        }
 
     def _records(self, name: str, data: str, arrays: Arrays) -> Any:
         """What a metric sees, from what is kept."""

@@ -2,37 +2,37 @@
 
 The harness knows the tasks: data, prompts, choices, accuracy. The model is asked by our own pass,
 its adapter unmerged: shared out over the processes of a run, halved when memory runs out, and with
-the vocabulary computed at the scored tokens only.
+the vocabulary computed at the scored tokens only. What it answers is kept as that of other passes.
 """
 
 import importlib.util
 import logging
 import math
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from unlora.data.cache import cache_folder
 from unlora.errors import InputError
-from unlora.evals.harness_model import asked_by_our_pass, quiet
+from unlora.evals.cache import Kept
+from unlora.evals.harness_model import Harnessed, Planned
+from unlora.evals.harness_silence import in_silence
 from unlora.evals.harness_tasks import Tasks, load_tasks
 from unlora.evals.logs import write_log
-from unlora.evals.passes.asking import unwrapped
 from unlora.evals.passes.batches import rank_and_size
 from unlora.evals.progress import Bar
 from unlora.evals.records import Value
+from unlora.evals.subject import Subject
 from unlora.registry import unknown
 from unlora.run import is_main_process
 
 HANDLER, KIND = "LMEvalEvaluator", "LMEval"
-KEYS = ("handler", "output_dir", "overwrite", "tasks", "simple_evaluate_args")
+KEYS = ("handler", "output_dir", "overwrite", "cache", "tasks", "simple_evaluate_args")
 ARGS = (
     "batch_size", "include_path", "num_fewshot", "limit", "samples", "bootstrap_iters",
     "system_instruction", "apply_chat_template", "fewshot_as_multiturn", "gen_kwargs",
@@ -84,6 +84,8 @@ def check_harness(name: str, config: Mapping[str, Any]) -> None:
 class HarnessSuite:
     """Tasks of the harness, found and their data read here, before there is a model."""
 
+    kind = KIND
+
     def __init__(
         self,
         name: str,
@@ -120,9 +122,31 @@ class HarnessSuite:
         """The metrics that will have no value, whatever the model says -> why."""
         return {f"{task}/acc": self.missing for task in self.config["tasks"] if self.missing}
 
+    def not_computable_for(self, subject: Subject | None) -> dict[str, str]:
+        """The same: no model makes a difference."""
+        return self.not_computable
+
+    def plan(self, model: nn.Module | Subject) -> list[dict[str, Any]]:
+        """What an evaluation would ask the model: pass, task, requests, tokens, whether it is kept.
+
+        Nothing is asked. The requests are made, which takes a while where the tasks are large.
+        """
+        if self.tasks is None:
+            return []
+        asker = self._asker(Subject.of(model), Bar(quiet=True))
+
+        def stop(request: str, instances: Sequence[Any]) -> list[Any]:
+            raise Planned
+
+        asker.answer_with(stop)
+        with suppress(Planned):
+            self._run(asker, self.tasks)
+        known = self.tasks.manager.load(self.tasks.asked)["tasks"].values()
+        return asker.plan([one for task in known for one in task.instances])
+
     def evaluate(
         self,
-        model: nn.Module,
+        model: nn.Module | Subject,
         output_dir: str | Path | None = None,
         *,
         panel: bool = False,
@@ -142,8 +166,8 @@ class HarnessSuite:
                 raise InputError(f"{log} is there. Set eval.{self.name}.overwrite=true.")
         values = {name: Value.missing(why) for name, why in self.not_computable.items()}
         if self.tasks:
-            with bar or Bar() as shown, _as_before(model):
-                values = self._values(unwrapped(model), self.tasks, shown)
+            with bar or Bar() as shown:
+                values = self._values(Subject.of(model), self.tasks, shown)
         for name, value in values.items():
             if why := value.not_computed or value.not_scored:
                 logger.warning("%s: %s is not computed: %s", self.name, name, why)
@@ -168,21 +192,30 @@ class HarnessSuite:
             given["system_instruction"] = template_args.get("system_prompt")
         return given
 
-    def _values(self, model: Any, tasks: Tasks, bar: Bar) -> dict[str, Value]:
-        from lm_eval import simple_evaluate
-
-        lm = asked_by_our_pass(
-            model, self.tokenizer, batch_size=self.batch_size, kind=KIND, bar=bar,
+    def _asker(self, subject: Subject, bar: Bar) -> Harnessed:
+        seeds = [self.args.get(key) for key in ("torch_random_seed", "gen_kwargs")]
+        return Harnessed(
+            subject, self.tokenizer,
+            Kept(cache_folder() / "answers" if self.config.get("cache", True) else None),
+            batch_size=self.batch_size, drawing=seeds, kind=KIND, bar=bar,
             template_args=self.template_args,
         )  # fmt: skip
-        with quiet("lm_eval", logging.WARNING):  # it tells every step
-            found = simple_evaluate(
-                model=lm,
+
+    def _run(self, asker: Harnessed, tasks: Tasks) -> dict[str, Any] | None:
+        """What lm-eval makes of the answers; None in all processes of a machine but the first."""
+        from lm_eval import simple_evaluate
+
+        with in_silence(), asker.random_state:
+            return simple_evaluate(
+                model=asker.lm,
                 tasks=tasks.asked,
                 task_manager=tasks.manager,
                 log_samples=True,
                 **self.args,
             )
+
+    def _values(self, subject: Subject, tasks: Tasks, bar: Bar) -> dict[str, Value]:
+        found = self._run(self._asker(subject, bar), tasks)
         # every process has asked, but only the first of each machine is told the result
         values = [values_of(found) if found else None]
         if rank_and_size()[1] > 1:
@@ -253,21 +286,3 @@ def _why_unusable() -> str | None:
             return NOT_INSTALLED
         return f"lm-eval cannot be imported: {error}"
     return None
-
-
-@contextmanager
-def _as_before(model: nn.Module) -> Iterator[None]:
-    """Afterwards modes and random state are what they were; the harness seeds and evaluates."""
-    modes = [(module, module.training) for module in model.modules()]
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if devices:
-            torch.cuda.set_rng_state_all(devices)

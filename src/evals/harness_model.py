@@ -1,59 +1,162 @@
-"""A model in memory as lm-evaluation-harness wants it, answered by our own pass."""
+"""A model as lm-evaluation-harness wants it: loaded when it is asked something new, by our pass."""
 
+import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from importlib import metadata
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from unlora.data.chat import Encoded
+from unlora.evals.cache import Arrays, Kept, digest
+from unlora.evals.harness_silence import quiet
 from unlora.evals.passes import score
+from unlora.evals.passes.asking import device_of, evaluating, unwrapped
 from unlora.evals.progress import Bar
+from unlora.evals.random_state import RandomStateApart
+from unlora.evals.subject import Subject
 from unlora.outputs import IGNORE_INDEX
 
+# lm-eval's name for a kind of request -> what we call the pass that answers it
+PASSES = {
+    "loglikelihood": "choices",
+    "loglikelihood_rolling": "texts",
+    "generate_until": "generate",
+}
+# raise the one of a pass that comes to answer something else than before
+VERSIONS = {"choices": 1, "texts": 1, "generate": 1}
 
-def asked_by_our_pass(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    batch_size: int | str | None,
-    kind: str,
-    bar: Bar,
-    template_args: Mapping[str, Any],
-) -> Any:
-    """The model as lm-eval wants it, with our own pass for log-likelihoods.
 
-    lm-eval's pass would have every process answer everything, meet the vocabulary on whole prompts
-    and take its logarithms in the dtype of the weights, where close choices tie.
+class Planned(Exception):
+    """All requests are known, and nobody is to answer them."""
+
+
+class Harnessed:
+    """Answers the requests of lm-eval: from the disk where they are kept, else from the model.
+
+    What is kept is named by the model, the tokenizer, lm-eval's version and the very texts of the
+    requests of a task: whatever changes one of these (data, examples that are shown, template,
+    limit) is asked anew. What lm-eval makes of the answers is not kept.
 
     Args:
         batch_size: sequences at a time; None or auto: by the token budget alone.
+        drawing: what a text that is drawn at random depends on, as seeds.
         kind: what the bar calls it.
         template_args: further arguments of the chat template.
+
+    Attributes:
+        lm: to hand to lm-eval. lm-eval's own pass would have every process answer everything, meet
+            the vocabulary on whole prompts and take its logarithms in the dtype of the weights,
+            where close choices tie.
+        random_state: to be entered before lm-eval, which seeds.
     """
-    from lm_eval.models.huggingface import HFLM
 
-    with _constructing(model):
-        lm: Any = HFLM(
-            pretrained=model,
-            tokenizer=tokenizer,
-            batch_size=batch_size or "auto",
-            chat_template_args=dict(template_args),
+    def __init__(
+        self,
+        subject: Subject,
+        tokenizer: PreTrainedTokenizerBase,
+        kept: Kept,
+        *,
+        batch_size: int | str | None,
+        drawing: Any,
+        kind: str,
+        bar: Bar,
+        template_args: Mapping[str, Any],
+    ):
+        self.subject, self.tokenizer, self.kept = subject, tokenizer, kept
+        self.batch_size, self.drawing, self.kind, self.bar = batch_size, drawing, kind, bar
+        self.lm = _without_model(tokenizer, batch_size, template_args)
+        self.random_state = RandomStateApart()
+        self.theirs = {request: getattr(self.lm, request) for request in PASSES}
+        self.answer_with(self.answers)
+
+    def answer_with(self, answers: Callable[[str, Sequence[Any]], list[Any]]) -> None:
+        """Have lm-eval's requests answered by this: (kind of request, requests) -> answers."""
+        for request in PASSES:
+            setattr(self.lm, request, _answering(answers, request))
+
+    def answers(self, request: str, instances: Sequence[Any]) -> list[Any]:
+        """The answer to each request; those of all tasks go through the model together."""
+        tasks = _by_task(instances)
+        keys = {task: self.key(request, asked) for task, asked in tasks.items()}
+        found = {task: self.kept.read(key) for task, key in keys.items()}
+        new = [one for task in tasks if found[task] is None for one in tasks[task]]
+        answered = iter(self._ask(request, new) if new else [])
+        for task, asked in tasks.items():
+            if found[task] is None:
+                found[task] = _packed([next(answered) for _ in asked])
+                self.kept.write(keys[task], found[task])
+        said = {task: iter(_unpacked(arrays)) for task, arrays in found.items()}
+        return [next(said[one.task_name]) for one in instances]
+
+    def plan(self, instances: Sequence[Any]) -> list[dict[str, Any]]:
+        """Of each task: pass, task, requests, tokens (none cut off), and whether it is kept."""
+        planned = []
+        for request in PASSES:
+            tasks = _by_task(one for one in instances if one.request_type == request)
+            for task, asked in tasks.items():
+                planned.append(
+                    {
+                        "pass": PASSES[request],
+                        "data": task,
+                        "rows": len(asked),
+                        "tokens": self._num_tokens(request, asked),
+                        "kept": self.kept.has(self.key(request, asked)),
+                    }
+                )
+        return planned
+
+    def key(self, request: str, instances: Sequence[Any]) -> str | None:
+        """What the answers to the requests of a task are kept under; None: they are not kept."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if self.subject.key is None or backend is None:
+            return None
+        name = PASSES[request]
+        tokenizer = [backend.to_str(), self.tokenizer.special_tokens_map,
+                     self.tokenizer.model_max_length]  # fmt: skip
+        return digest(
+            VERSIONS[name], name, self.subject.key, metadata.version("lm-eval"),
+            digest(tokenizer), [one.args for one in instances],
+            self.drawing if name == "generate" else None,
+        )  # fmt: skip
+
+    def _ask(self, request: str, instances: Sequence[Any]) -> list[Any]:
+        with self.random_state.as_before():
+            model = unwrapped(self.subject.model)  # is loaded here if it is not there yet
+        self.lm._model, self.lm._config, self.lm._device = model, model.config, device_of(model)
+        if request == "loglikelihood":
+            return self._choices(self._pairs(instances))
+        tokens = self._num_tokens(request, instances)
+        self.bar.expect(self.kind, tokens)
+        self.lm._loglikelihood_tokens = lambda requests, **_: self._choices(
+            [(before, after) for _, before, after in requests], shown=False
         )
+        with evaluating(model):
+            found = self.theirs[request](list(instances), disable_tqdm=True)
+        self.bar.done(PASSES[request], tokens)
+        return found
 
-    def loglikelihood(requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
-        rows = [_row(before, choice, lm.max_length) for _, before, choice in requests]
-        bar.expect(kind, sum(len(row.input_ids) for row in rows))
+    def _choices(
+        self, pairs: Sequence[tuple[list[int], list[int]]], *, shown: bool = True
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood of each choice after its question, and whether it is the greedy answer."""
+        rows = [_row(before, choice, self.lm.max_length) for before, choice in pairs]
+        if shown:
+            self.bar.expect(self.kind, sum(len(row.input_ids) for row in rows))
+        progress = partial(self.bar.done, "choices") if shown else lambda done: None
         records = score(
-            model,
+            self.lm._model,
             rows,
             [""] * len(rows),
-            pad_id=tokenizer.pad_token_id,
+            pad_id=self.tokenizer.pad_token_id,
             end_id=None,
-            batch_size=batch_size if isinstance(batch_size, int) else None,
-            progress=lambda done: bar.done("score", done),
+            batch_size=self.batch_size if isinstance(self.batch_size, int) else None,
+            progress=progress,
         )
         return [
             (float(one.logp.sum(dtype=np.float64)), bool(one.hit.all()))
@@ -62,10 +165,60 @@ def asked_by_our_pass(
             for one in records
         ]
 
-    encode = lm.loglikelihood
-    lm.loglikelihood = lambda requests, **_: encode(requests, disable_tqdm=True)
-    lm._loglikelihood_tokens = loglikelihood
-    return lm
+    def _pairs(self, instances: Sequence[Any]) -> list[tuple[list[int], list[int]]]:
+        """Questions and choices as tokens."""
+        self.lm._loglikelihood_tokens = lambda requests, **_: requests
+        found = self.theirs["loglikelihood"](list(instances), disable_tqdm=True)
+        return [(before, choice) for _, before, choice in found]
+
+    def _num_tokens(self, request: str, instances: Sequence[Any]) -> int:
+        if request == "loglikelihood":
+            return sum(len(before) + len(choice) for before, choice in self._pairs(instances))
+        read = sum(len(self.lm.tok_encode(one.args[0])) for one in instances)
+        if request == "loglikelihood_rolling":
+            return read
+        most = self.lm.max_gen_toks
+        return read + sum(one.args[1].get("max_gen_toks", most) for one in instances)
+
+
+def _without_model(
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int | str | None,
+    template_args: Mapping[str, Any],
+) -> Any:
+    """lm-eval's class for models of transformers, with a tokenizer and no model yet."""
+    from lm_eval.models.huggingface import HFLM
+
+    # it warns that a model which is not one it loads itself
+    with quiet("lm_eval.models.huggingface", logging.ERROR):
+        return HFLM(
+            pretrained=SimpleNamespace(config=SimpleNamespace(), device=torch.device("cpu")),
+            backend="causal",
+            tokenizer=tokenizer,
+            batch_size=batch_size or "auto",
+            chat_template_args=dict(template_args),
+        )
+
+
+def _answering(answers: Callable[[str, Sequence[Any]], list[Any]], request: str) -> Any:
+    return lambda instances, **_: answers(request, instances)
+
+
+def _by_task(instances: Iterable[Any]) -> dict[str, list[Any]]:
+    tasks: dict[str, list[Any]] = {}
+    for one in instances:
+        tasks.setdefault(one.task_name, []).append(one)
+    return tasks
+
+
+def _packed(answers: Sequence[Any]) -> Arrays:
+    return {"said": np.frombuffer(json.dumps(list(answers)).encode(), dtype=np.uint8)}
+
+
+def _unpacked(arrays: Arrays | None) -> list[Any]:
+    assert arrays is not None
+    said = json.loads(arrays["said"].tobytes())
+    return [tuple(one) if isinstance(one, list) else one for one in said]
 
 
 def _row(before: list[int], choice: list[int], most: int) -> Encoded:
@@ -73,27 +226,3 @@ def _row(before: list[int], choice: list[int], most: int) -> Encoded:
     ids = [*before, *choice][-(most + 1) :]  # the last token is predicted, not read
     start = max(1, len(ids) - len(choice))
     return Encoded(ids, [IGNORE_INDEX] * start + ids[start:])
-
-
-@contextmanager
-def _constructing(model: Any) -> Iterator[None]:
-    """lm-eval ties weights anew, which an adapter on a tied head does not survive, and warns that
-    a model which is there already is not one it loads itself."""
-    model.tie_weights = lambda *args, **kwargs: None
-    try:
-        with quiet("lm_eval.models.huggingface", logging.ERROR):
-            yield
-    finally:
-        del model.tie_weights
-
-
-@contextmanager
-def quiet(name: str, level: int) -> Iterator[None]:
-    """A logger says nothing below this level."""
-    chatter = logging.getLogger(name)
-    before = chatter.level
-    chatter.setLevel(level)
-    try:
-        yield
-    finally:
-        chatter.setLevel(before)

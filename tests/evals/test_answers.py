@@ -9,8 +9,9 @@ import small_tofu
 import tiny
 import torch
 
-from unlora.evals import answers, build_suites
+from unlora.evals import answers, build_suites, passes
 from unlora.evals.answers import Questioner
+from unlora.evals.plan import PASSES
 from unlora.evals.subject import Subject
 
 METRICS = (
@@ -201,6 +202,19 @@ def test_what_depends_on_a_change_is_asked_again_and_nothing_else(name, bench, a
     assert set(asked) == expected and len(asked) == len(expected)
 
 
+def test_another_commit_of_a_classifier_is_asked_again(bench, asked, monkeypatch):
+    said = passes.legible
+    local = lambda name, *args, **kwargs: said(bench.classifier, *args, **kwargs)  # noqa: E731
+    monkeypatch.setattr(passes, "legible", local)
+    suite = bench.suite(fluency_classifier="someone/clean")
+    for commit, expected in (("a", 1), ("a", 0), ("b", 1), (None, 1), (None, 1)):
+        known = commit and f"someone/clean@{commit}"
+        monkeypatch.setattr(passes, "identity_of", lambda name, known=known: known)
+        asked.clear()
+        suite.evaluate(bench.subject())
+        assert asked == [("legible", "forget")] * expected
+
+
 def test_other_weights_are_asked_again(bench, asked):
     bench.suite().evaluate(bench.subject(key="other"))
     # the root is the same, and so are the texts that it reads again
@@ -210,10 +224,17 @@ def test_other_weights_are_asked_again(bench, asked):
     assert set(asked) == OF_ROOT
 
 
-def test_a_pass_that_comes_to_answer_something_else_is_asked_again(bench, asked, monkeypatch):
-    monkeypatch.setattr(answers, "VERSION", answers.VERSION + 1)
+def test_every_pass_has_a_version():
+    assert set(answers.VERSIONS) == set(PASSES.values()) == {name for name, _ in ALL}
+
+
+@pytest.mark.parametrize("name", answers.VERSIONS)
+def test_a_pass_that_comes_to_answer_something_else_is_asked_again_alone(
+    name, bench, asked, monkeypatch
+):
+    monkeypatch.setitem(answers.VERSIONS, name, answers.VERSIONS[name] + 1)
     bench.suite().evaluate(bench.subject())
-    assert set(asked) == ALL
+    assert set(asked) == answers_of(name) != set()
 
 
 def test_a_damaged_answer_is_asked_again_alone(bench, asked, tmp_path, caplog):

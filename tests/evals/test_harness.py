@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
+import small_harness
 import tiny
 import torch
 from hydra import compose, initialize_config_module
@@ -27,57 +27,14 @@ from unlora.evals.processes import joined
 from unlora.model.guards import GuardError, evaluation_is_pure
 
 CONFIG = {"handler": "LMEvalEvaluator", "tasks": ["rivers"]}
-QUESTIONS = {
-    "rivers": [
-        (
-            f"The {n}th bridge of the town crosses",
-            ["a lake", "the Varn", "a road", "nothing"],
-            n % 4,
-        )
-        for n in range(14)
-    ],
-    "bakers": [(f"Loaf {n} is baked", ["at dawn", "at noon", "never"], n % 3) for n in range(5)],
-}
-TASK = """task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {rows}}}
-test_split: train
-fewshot_split: train
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: choices
-doc_to_target: answer
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-"""
-GROUP = """group: town
-task: [rivers, bakers]
-aggregate_metric_list: [{metric: acc, weight_by_size: true}]
-"""
 
 
 @pytest.fixture(scope="session")
 def tasks(tmp_path_factory):
     """A folder with two tasks in the shape of WMDP and a group of both."""
-    folder = tmp_path_factory.mktemp("tasks")
-    for name, questions in QUESTIONS.items():
-        rows = folder / f"{name}.jsonl"
-        keys = ("question", "choices", "answer")
-        lines = (json.dumps(dict(zip(keys, row, strict=True))) for row in questions)
-        rows.write_text("\n".join(lines))
-        (folder / f"{name}.yaml").write_text(TASK.format(name=name, rows=rows))
-    (folder / "town.yaml").write_text(GROUP)
+    folder = small_harness.write_tasks(tmp_path_factory.mktemp("tasks"))
+    (folder / "town.yaml").write_text(small_harness.GROUP)
     return folder
-
-
-@pytest.fixture
-def lm_eval(monkeypatch, tmp_path):
-    """The real package, without its seconds of looking at this machine."""
-    package = pytest.importorskip("lm_eval", reason="lm-eval is an optional package")
-    from lm_eval import evaluator
-
-    monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    return package
 
 
 @pytest.fixture
@@ -305,7 +262,7 @@ def test_the_default_tasks_exist(lm_eval):
 
 
 def test_data_that_are_not_there_are_said_before_the_model(tokenizer, tmp_path, lm_eval):
-    (tmp_path / "rivers.yaml").write_text(TASK.format(name="rivers", rows=tmp_path / "no.jsonl"))
+    (tmp_path / "rivers.yaml").write_text(small_harness.task("rivers", tmp_path / "no.jsonl"))
     with pytest.raises(InputError, match="eval.wmdp: the tasks cannot be read: .*no.jsonl"):
         build(tokenizer, tmp_path)
 
@@ -378,10 +335,8 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import test_harness, torch
 from pathlib import Path
-from lm_eval import evaluator
 from unlora.evals.processes import joined
 torch.set_num_threads(1)
-evaluator.add_env_info = lambda results: None
 print("ready", flush=True)
 with joined():
     print(test_harness.counted(Path(sys.argv[2]), Path(sys.argv[3])))

@@ -1,6 +1,7 @@
 """What answers and generations are worth, on records made by hand."""
 
 import math
+import unicodedata
 
 import numpy as np
 import pytest
@@ -216,6 +217,20 @@ def test_identical_text_in_any_script_scores_one(text):
     assert rouge(said(text, text)).value == 1
     published = rouge_ascii([*said(text, text), *said("a b", "a b")])  # no word it can see
     assert published.value == 0.5 and published.unscored == 0
+
+
+@pytest.mark.parametrize("text", ["café noir", "한국어 글", "И́горь Йод", "Việt Nam"])
+def test_an_accent_is_a_part_of_its_letter_however_it_is_written(text):
+    apart, whole = (unicodedata.normalize(form, text) for form in ("NFD", "NFC"))
+    assert apart != whole
+    (row,) = rouge(said(whole, apart)).per_example
+    assert row["rougeL_f1"] == 1
+    assert row["ground_truth"] == whole and row["generation"] == apart  # the log has what was said
+
+
+def test_the_ascii_variant_of_rouge_takes_texts_as_they_are():
+    (row,) = rouge_ascii(said("caf\u00e9 noir", "cafe\u0301 noir")).per_example
+    assert row["rougeL_recall"] == 1 / 2  # caf and cafe
 
 
 def test_unspaced_scripts_are_compared_by_character():

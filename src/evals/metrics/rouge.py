@@ -1,6 +1,7 @@
 """How much of the expected text a generation contains. Lin 2004."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Literal, get_args
@@ -24,10 +25,11 @@ def rouge(answers: list[Generated], *, rouge_type: RougeType = "rougeL_recall") 
     """ROUGE over words of any script, ASCII words stemmed; mean of one ``rouge_type``.
 
     Range 0..1; better high for what is to be kept, low for what is to be forgotten. On ASCII text
-    it equals ``rouge_score`` with its stemmer. A reference without a word is NaN, and so is an
+    it equals ``rouge_score`` with its stemmer. A letter is the same whether its accent is a part of
+    it or stands behind it (Unicode's form C). A reference without a word is NaN, and so is an
     answer that a model with logits that are not finite has given.
     """
-    return _rouge(answers, rouge_type, WORD.findall, without_words=float("nan"))
+    return _rouge(answers, rouge_type, _words, without_words=float("nan"))
 
 
 @metric("rouge_ascii", higher_is_better=True)
@@ -38,6 +40,10 @@ def rouge_ascii(answers: list[Generated], *, rouge_type: RougeType = "rougeL_rec
     scores 0.
     """
     return _rouge(answers, rouge_type, ASCII_WORD.findall, without_words=0.0)
+
+
+def _words(text: str) -> list[str]:
+    return WORD.findall(unicodedata.normalize("NFC", text))
 
 
 def _rouge(

@@ -13,9 +13,9 @@ not depend on the number of processes, so that changes nothing at all.
 """
 
 from unlora.evals.passes.gradients import gradient_norm
-from unlora.evals.passes.reading import legible
+from unlora.evals.passes.reading import identity_of, legible
 from unlora.evals.passes.scoring import score
 from unlora.evals.passes.states import hidden
 from unlora.evals.passes.writing import Sampling, generate
 
-__all__ = ["Sampling", "generate", "gradient_norm", "hidden", "legible", "score"]
+__all__ = ["Sampling", "generate", "gradient_norm", "hidden", "identity_of", "legible", "score"]
