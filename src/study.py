@@ -49,7 +49,7 @@ def run(cfg: Any) -> dict[str, Any]:
             study = study.model_copy(update={"methods": {k: list(v) for k, v in best.items()}})
             stages = plan(study, folder)
         waves.run(stages, folder, launch, done)
-        results = _written(stages, folder, done.finished, trials, budget(study) if trials else None)
+        results = _written(stages, folder, done, trials, budget(study) if trials else None)
     left = [stage for stage in stages if stage.name not in done.finished]
     print(f"\n{len(done.ran)} stages were run, {len(done.finished) - _num_ok(done)} were finished "
           f"before.\nEverything is in {folder}")  # fmt: skip
@@ -65,7 +65,7 @@ def _num_ok(done: Any) -> int:
 def _written(
     stages: Sequence[Any],
     folder: Path,
-    finished: set[str],
+    done: Any,
     trials: Sequence[Mapping[str, Any]],
     budget: str | None,
 ) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _written(
 
     order = {"target": 0, "gold": 1, "method": 2}
     evaluated = sorted(
-        (stage for stage in stages if stage.kind == "eval" and stage.name in finished),
+        (stage for stage in stages if stage.kind == "eval" and stage.name in done.finished),
         key=lambda stage: order[stage.role],
     )
     if not evaluated:
@@ -91,19 +91,20 @@ def _written(
     table = as_text(results)
     write_json(folder / "summary.json", results)
     write_text(folder / "table.txt", table + "\n")
-    write_json(folder / "study.json", _description(evaluated, folder, trials, budget))
+    failed = [f"{s.title}: {done.failed[s.name]}" for s in stages if s.name in done.failed]
+    description = _description(evaluated, folder) | {
+        "trials": list(trials), "budget": budget, "missing": failed,
+    }  # fmt: skip
+    write_json(folder / "study.json", description)
     entries = [Entry(s.run, s.role, Path(s.folder), s.seed) for s in evaluated]
-    page = report.write(folder, entries, title=folder.name, trials=trials, budget=budget)
+    page = report.write(
+        folder, entries, title=folder.name, trials=trials, budget=budget, missing=failed
+    )
     print(f"\n{table}\n\nThe page: {page}")
     return results
 
 
-def _description(
-    evaluated: Sequence[Any],
-    folder: Path,
-    trials: Sequence[Mapping[str, Any]],
-    budget: str | None,
-) -> dict[str, Any]:
+def _description(evaluated: Sequence[Any], folder: Path) -> dict[str, Any]:
     """What ``unlora report`` reads of a study."""
     runs = [
         {
@@ -114,7 +115,7 @@ def _description(
         }
         for stage in evaluated
     ]
-    return {"name": folder.name, "runs": runs, "trials": list(trials), "budget": budget}
+    return {"name": folder.name, "runs": runs}
 
 
 def _failures(left: Sequence[Any], failed: Mapping[str, str], folder: Path) -> str:

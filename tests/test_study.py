@@ -85,6 +85,9 @@ def test_it_ends_with_a_table_and_a_page(study):
     page = (home / "report.html").read_text("utf-8")
     assert "GradDiff" in page and "small" in page
     assert not list(home.glob("seed0/*/checkpoint-*"))
+    command = json.loads((home / "seed0/NPO/manifest.json").read_text())["command"]
+    assert command.startswith("unlora unlearn experiment=unlearn/pocket/lora")
+    assert "trainer=NPO trainer.args.seed=0 paths.output_dir=" in command
 
 
 def test_the_plan_is_shown_without_doing_anything(study):
@@ -113,3 +116,5 @@ def test_a_changed_method_runs_its_stages_alone_and_one_that_fails_says_why(stud
     assert "train KL (seed 0): " in done.stderr and "Did you mean 'KL'" in done.stderr
     assert "Not run, as they wait for those: evaluate KL (seed 0)." in done.stderr
     assert "Traceback" not in done.stderr
+    page = (folder / "saves/study/small/report.html").read_text("utf-8")
+    assert "Not on this page" in page and "train KL (seed 0): " in page

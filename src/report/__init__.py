@@ -21,8 +21,9 @@ def write(
     title: str,
     trials: Sequence[Mapping[str, Any]] = (),
     budget: str | None = None,
+    missing: Sequence[str] = (),
 ) -> Path:
     """Write ``report.html``, ``report.md`` and ``table.csv``; see :func:`page.write`."""
     from unlora.report import page
 
-    return page.write(folder, entries, title=title, trials=trials, budget=budget)
+    return page.write(folder, entries, title=title, trials=trials, budget=budget, missing=missing)

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: a folder is not there or holds no log, or a log is broken.
     """
     args = _parser().parse_args(argv)
-    entries, trials, budgets, names = [], [], [], []
+    entries, trials, budgets, names, missing = [], [], [], [], []
     studies = [run for run in args.runs if (run / STUDY).is_file()]
     for run in studies:
         study = read_study(run)
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         entries += [_renamed(entry, label) for entry in study.entries]
         trials += [{**t, "method": f"{label}{t.get('method', '')}"} for t in study.trials]
         budgets += [study.budget] if study.budget else []
+        missing += [f"{label}{one}" for one in study.missing]
         names.append(study.name)
     single = [run for run in args.runs if run not in studies]
     if single or args.target or args.gold:
@@ -56,7 +57,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(studies) > 1:
         entries = _one_of_each(entries)
     title = args.title or ", ".join(dict.fromkeys(names)) or "runs"
-    page = write(args.output, entries, title=title, trials=trials, budget=" ".join(budgets) or None)
+    page = write(
+        args.output, entries, title=title, trials=trials, budget=" ".join(budgets) or None,
+        missing=missing,
+    )  # fmt: skip
     print(_summary(entries, page))
 
 

@@ -22,6 +22,7 @@ def write(
     title: str,
     trials: Sequence[Mapping[str, Any]] = (),
     budget: str | None = None,
+    missing: Sequence[str] = (),
 ) -> Path:
     """Write ``report.html``, ``report.md`` and ``table.csv``, each of them whole or not at all.
 
@@ -31,6 +32,7 @@ def write(
         trials: of a search for settings: ``method``, ``number``, ``params``, ``distance``,
             ``utility``, ``feasible``, ``state`` each.
         budget: one sentence on what the search was allowed.
+        missing: what was to be compared and has failed, a sentence each.
 
     Returns:
         The page.
@@ -44,10 +46,10 @@ def write(
     answers = {one.kind: collect([line.row for line in one.lines], one.kind) for one in found}
     runs = ran.facts(rows)
     page = folder / "report.html"
-    written = text.as_markdown(title, found, answers, rows, runs, trials, budget)
+    written = text.as_markdown(title, found, answers, rows, runs, trials, budget, missing)
     write_text(folder / "report.md", written)
     write_text(folder / "table.csv", text.as_csv(found))
-    write_text(page, _html(title, found, answers, rows, runs, trials, budget))
+    write_text(page, _html(title, found, answers, rows, runs, trials, budget, missing))
     return page
 
 
@@ -59,6 +61,7 @@ def _html(
     runs: Sequence[ran.Facts],
     trials: Sequence[Mapping[str, Any]],
     budget: str | None,
+    missing: Sequence[str],
 ) -> str:
     import jinja2
     from markupsafe import Markup
@@ -87,6 +90,7 @@ def _html(
         "thresholds": words.THRESHOLDS,
         "trials": [{**trial, "settings": text.settings(trial)} for trial in trials],
         "budget": budget,
+        "missing": missing,
         "shown": text.shown,
     }
     page = environment.get_template("report.html").render(content)

@@ -25,6 +25,7 @@ class Study:
     entries: tuple[Entry, ...]
     trials: tuple[Mapping[str, Any], ...] = ()
     budget: str | None = None
+    missing: tuple[str, ...] = ()
 
 
 def read_study(folder: Path) -> Study:
@@ -52,8 +53,9 @@ def read_study(folder: Path) -> Study:
         ) from error
     trials = content.get("trials") or ()
     return Study(
-        str(content.get("name", folder.name)), entries, tuple(trials), content.get("budget")
-    )
+        str(content.get("name", folder.name)), entries, tuple(trials), content.get("budget"),
+        tuple(map(str, content.get("missing") or ())),
+    )  # fmt: skip
 
 
 def entries_of(

@@ -61,6 +61,7 @@ def as_markdown(
     runs: Sequence[Facts],
     trials: Sequence[Mapping[str, Any]],
     budget: str | None,
+    missing: Sequence[str] = (),
 ) -> str:
     parts = [f"# {inline(title)}"]
     for found in all_findings:
@@ -69,6 +70,8 @@ def as_markdown(
         parts += ["\n".join(f"- **{inline(n)}** {inline(s)}" for n, s in words.sentences(found))]
         parts += [inline(words.measured_by(found)), _main_table(found), _other_table(found)]
         parts += [_examples(answers[found.kind])]
+    if missing:
+        parts += ["Not here, as it failed:", "\n".join(f"- {inline(one)}" for one in missing)]
     names, different = differences(rows)
     if different:
         body = [[f"`{code(key)}`", *(f"`{code(row[n])}`" if row[n] else "" for n in names)]

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf, open_dict
 
 from unlora.errors import InputError
 from unlora.stages.plan import Stage
-from unlora.stages.work import Record, do
+from unlora.stages.work import Record, as_command, do
 
 Launch = Callable[[Sequence[tuple[Stage, Record]]], list[str | None]]
 
@@ -72,9 +72,17 @@ def job(cfg: Any) -> str | None:
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"stage is {cfg.stage!r}, which is no record of a stage.") from error
     try:
-        return do(stage, record)
+        with as_command(["unlora", "study", *_asked()]):
+            return do(stage, record)
     finally:
         _free_memory()
+
+
+def _asked() -> list[str]:
+    """The overrides that the study was started with."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return [word for word in HydraConfig.get().overrides.task if not word.startswith("++stage=")]
 
 
 def _free_memory() -> None:

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,11 +115,36 @@ def _run(stage: Stage, *, goes_on: bool) -> None:
         config["trainer"]["args"]["resume_from_checkpoint"] = True
     elif goes_on and not (folder / "manifest.json").exists():
         shutil.rmtree(folder, ignore_errors=True)  # it was stopped before its first checkpoint
-    train.run(config, evaluate=False)
+    with as_command(_command(stage)):
+        train.run(config, evaluate=False)
     given = composed(stage.config, stage.overrides).trainer.args
     if content.keeps_no_checkpoints(given):  # they were ours
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
+
+
+def _command(stage: Stage) -> list[str]:
+    """What one would type to train the same."""
+    set_here = {**stage.params, "trainer.args.seed": stage.seed, "paths.output_dir": stage.folder}
+    if stage.model:
+        set_here["model.model_args.pretrained_model_name_or_path"] = stage.model
+    name = "unlearn" if stage.config == "unlearn" else "train"
+    return [
+        "unlora",
+        name,
+        *stage.overrides,
+        *(f"{key}={value}" for key, value in set_here.items()),
+    ]
+
+
+@contextlib.contextmanager
+def as_command(words: Sequence[str]) -> Iterator[None]:
+    """The command line that a manifest names."""
+    kept, sys.argv = sys.argv, list(words)
+    try:
+        yield
+    finally:
+        sys.argv = kept
 
 
 @contextlib.contextmanager
