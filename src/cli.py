@@ -5,6 +5,7 @@ as the documents of this field print it; what they mistype ends in one message a
 Nothing heavy is imported here: help and mistakes in a config must not wait for torch.
 """
 
+import logging
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 
 from unlora.errors import GuardError, InputError
 from unlora.registry import unknown
+from unlora.run import is_main_process
 
 COMMANDS = {
     "train": ("fine-tune a model", "experiment=finetune/tofu/lora task_name=mine"),
@@ -240,6 +242,7 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
         nonlocal started
         started = True
         _silence_what_is_handled()
+        _leave_talking_to_the_first_process()
         settings = HydraConfig.get()
         several = settings.mode == RunMode.MULTIRUN
         if several and not _has_own_folder(cfg, args):  # jobs never share a folder
@@ -303,6 +306,17 @@ def _silence_what_is_handled() -> None:
         r"`(is_)?gradient_checkpointing",  # renamed in transformers 5; the old name works in both
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _leave_talking_to_the_first_process() -> None:
+    """All processes of a run would say the same; what is left of the others are their errors."""
+    if is_main_process():
+        return
+    logging.getLogger().setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for library in ("HF_HUB", "HF_DATASETS"):
+        os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
 
 
 def _refuse_foreign_flags(name: str, typed: Sequence[str]) -> None:

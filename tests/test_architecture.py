@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "trainer": BASICS | {"data", "model", "objectives", "outputs", "run"},
     "evals": BASICS | {"data", "model", "outputs", "run"},
     "report": BASICS | {"run"},
-    "cli": BASICS | {"config"},
+    "cli": BASICS | {"config", "run"},
     "doctor": {"cli", "errors"},
 }
 ENTRY_POINTS = {"train", "eval", "study", "alternates", "references"}  # they join the parts

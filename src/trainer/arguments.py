@@ -58,6 +58,7 @@ def training_arguments(
             raise InputError(unknown("key of trainer.args", key, known | set(OURS)))
     args["output_dir"] = output_dir
     args["remove_unused_columns"] = False
+    args.setdefault("log_level_replica", "error")  # the first process says it
     args["logging_nan_inf_filter"] = False  # it would log a loss of 0 where there is none
     if args.get("gradient_checkpointing"):
         # re-entrant checkpointing gives adapters no gradient unless the inputs require one
