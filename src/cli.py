@@ -7,6 +7,7 @@ must not wait for torch.
 """
 
 import gc
+import logging
 import os
 import sys
 import warnings
@@ -31,6 +32,7 @@ from unlora.mistakes import (
     unknown_command,
     unreadable,
 )
+from unlora.run import is_main_process
 from unlora.usage import COMMANDS, overview, usage
 
 HELP = {"-h", "--help"}
@@ -115,6 +117,7 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
         if collects:
             gc.enable()
         _silence_what_is_handled()
+        _leave_talking_to_the_first_process()
         settings = HydraConfig.get()
         several = settings.mode == RunMode.MULTIRUN
         if several and not _has_own_folder(cfg, args):  # jobs never share a folder
@@ -190,6 +193,17 @@ def _silence_what_is_handled() -> None:
         r"`(is_)?gradient_checkpointing",  # renamed in transformers 5; the old name works in both
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _leave_talking_to_the_first_process() -> None:
+    """All processes of a run would say the same; what is left of the others are their errors."""
+    if is_main_process():
+        return
+    logging.getLogger().setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for library in ("HF_HUB", "HF_DATASETS"):
+        os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
 
 
 @contextmanager

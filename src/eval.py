@@ -32,6 +32,7 @@ def run(cfg: Any) -> dict[str, float]:
     from unlora.evals import Subject, build_suites, evaluate_all
     from unlora.evals.logs import intervals
     from unlora.evals.processes import joined
+    from unlora.evals.progress import without_library_bars
     from unlora.evals.subject import NO_ADAPTERS
     from unlora.model import as_trained, get_model, load_args, load_tokenizer
     from unlora.model.guards import evaluation_is_pure
@@ -39,10 +40,12 @@ def run(cfg: Any) -> dict[str, float]:
     from unlora.model.lineage import Lineage
     from unlora.run import Run, is_main_process
 
-    if config.output != "lines":
+    if config.output != "lines" and is_main_process():  # the others say less already
         logging.getLogger().setLevel(logging.WARNING)
     config = config.model_copy(update={"model": as_trained(config.model)})
     with ExitStack() as guard:
+        if config.output != "lines":
+            guard.enter_context(without_library_bars())
         guard.enter_context(joined())
         found = references.find(config)
         suites = build_suites(

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "commandline": {"errors"},
     "mistakes": BASICS | {"commandline", "config"},
     "usage": {"commandline"},
-    "cli": {"commandline", "errors", "mistakes", "usage"},
+    "cli": {"commandline", "errors", "mistakes", "run", "usage"},
     "compose": {"commandline", "errors", "mistakes"},
     "__main__": {"cli"},
     "completion": {"commandline", "errors", "usage"},

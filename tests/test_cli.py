@@ -323,6 +323,33 @@ def test_every_command_silences_what_is_handled(monkeypatch):
     assert [str(warning.message) for warning in caught] == ["This one is not."]
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_of_several_processes_the_first_talks_and_the_others_say_what_went_wrong(
+    rank, monkeypatch, capfd
+):
+    monkeypatch.setenv("RANK", rank)
+    bars = [f"{library}_DISABLE_PROGRESS_BARS" for library in ("HF_HUB", "HF_DATASETS")]
+    for name in (*bars, "TRANSFORMERS_VERBOSITY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)  # what is set in the test is gone after it
+
+    def run(cfg):
+        logging.getLogger("unlora.train").warning("a warning")
+        warnings.warn("of a library", stacklevel=1)
+        raise InputError("This is wrong.")
+
+    level = logging.getLogger().level
+    with warnings.catch_warnings(record=True) as caught, pytest.raises(SystemExit):
+        warnings.simplefilter("always")
+        launch(run, "unlearn", [LORA])
+    logging.getLogger().setLevel(level)
+    said = "".join(capfd.readouterr())
+    assert "This is wrong." in said
+    assert ("a warning" in said) == (rank == "0")
+    assert ("of a library" in map(str, (one.message for one in caught))) == (rank == "0")
+    assert [os.environ.get(name) for name in bars] == ([None] if rank == "0" else ["1"]) * 2
+
+
 def test_a_failed_job_does_not_stop_the_others(capsys):
     seen = []
 

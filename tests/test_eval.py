@@ -9,6 +9,7 @@ import small_tofu
 import tiny
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from transformers.utils.logging import is_progress_bar_enabled
 
 from unlora import eval as evaluation
 from unlora.cli import normalised
@@ -92,14 +93,17 @@ def test_the_plan_asks_nothing_and_says_what_is_kept(folder, monkeypatch, capsys
 
 
 @pytest.mark.parametrize("output", ["json", "quiet"])
-def test_output_for_programs(output, folder, capsys):
+def test_output_for_programs(output, folder, capfd):
     summary = evaluation.run(config(f"++output={output}"))
-    said = capsys.readouterr()
+    said = capfd.readouterr()
     if output == "quiet":
         assert said.out == ""
     else:
         assert json.loads(said.out) == pytest.approx(summary)
-    assert "tok/s" not in said.err  # no bar
+    assert not re.search("tok/s|Loading weights|it/s|examples", said.err), said.err  # no bar
+    assert is_progress_bar_enabled()  # for what comes after it in this process
+    evaluation.run(config("eval.tofu.max_new_tokens=4"))
+    assert "Loading weights" in capfd.readouterr().err  # so it would have shown
 
 
 def test_lines_and_tables_are_aligned():

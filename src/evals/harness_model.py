@@ -89,8 +89,8 @@ class Harnessed:
         answered = iter(self._ask(request, new) if new else [])
         for task, asked in tasks.items():
             if found[task] is None:
-                found[task] = _packed([next(answered) for _ in asked])
-                self.kept.write(keys[task], found[task])
+                arrays = found[task] = _packed([next(answered) for _ in asked])
+                self.kept.write(keys[task], arrays)
         said = {task: iter(_unpacked(arrays)) for task, arrays in found.items()}
         return [next(said[one.task_name]) for one in instances]
 

@@ -1,8 +1,11 @@
 """One bar for a whole evaluation."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
+from transformers.utils import logging as of_transformers
 
 from unlora.run import is_main_process
 
@@ -46,3 +49,20 @@ class Bar:
         """A pass has done this much."""
         self.bar.set_description(f"{self.kind} {name}", refresh=False)
         self.bar.update(tokens)
+
+
+@contextmanager
+def without_library_bars() -> Iterator[None]:
+    """The bars with which transformers loads weights and datasets reads rows are not shown."""
+    import datasets
+
+    shown = of_transformers.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
+    of_transformers.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown[0]:
+            of_transformers.enable_progress_bar()
+        if shown[1]:
+            datasets.enable_progress_bars()

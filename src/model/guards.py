@@ -5,7 +5,7 @@ adapters without gradients, an evaluation that changed the model, a merge that c
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -143,17 +143,33 @@ def gradient_faults(model: nn.Module, resting: frozenset[str] = frozenset()) -> 
 
 def lora_b(model: nn.Module) -> dict[str, Tensor]:
     """A copy of every trainable lora_B, to see later which of them have moved."""
-    return {
-        name: parameter.detach().clone()
+    found = {
+        name: parameter
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and "lora_B" in name
     }
+    with _whole(found.values()):
+        return {name: parameter.detach().clone() for name, parameter in found.items()}
 
 
 def unmoved(model: nn.Module, before: dict[str, Tensor]) -> list[str]:
     """The lora_B that are still what they were."""
     now = dict(model.named_parameters())
-    return [name for name, old in before.items() if torch.equal(now[name].detach(), old)]
+    with _whole(now[name] for name in before):
+        return [name for name, old in before.items() if torch.equal(now[name].detach(), old)]
+
+
+@contextmanager
+def _whole(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Weights that DeepSpeed has split over the processes are whole within."""
+    split = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not split:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(split):
+        yield
 
 
 def gradients_alive(faults: list[str], unmoved: list[str]) -> str:
@@ -211,6 +227,7 @@ def _state(model: nn.Module) -> dict[str, object]:
 
 def _checksum(tensor: Tensor) -> tuple[object, ...]:
     """Changes with any single element; reads every bit once and copies nothing."""
+    tensor = getattr(tensor, "ds_tensor", tensor)  # this process's part, where DeepSpeed splits
     if tensor.is_meta or tensor.numel() == 0:
         return (tensor.shape, tensor.dtype)
     integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -2,7 +2,8 @@
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.integrations import deepspeed
 
 from unlora.config import ModelSection
 from unlora.errors import InputError
@@ -72,11 +74,27 @@ def load_root(lineage: Lineage, model_args: Mapping[str, Any]) -> tuple[PreTrain
     if args.get("device_map"):
         args["device_map"] = _device_map(args["device_map"])
     try:
-        base = AutoModelForCausalLM.from_pretrained(lineage.root, **args)
+        with read_whole():
+            base = AutoModelForCausalLM.from_pretrained(lineage.root, **args)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(_why_not_loaded(lineage.root, error)) from error
     found = fingerprint(lineage.root) if lineage.local_root else commit_of(lineage.root, args)
     return base, Lineage(lineage.root, lineage.links, found)
+
+
+@contextmanager
+def read_whole() -> Iterator[None]:
+    """Every process reads all weights, also where DeepSpeed's third stage is to split them.
+
+    transformers would split them while it reads. Probes, merges and adapters need them whole;
+    they are split when training starts.
+    """
+    configured = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = configured
 
 
 def pinned(lineage: Lineage, args: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from unlora.model.load import (
     load_args,
     load_root,
     merge_adapters,
+    read_whole,
     root_config,
     without_adapters,
 )
@@ -136,7 +137,7 @@ def checked_lora_config(
     targets = config.target_modules
     if targets is None or targets == "all-linear":
         return config
-    with torch.device("meta"):
+    with torch.device("meta"), read_whole():
         skeleton = AutoModelForCausalLM.from_config(architecture)
     names = [name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)]
     short = {name.rpartition(".")[2] for name in names}
@@ -185,12 +186,12 @@ def save_adapter(model: PeftModel, folder: Path, state_dict: dict | None = None)
 
 def describe_size(model: nn.Module, folder: Path) -> str:
     """Trainable share and file size, as measured."""
+    # ds_numel: weights that DeepSpeed has split over the processes
+    sizes = {n: (getattr(p, "ds_numel", p.numel()), p) for n, p in model.named_parameters()}
     if not isinstance(model, PeftModel):
-        return f"{sum(p.numel() for p in model.parameters()):,} trained parameters, all of them"
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(
-        p.numel() for n, p in model.named_parameters() if not p.requires_grad and "lora_" not in n
-    )
+        return f"{sum(size for size, _ in sizes.values()):,} trained parameters, all of them"
+    trained = sum(size for size, p in sizes.values() if p.requires_grad)
+    frozen = sum(size for n, (size, p) in sizes.items() if not p.requires_grad and "lora_" not in n)
     megabytes = (folder / ADAPTER_WEIGHTS).stat().st_size / 1e6
     return (
         f"{trained:,} trained parameters beside {frozen:,} frozen ones "

@@ -69,6 +69,7 @@ def training_arguments(
         args["report_to"] = "none"  # transformers 4 would report to whatever is installed
     if args.get("run_name") is None:
         args["run_name"] = run_name
+    args.setdefault("log_level_replica", "error")  # the first process says it
     args["logging_nan_inf_filter"] = False  # it would log a loss of 0 where there is none
     if args.get("gradient_checkpointing"):
         # re-entrant checkpointing gives adapters no gradient unless the inputs require one

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate.utils import gather_object
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file, save_file
@@ -298,9 +299,12 @@ class UnlearningTrainer(Trainer):
         return super().train(*args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log the terms of the loss beside the loss, as means since the last time."""
+        """Log the terms of the loss beside the loss, as means since the last time.
+
+        As the loss they are those of all processes, each of which has seen rows of its own.
+        """
         if "loss" in logs:
-            logs |= {name: sum(seen) / len(seen) for name, seen in self._logged.items() if seen}
+            logs |= _means(gather_object([dict(self._logged)]))
             self._logged.clear()
         super().log(logs, *args, **kwargs)
 
@@ -336,3 +340,10 @@ class UnlearningTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         save_adapter(model, folder, state_dict)
         self.processing_class.save_pretrained(str(folder))
+
+
+def _means(noted: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """The mean of each number over what several processes have noted."""
+    names = dict.fromkeys(name for one in noted for name in one)
+    found = {name: [number for one in noted for number in one.get(name, ())] for name in names}
+    return {name: sum(seen) / len(seen) for name, seen in found.items() if seen}

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import LORA, llama, qwen2, tokenizer
 from transformers import AutoModelForCausalLM
+from transformers.integrations import deepspeed
 
 from unlora.errors import GuardError, InputError
 from unlora.model import get_model
@@ -327,3 +328,27 @@ def test_the_card_says_where_the_adapter_belongs(finetuned, tmp_path):
     assert "finetuned" in (second / "README.md").read_text()
     links = json.loads((second / "lineage.json").read_text())["links"]
     assert [link["path"] for link in links] == ["../finetuned", "."]
+
+
+class ThirdStage:
+    """What transformers looks at to split weights as it reads them."""
+
+    config = {}
+
+    def is_zero3(self):
+        return True
+
+
+def test_weights_are_read_whole_where_deepspeed_is_to_split_them(root, monkeypatch):
+    """Without that reading would ask for deepspeed, which is not needed before training starts."""
+    configured = ThirdStage()
+    deepspeed.set_hf_deepspeed_config(configured)
+    try:
+        section = {"model_args": {"pretrained_model_name_or_path": str(root)}}
+        with pytest.raises((ImportError, AssertionError)):
+            AutoModelForCausalLM.from_pretrained(str(root))
+        model, _ = get_model(section | {"use_lora": True, "lora_config": {"r": 2}})
+        assert all(p.numel() for p in model.parameters())
+        assert deepspeed.is_deepspeed_zero3_enabled()  # Trainer must know
+    finally:
+        deepspeed.unset_hf_deepspeed_config()

@@ -145,6 +145,22 @@ def test_the_terms_are_logged_and_add_up(tmp_path):
         assert total == pytest.approx(0.5 * forget + 2.0 * retain, rel=1e-4)
 
 
+def test_the_terms_in_the_log_are_those_of_all_processes(tmp_path, monkeypatch):
+    """Another process has seen the same numbers of rows, with a forget_loss of 1 on each."""
+    noted = []
+
+    def of_two(objects):
+        noted.append(objects[0])
+        return [*objects, {name: [1.0] * len(seen) for name, seen in objects[0].items()}]
+
+    monkeypatch.setattr("unlora.trainer.trainer.gather_object", of_two)
+    trainer = trainer_for(tmp_path, UnlearningLoss.build("NPO"), gradient_accumulation_steps=2)
+    trainer.train()
+    own = [sum(one["forget_loss"]) / 2 for one in noted]
+    assert len(own) == 3 and all(len(one["forget_loss"]) == 2 for one in noted)
+    assert losses(trainer, "forget_loss") == pytest.approx([(value + 1) / 2 for value in own])
+
+
 def test_one_step_asks_each_pass_once(tmp_path):
     loss = UnlearningLoss.build("UNDIAL", retain_loss_type="KL")
     assert list(loss.views) == [

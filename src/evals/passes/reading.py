@@ -11,7 +11,7 @@ from unlora.errors import InputError
 from unlora.evals.passes.batches import Budget, Progress, answer_all
 from unlora.evals.records import Legible
 from unlora.model.lineage import fingerprint
-from unlora.model.load import commit_of
+from unlora.model.load import commit_of, read_whole
 
 CLEAN = ("clean", "LABEL_0")  # what classifiers of gibberish call text that is none
 
@@ -83,7 +83,8 @@ def _loaded(classifier: str) -> tuple[Any, Any]:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(classifier)
-        model = AutoModelForSequenceClassification.from_pretrained(classifier).eval()
+        with read_whole():
+            model = AutoModelForSequenceClassification.from_pretrained(classifier).eval()
     except (OSError, ValueError) as error:
         raise InputError(
             f"fluency_classifier {classifier!r} cannot be loaded: {str(error).splitlines()[0]}"
