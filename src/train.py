@@ -132,6 +132,7 @@ def run(cfg: Any) -> dict[str, float]:
         logger.info("%s", arithmetic)
     trainer.save_model()
     trainer.save_state()
+    trainer.accelerator.wait_for_everyone()  # until the first process has written the model
     size = describe_size(model, Path(folder))
     logger.info("%s", size)
 
