@@ -145,6 +145,7 @@ def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
             logger.info("%s", arithmetic)
         trainer.save_model()
         trainer.save_state()
+        trainer.accelerator.wait_for_everyone()  # until the first process has written the model
         size = describe_size(model, Path(folder))
         logger.info("%s", size)
 

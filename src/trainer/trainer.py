@@ -329,6 +329,9 @@ class UnlearningTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         model = self.accelerator.unwrap_model(self.model)
         folder = Path(output_dir or self.args.output_dir)
+        # Trainer calls this in every process, and only the first has weights that were gathered
+        if isinstance(model, PeftModel) and not self.args.should_save:
+            return
         if state := self.remembered():
             folder.mkdir(parents=True, exist_ok=True)
             save_file(state, folder / STATE)

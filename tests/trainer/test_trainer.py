@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny import LORA, llama, rows, tokenizer
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from unlora.data.pairs import Parts
 from unlora.errors import GuardError, InputError
@@ -159,6 +159,17 @@ def test_the_terms_in_the_log_are_those_of_all_processes(tmp_path, monkeypatch):
     own = [sum(one["forget_loss"]) / 2 for one in noted]
     assert len(own) == 3 and all(len(one["forget_loss"]) == 2 for one in noted)
     assert losses(trainer, "forget_loss") == pytest.approx([(value + 1) / 2 for value in own])
+
+
+def test_of_several_processes_only_the_first_writes_an_adapter(tmp_path, monkeypatch):
+    """The others are asked to as well, and may hold no whole weights."""
+    trainer = trainer_for(tmp_path, UnlearningLoss.build("NPO"))
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingArguments, "should_save", property(lambda self: False))
+        trainer._save(str(tmp_path / "second"), None)
+    assert not (tmp_path / "second").exists()
+    trainer._save(str(tmp_path / "first"), None)
+    assert (tmp_path / "first" / "adapter_model.safetensors").is_file()
 
 
 def test_one_step_asks_each_pass_once(tmp_path):
