@@ -8,6 +8,7 @@ What is finished is not run again, what was interrupted goes on, and a changed s
 what depends on it: see :mod:`unlora.stages`.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def run(cfg: Any) -> dict[str, Any]:
     folder = Path(study.paths.output_dir)
     stages = plan(study, folder)
     if study.dry_run:
+        logging.getLogger().setLevel(logging.WARNING)  # the plan is all that is wanted
         print(dry_run.as_text(study, stages, folder))
         return {}
     with _alone(folder):

@@ -87,6 +87,7 @@ def forecasts(study: Study, stages: Sequence[Stage], folder: Path) -> list[Forec
     """What each stage would be."""
     finished: set[str] = set()
     times = Times(study, folder, stages)
+    unreachable: dict[str, str] = {}
     found = []
     for stage in stages:
         state = _state(stage, folder, finished)
@@ -96,21 +97,27 @@ def forecasts(study: Study, stages: Sequence[Stage], folder: Path) -> list[Forec
         elif stage.kind == "eval":
             found.append(Forecast(stage, state, seconds=times.of_evaluation()))
         else:
-            found.append(_training(study, stage, state, times))
+            found.append(_training(study, stage, state, times, unreachable))
     return found
 
 
-def _training(study: Study, stage: Stage, state: str, times: "Times") -> Forecast:
+def _training(
+    study: Study, stage: Stage, state: str, times: "Times", unreachable: dict[str, str]
+) -> Forecast:
     from unlora.model.estimate import estimate
 
     config = checked(_from_the_start(study, stage))
     rows = _num_rows(config)
     steps = _num_steps(config, rows) if rows else None
-    try:
-        size = estimate(config)
-        seconds = times.of_step(stage)
-    except InputError as error:  # the model is out of reach from here
-        return Forecast(stage, state, rows, steps, note=str(error))
+    model = config.model.model_args["pretrained_model_name_or_path"]
+    if model not in unreachable:  # a hub that does not answer is not asked again
+        try:
+            size = estimate(config)
+            seconds = times.of_step(stage)
+        except InputError as error:
+            unreachable[model] = str(error)
+    if model in unreachable:
+        return Forecast(stage, state, rows, steps, note=unreachable[model])
     return Forecast(stage, state, rows, steps, size.trained, size.total_bytes,
                     steps * seconds if steps and seconds else None)  # fmt: skip
 
