@@ -1,6 +1,7 @@
 # PYTHON=python3.12 make demo   chooses the interpreter; versions 3.11 to 3.13 work.
 PYTHON ?= python3
 PIP = -m pip --disable-pip-version-check --quiet install
+PARALLEL = --numprocesses auto --dist loadfile
 INSTALL_SELF = $(PIP) --no-build-isolation --no-deps --editable .
 
 .PHONY: demo picture methods memory bench-eval test test-floor test-slow check clean
@@ -21,10 +22,10 @@ bench-eval: .venv/.run  ## a whole evaluation, beside one that asks anew for eve
 	.venv/bin/python benchmarks/evaluate.py
 
 test: .venv/.test  ## the default tests: offline, on the CPU
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q $(PARALLEL)
 
 test-floor: .venv-floor/.test  ## the same with the oldest packages that are supported
-	.venv-floor/bin/python -m pytest -q
+	.venv-floor/bin/python -m pytest -q $(PARALLEL)
 
 test-slow: .venv/.test
 	.venv/bin/python -m pytest -q -m "slow and not gpu"
@@ -34,7 +35,7 @@ check: .venv/.test  ## what a change must pass
 	.venv/bin/ruff check
 	mkdir -p .mypy_cache/path && ln -sfn ../../src .mypy_cache/path/unlora
 	MYPYPATH=.mypy_cache/path .venv/bin/mypy
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q $(PARALLEL)
 
 clean:  ## environments and caches; runs in saves/ stay
 	rm -rf .venv .venv-floor build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -36,7 +36,8 @@ from unlora.run import is_main_process
 from unlora.usage import COMMANDS, overview, usage
 
 HELP = {"-h", "--help"}
-MODULES = {"report": "unlora.report.command"}  # of a command, where it is not called like it
+# of a command, where it is not called like it; unlora.export is the function of the API
+MODULES = {"report": "unlora.report.command", "export": "unlora.exporting"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+# several threads on small tensors wait for each other, above all beside other processes
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 

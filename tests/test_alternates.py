@@ -273,4 +273,8 @@ def test_the_command_explains_itself(capsys):
     main(["alternates", "--help"])
     said = capsys.readouterr().out
     assert "unlora alternates experiment=unlearn/tofu/lora" in said
-    assert "alternates.repeats=5" in said and "finetune/" not in said and "trainer.args" not in said
+    assert (
+        "alternates.repeats=5" in said
+        and "experiment=finetune/" not in said
+        and "trainer.args" not in said
+    )

@@ -196,3 +196,12 @@ def test_import_is_light_and_shows_what_there_is():
     assert export.__module__ == "unlora.api"
     with pytest.raises(AttributeError, match="no attribute 'unlern'"):
         unlora.unlern  # noqa: B018
+
+
+def test_the_functions_are_not_hidden_by_modules_of_their_names():
+    import importlib
+
+    import unlora
+
+    for name in unlora.__all__:
+        assert importlib.util.find_spec(f"unlora.{name}") is None, name

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "compose": {"commandline", "errors", "mistakes"},
     "__main__": {"cli"},
     "completion": {"commandline", "errors", "usage"},
-    "export": {"errors", "model"},
+    "exporting": {"errors", "model"},
     "doctor": {"cli", "commandline", "config", "errors", "model", "trainer"},
     "chat": BASICS | {"config", "data", "model"},
 }

@@ -316,7 +316,7 @@ def test_every_command_silences_what_is_handled(monkeypatch):
         warnings.warn("Model has `tie_word_embeddings=True` and ...", stacklevel=1)
         warnings.warn("This one is not.", stacklevel=1)
 
-    monkeypatch.setattr("unlora.export.main", export)
+    monkeypatch.setattr("unlora.exporting.main", export)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         main(["export", "run", "--merged"])

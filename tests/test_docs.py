@@ -18,7 +18,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 STARTS = ("unlora", "python", "torchrun")
 FILES = ("forget.jsonl", "retain.jsonl", "retain.csv", "facts.jsonl", "holdout.jsonl")
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
-HELPERS = ("export", "doctor", "chat", "report", "--help")
+HELPERS = ("export", "doctor", "chat", "report", "completion", "--help")
 
 
 def blocks(text: str) -> list[str]:

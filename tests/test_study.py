@@ -112,7 +112,7 @@ def test_a_changed_method_runs_its_stages_alone_and_one_that_fails_says_why(stud
         code=2,
     )
     assert "3 stages were run, 6 were finished before" in done.stdout
-    assert "train NPO (seed 0): " in done.stderr and "GradDiff" not in done.stderr
+    assert "train NPO (seed 0): " in done.stderr and "train GradDiff" not in done.stderr
     assert "train KL (seed 0): " in done.stderr and "Did you mean 'KL'" in done.stderr
     assert "Not run, as they wait for those: evaluate KL (seed 0)." in done.stderr
     assert "Traceback" not in done.stderr
