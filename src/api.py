@@ -355,15 +355,25 @@ def _files(data: Mapping[str, Any], folder: Path) -> list[str]:
 @contextmanager
 def _new_run(folder: Path) -> Iterator[None]:
     """A folder for a new run; an earlier one is kept, and is back where no run came about."""
+    if folder.name in ("", "..") or (folder.exists() and not folder.is_dir()):
+        raise InputError(
+            f"output_dir is {str(folder)!r}; a run needs a folder of its own: saves/unlearn/NAME."
+        )
+    there = folder.is_dir() and any(folder.iterdir())
+    had_data = (folder / "data").exists()
+    kept = set_aside(folder) if there else None
     folder.mkdir(parents=True, exist_ok=True)
-    kept = set_aside(folder)
     try:
         yield
     except BaseException:
         if not (folder / "run_config.json").is_file():
-            shutil.rmtree(folder)
-            if kept is not None:
-                kept.rename(folder)
+            if there and kept is None:  # what is no run is the user's, and stays
+                if not had_data:
+                    shutil.rmtree(folder / "data", ignore_errors=True)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+                if kept is not None:
+                    kept.rename(folder)
         raise
 
 

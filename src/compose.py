@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from unlora import mistakes
-from unlora.commandline import normalised
+from unlora.commandline import normalised, quoted
 from unlora.errors import InputError
 
 
@@ -21,11 +21,24 @@ def composed(name: str, words: Sequence[str]) -> Any:
     Raises:
         InputError: a word is not understood, or names what is not there.
     """
-    return _composed(name, tuple(normalised(words))).copy()
+    folders = _config_folders()
+    given = [word for folder in folders for word in ("--config-dir", folder)]
+    args = normalised([*given, *words])[len(given) :]
+    return _composed(name, tuple(args), folders).copy()
+
+
+def _config_folders() -> tuple[str, ...]:
+    """The folders with configs of the user's own, where this process runs under Hydra."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return ()
+    sources = HydraConfig.get().runtime.config_sources
+    return tuple(one.path for one in sources if one.provider == "command-line")
 
 
 @functools.cache
-def _composed(name: str, args: tuple[str, ...]) -> Any:
+def _composed(name: str, args: tuple[str, ...], folders: tuple[str, ...]) -> Any:
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -35,7 +48,9 @@ def _composed(name: str, args: tuple[str, ...]) -> Any:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("unlora.configs", version_base=None):
-            return compose(name, overrides=list(args))
+            places = ",".join(quoted(f"file://{folder}") for folder in folders)
+            more = [f"hydra.searchpath=[{places}]"] if folders else []
+            return compose(name, overrides=[*args, *more])
     except OverrideParseException as error:
         raise InputError(mistakes.unreadable(error.override.removeprefix("++"))) from error
     except MissingConfigException as error:

@@ -1,6 +1,7 @@
 """Tests run offline; what they need they make."""
 
 import gc
+import logging
 import os
 from pathlib import Path
 
@@ -27,6 +28,18 @@ def realdata() -> Path:
 def own_cache(tmp_path, monkeypatch):
     """Every test keeps what it computes for later in a folder of its own."""
     monkeypatch.setenv("UNLORA_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def own_logging():
+    """A command sets up logging to where a test looks; the next test looks elsewhere."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for handler in [h for h in root.handlers if h not in handlers]:
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)

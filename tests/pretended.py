@@ -49,7 +49,7 @@ def pretended(monkeypatch):
     """Training and evaluation that only write files; the names of the stages that were run."""
     ran = []
 
-    def run(stage, *, goes_on):
+    def run(stage, key):
         ran.append(stage.name)
         config = content.config_of(stage)
         place = Path(stage.evals if stage.kind == "eval" else stage.folder)

@@ -205,3 +205,16 @@ def test_the_functions_are_not_hidden_by_modules_of_their_names():
 
     for name in unlora.__all__:
         assert importlib.util.find_spec(f"unlora.{name}") is None, name
+
+
+@pytest.mark.parametrize("earlier", ["thesis.txt", "lineage.json"])
+def test_a_run_that_does_not_come_about_leaves_the_folder_as_it_was(root, earlier):
+    place = Path("precious")
+    place.mkdir()
+    (place / earlier).write_text("{}")
+    with pytest.raises(InputError, match="NPOO"):
+        forget(root, method="NPOO", output_dir=place)
+    assert [path.name for path in place.iterdir()] == [earlier]
+    assert not list(Path().glob("precious.previous-*"))
+    with pytest.raises(InputError, match="a folder of its own"):
+        forget(root, output_dir=place / earlier)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from unlora.errors import InputError
 from unlora.report import write
 from unlora.report.results import Entry
 from unlora.report.roles import STUDY, entries_of, read_study
@@ -57,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(studies) > 1:
         entries = _one_of_each(entries)
     title = args.title or ", ".join(dict.fromkeys(names)) or "runs"
+    if args.output.exists() and not args.output.is_dir():
+        raise InputError(f"--output is {str(args.output)!r}, which is no folder. Give another.")
     page = write(
         args.output, entries, title=title, trials=trials, budget=" ".join(budgets) or None,
         missing=missing,

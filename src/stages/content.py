@@ -20,6 +20,10 @@ NOT_LEARNT = (
     "logging_first_step", "disable_tqdm", "log_level", "dataloader_num_workers",
     "dataloader_pin_memory",
 )  # fmt: skip
+TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja",
+)  # fmt: skip
 # of a suite: they say how it is asked and where that is written, not what it says
 NOT_SAID = (
     "output_dir", "overwrite", "cache", "batch_size", "token_budget", "retain_logs_path",
@@ -57,13 +61,17 @@ def key(stage: Stage) -> str:
     if stage.kind == "train":
         model = {k: v for k, v in config["model"].items() if k != "targets"}
         trainer = dict(config["trainer"])
-        trainer["args"] = {k: v for k, v in trainer["args"].items() if k not in NOT_LEARNT}
+        chooses = bool(trainer["args"].get("load_best_model_at_end"))
+        left_out = ("output_dir", "report_to", "run_name") if chooses else NOT_LEARNT
+        trainer["args"] = {k: v for k, v in trainer["args"].items() if k not in left_out}
         data = {k: _data(v, place) for k, v in (config.get("data") or {}).items()}
         parts += [_without_paths(model), trainer, data]
-    if stage.kind == "eval" or stage.retain_log:
+        parts.append(_tokenizer(config["model"]["tokenizer_args"]))
+        if chooses:  # the best checkpoint depends on when it is looked for, and by what
+            parts.append({name: [suite.get("panel"), suite.get("panel_rows"), _suite(suite, place)]
+                          for name, suite in config["eval"].items()})  # fmt: skip
+    else:
         parts.append({name: _suite(suite, place) for name, suite in config["eval"].items()})
-        parts += [_logs(stage.retain_log), _logs(stage.target_log)]
-    if stage.kind == "eval":
         parts.append(_asked_as(stage))
     return digest(*parts)
 
@@ -101,12 +109,11 @@ def _evaluation(stage: Stage) -> dict[str, Any]:
     suites = {name: dict(suite) for name, suite in whole["eval"].items()}
     for suite in suites.values():
         suite["output_dir"] = stage.evals
-        for which in ("retain_log", "target_log"):
-            log = getattr(stage, which)
-            if f"{which}s_path" in suite:
-                suite[f"{which}s_path"] = log or (
-                    None if stage.role != "method" else suite[f"{which}s_path"]
-                )
+        for which, asked in (("retain_log", ("target", "method")), ("target_log", ("method",))):
+            name = f"{which}s_path"
+            if name in suite:  # one's own reference serves where the study makes none
+                own = suite[name] if stage.role in asked else None
+                suite[name] = getattr(stage, which) or own
     return {
         "mode": "eval",
         "task_name": stage.run,
@@ -136,7 +143,23 @@ def model_content(path: str) -> Any:
     lineage = Lineage.read(resolve(path))
     # a run that was trained in full is its own root
     root = fingerprint(lineage.root) if lineage.local_root else [lineage.root, lineage.fingerprint]
-    return [root, [(link.sha256, link.config_sha256) for link in lineage.links]]
+    links = [(link.sha256, link.config_sha256) for link in lineage.links]
+    folders = [folder for folder in (Path(path), *lineage.folders) if folder.is_dir()]
+    return [root, links, [_tokenizer_files(folder) for folder in folders]]
+
+
+def _tokenizer(args: Mapping[str, Any]) -> Any:
+    """A tokenizer by its content, where it is on this machine."""
+    from unlora.model.load import resolve
+
+    given = dict(args)
+    path = resolve(str(given.pop("pretrained_model_name_or_path", "")))
+    return [given, _tokenizer_files(Path(path)) if path and Path(path).is_dir() else path]
+
+
+def _tokenizer_files(folder: Path) -> list[tuple[str, str]]:
+    files = [folder / name for name in TOKENIZER]
+    return [(file.name, sha256(file)) for file in files if file.is_file()]
 
 
 def _asked_as(stage: Stage) -> Any:
@@ -152,12 +175,14 @@ def _without_paths(model: Mapping[str, Any]) -> dict[str, Any]:
     """The section without where the weights are; their content counts."""
     args = dict(model["model_args"])
     args.pop("pretrained_model_name_or_path")
-    return {**model, "model_args": args}
+    tokenizer = {k: v for k, v in model["tokenizer_args"].items() if "path" not in k}
+    return {**model, "model_args": args, "tokenizer_args": tokenizer}
 
 
 def _suite(suite: Mapping[str, Any], place: str | None) -> Any:
     said = {name: value for name, value in suite.items() if name not in NOT_SAID}
-    return [said, [_rows(found, place) for found in _hub_args(suite.get("data"))]]
+    logs = [_log(suite.get(which)) for which in ("retain_logs_path", "target_logs_path")]
+    return [said, logs, [_rows(found, place) for found in _hub_args(suite.get("data"))]]
 
 
 def _data(part: Any, place: str | None) -> Any:
@@ -193,8 +218,11 @@ def _hash_of_rows(args: str, place: str | None) -> str | None:
     return None if rows is None else digest(rows)
 
 
-def _logs(folder: str | None) -> Any:
-    files = sorted(Path(folder).glob("*_EVAL.json")) if folder else []
+def _log(path: str | None) -> Any:
+    """The logs that figures are compared with, by content; other references by their name."""
+    if not path or not Path(path).exists():
+        return path
+    files = [Path(path)] if Path(path).is_file() else sorted(Path(path).glob("**/*_EVAL.json"))
     return [(file.name, sha256(file)) for file in files]
 
 

@@ -16,11 +16,11 @@ from typing import Any
 
 from unlora.config import Config
 from unlora.config import read as checked
-from unlora.errors import InputError
+from unlora.errors import GuardError, InputError
 from unlora.stages import content
-from unlora.stages.plan import Stage
+from unlora.stages.plan import Stage, variants
 from unlora.stages.settings import Study
-from unlora.stages.work import Record, output_to
+from unlora.stages.work import Record, belongs_to, output_to
 
 STEPS = 4  # that are timed
 GB = 1e9
@@ -77,8 +77,8 @@ def as_text(study: Study, stages: Sequence[Stage], folder: Path) -> str:
     lines += dict.fromkeys(one.note for one in found if one.note)
     if trials := study.search["trials"]:
         lines.append(
-            f"Before them: {trials} trials for each of {len(study.methods)} methods on seed "
-            f"{study.search['seed']}, each a training and an evaluation."
+            f"Before them: {trials} trials for each of {len(variants(study.methods))} methods "
+            f"on seed {study.search['seed']}, each a training and an evaluation."
         )
     return "\n".join(lines)
 
@@ -114,7 +114,9 @@ def _training(
         try:
             size = estimate(config)
             seconds = times.of_step(stage)
-        except InputError as error:
+        except (InputError, GuardError) as error:
+            if "cannot be reached" not in str(error):
+                return Forecast(stage, state, rows, steps, note=f"{stage.name}: {error}")
             unreachable[model] = str(error)
     if model in unreachable:
         return Forecast(stage, state, rows, steps, note=unreachable[model])
@@ -140,7 +142,7 @@ def _state(stage: Stage, folder: Path, finished: Iterable[str]) -> str:
     key = content.key(stage)
     if record.finished(stage, key):
         return FINISHED
-    if record.read().get("key") == key and stage.kind == "train":
+    if stage.kind == "train" and belongs_to(Path(stage.folder), key):
         from unlora.trainer.checkpoints import whole_checkpoints
 
         if checkpoints := whole_checkpoints(Path(stage.folder)):

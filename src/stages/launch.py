@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf, open_dict
 
+from unlora.commandline import quoted
 from unlora.errors import InputError
 from unlora.stages.plan import Stage
 from unlora.stages.work import Record, as_command, do
@@ -46,7 +47,7 @@ def launcher(cfg: Any, workers: int) -> Launch:
         overrides = []
         for stage, record in stages:
             record.write(stage, state="waiting", key=record.read().get("key"))
-            overrides.append([*given, f"++stage='{record.file.resolve()}'"])
+            overrides.append([*given, f"++stage={quoted(str(record.file.resolve()))}"])
         if "n_jobs" in master.hydra.launcher:  # of joblib; one job needs no other process
             master.hydra.launcher.n_jobs = min(workers, len(stages))
         plugin = Plugins.instance().instantiate_launcher(

@@ -130,6 +130,10 @@ def variants(methods: Mapping[str, Sequence[str] | None]) -> dict[str, tuple[str
         for given, several in _expanded(overrides or ()):
             name = ",".join([method, *(f"{k.rpartition('.')[2]}={v}" for k, v in several)])
             name = name.replace("/", "_").replace("'", "").replace('"', "")
+            if len(name.encode()) > 200:
+                raise InputError(
+                    f"The method {name!r} has too long a name for a folder; shorten it."
+                )
             if name in found:
                 raise InputError(f"Two methods of the study would be called {name!r}; rename one.")
             found[name] = tuple(given)
@@ -168,8 +172,11 @@ def _model(
     if given is None:
         return []
     if isinstance(given, str):
-        there = Stage("eval", role, role, None, str(folder / role), "unlearn",
-                      tuple(study.unlearn), model=given)  # fmt: skip
+        # its figures depend on the seed where those of the gold model that it is compared with do
+        own = seed if gold is not None and gold.seed is not None else None
+        place = folder if own is None else home
+        there = Stage("eval", role, role, own, str(place / role), "unlearn", tuple(study.unlearn),
+                      model=given)  # fmt: skip
         return [_evaluation(study, there, gold, None)]
     asked = tuple(given)
     panels = _has_panels("train", asked) and gold is not None

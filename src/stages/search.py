@@ -22,8 +22,6 @@ from unlora.stages.launch import Launch
 from unlora.stages.plan import Stage, references, unlearning, variants
 from unlora.stages.settings import EVERY, Study
 
-INFEASIBLE = 10.0  # is added to what a trial without its utility is judged by: behind all others
-
 
 @dataclass(frozen=True)
 class Judgement:
@@ -69,6 +67,11 @@ def judge(
                     f"search.objective asks for {name}, which the {whose} has no value of. "
                     + unknown("metric", name, [k for k, v in summary.items() if v is not None])
                 )
+    if not target[utility]:
+        raise InputError(
+            f"search.objective asks for {utility}, which is 0 for the target: no share of it can "
+            "be kept. Choose another."
+        )
     apart = {name: abs(target[name] - gold[name]) for name in forget}  # type: ignore[operator]
     for name, gap in apart.items():
         if gap == 0:
@@ -84,7 +87,8 @@ def judge(
     )
     share = found[utility] / target[utility]  # type: ignore[operator]
     feasible = share >= keep
-    value = distance if feasible else INFEASIBLE + keep - share
+    # those that are not feasible come behind all that are, however far these are from gold
+    value = distance / (1 + distance) if feasible else 1 + keep - share
     return Judgement(distance, share, feasible, value)
 
 

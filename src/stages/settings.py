@@ -1,6 +1,7 @@
 """The config of a study, checked."""
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,8 @@ from unlora.registry import unknown
 
 logger = logging.getLogger(__name__)
 TAKEN = ("target", "gold")
+# no control signs, and none that turn the direction of writing round
+NAME = re.compile(r"(?!\.)[^/\\$\x00-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]{1,80}")
 EVERY = "every"  # in the space of a search: keys of all methods
 
 
@@ -40,17 +43,26 @@ def _gold(value: Any) -> Any:
 def _methods(value: Any) -> Any:
     if not (isinstance(value, dict) and value):
         raise ValueError("it must name methods, each with a list of overrides: NPO: [trainer=NPO].")
-    for name, overrides in value.items():
-        if name in TAKEN or "/" in str(name):
-            raise ValueError(f"a method cannot be called {name!r}; give it another name.")
+    methods = {str(name): overrides for name, overrides in value.items()}
+    for name, overrides in methods.items():
+        if name in TAKEN or not NAME.fullmatch(name):
+            raise ValueError(
+                f"a method cannot be called {name!r}; its name is a column and a folder: give it "
+                "another, of at most 80 letters without / and without a dot in front."
+            )
         if overrides is not None:
-            _overrides(overrides)
-    return value
+            try:
+                _overrides(overrides)
+            except ValueError as error:
+                raise ValueError(f"{name} is {overrides!r}: {error}") from error
+    return methods
 
 
 def _seeds(value: Any) -> Any:
     if not (isinstance(value, list) and value and all(type(seed) is int for seed in value)):
         raise ValueError("it must be a list of whole numbers: seeds=[0,1,2].")
+    if not all(0 <= seed < 2**32 for seed in value):
+        raise ValueError("a seed is at least 0 and below 2**32.")
     if len(set(value)) < len(value):
         raise ValueError("a seed stands in it twice.")
     return value

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unlora.errors import GuardError, InputError
 from unlora.stages import content
 from unlora.stages.launch import Launch
 from unlora.stages.plan import Stage
@@ -41,11 +42,11 @@ def run(stages: Sequence[Stage], folder: Path, launch: Launch, done: Done | None
         while ready := [s for s in waiting if done.finished.issuperset(s.needs)]:
             waiting = [stage for stage in waiting if stage not in ready]
             records = [(stage, Record.of(stage, folder)) for stage in ready]
-            new = [(s, record) for s, record in records if not record.finished(s, content.key(s))]
+            new = [(s, record) for s, record in records if not _finished(s, record)]
             done.finished |= {stage.name for stage in ready} - {stage.name for stage, _ in new}
             bar.update(len(ready) - len(new))
             with _watched([record for _, record in new], bar):
-                errors = launch(new) if new else []
+                errors = _launched(launch, new) if new else []
             for (stage, _), error in zip(new, errors, strict=True):
                 done.ran.append(stage.name)
                 if error:
@@ -53,6 +54,30 @@ def run(stages: Sequence[Stage], folder: Path, launch: Launch, done: Done | None
                 else:
                     done.finished.add(stage.name)
     return done
+
+
+def _finished(stage: Stage, record: Record) -> bool:
+    try:
+        return record.finished(stage, content.key(stage))
+    except (InputError, GuardError):  # which the stage itself will say
+        return False
+
+
+def _launched(launch: Launch, new: Sequence[tuple[Stage, Record]]) -> list[str | None]:
+    """What went wrong in each; where a launcher breaks down, what is not finished."""
+    try:
+        return launch(new)
+    except KeyboardInterrupt as stopped:
+        raise GuardError(
+            "Stopped. The same command goes on where this one was: what is finished is kept."
+        ) from stopped
+    except Exception as error:  # a worker that was killed takes the launcher with it
+        why = f"its process was lost ({type(error).__name__}); too little memory?"
+        states = [record.read() for _, record in new]
+        return [
+            None if known.get("state") == "finished" else known.get("error") or why
+            for known in states
+        ]
 
 
 def _bar(total: int) -> Any:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -15,11 +16,14 @@ from typing import Any
 
 from filelock import FileLock
 
+from unlora.commandline import quoted
 from unlora.compose import composed
 from unlora.errors import GuardError, InputError
-from unlora.run import write_json
+from unlora.run import set_aside, write_json, write_text
 from unlora.stages import content
 from unlora.stages.plan import Stage
+
+BELONGS = "stage.key"  # in a run folder: the key of what is in it
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Record:
         if known.get("state") != "finished" or known.get("key") != key:
             return False
         left: dict[str, str] = known.get("outputs") or {}
-        there = {str(file): file for file in content.outputs(stage)}
+        there = _outputs(stage)
         return bool(left) and all(
             name in there and content.sha256(there[name]) == hash for name, hash in left.items()
         )
@@ -82,10 +86,9 @@ def do(stage: Stage, record: Record) -> str | None:
             facts["key"] = key = content.key(stage)
             if record.finished(stage, key):
                 return None
-            same = record.read().get("key") == key
             record.write(stage, state="begun", **facts)
-            _run(stage, goes_on=same)
-            left = {str(file): content.sha256(file) for file in content.outputs(stage)}
+            _run(stage, key)
+            left = {name: content.sha256(file) for name, file in _outputs(stage).items()}
             facts |= {"state": "finished", "outputs": left}
         except (InputError, GuardError) as mistake:
             print(mistake, file=sys.stderr)
@@ -99,7 +102,13 @@ def do(stage: Stage, record: Record) -> str | None:
     return error
 
 
-def _run(stage: Stage, *, goes_on: bool) -> None:
+def _outputs(stage: Stage) -> dict[str, Path]:
+    """What a stage left, by name within its folder, which may be moved."""
+    folder = Path(stage.folder)
+    return {file.relative_to(folder).as_posix(): file for file in content.outputs(stage)}
+
+
+def _run(stage: Stage, key: str) -> None:
     """Train or evaluate in this process."""
     from unlora import eval as evaluation
     from unlora import train
@@ -108,13 +117,15 @@ def _run(stage: Stage, *, goes_on: bool) -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
     config = content.config_of(stage)
     if stage.kind == "eval":
+        for log in content.outputs(stage):  # of suites that are not asked any more
+            log.unlink()
         evaluation.run(config)
         return
     folder = Path(stage.folder)
-    if goes_on and whole_checkpoints(folder):
+    if belongs_to(folder, key) and whole_checkpoints(folder):
         config["trainer"]["args"]["resume_from_checkpoint"] = True
-    elif goes_on and not (folder / "manifest.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)  # it was stopped before its first checkpoint
+    else:
+        _make_room(folder, key)
     with as_command(_command(stage)):
         train.run(config, evaluate=False)
     given = composed(stage.config, stage.overrides).trainer.args
@@ -123,18 +134,32 @@ def _run(stage: Stage, *, goes_on: bool) -> None:
             shutil.rmtree(checkpoint)
 
 
+def belongs_to(folder: Path, key: str) -> bool:
+    """Whether what is in a run folder was made for this key, finished or not."""
+    file = folder / BELONGS
+    return file.is_file() and file.read_text("utf-8") == key
+
+
+def _make_room(folder: Path, key: str) -> None:
+    """A run folder for this key; what was made for another is kept beside it."""
+    if belongs_to(folder, key) and not (folder / "manifest.json").exists():
+        shutil.rmtree(folder)  # it was stopped before its first checkpoint
+    elif folder.is_dir():
+        set_aside(folder)
+    write_text(folder / BELONGS, key)
+
+
 def _command(stage: Stage) -> list[str]:
     """What one would type to train the same."""
     set_here = {**stage.params, "trainer.args.seed": stage.seed, "paths.output_dir": stage.folder}
     if stage.model:
         set_here["model.model_args.pretrained_model_name_or_path"] = stage.model
     name = "unlearn" if stage.config == "unlearn" else "train"
-    return [
-        "unlora",
-        name,
-        *stage.overrides,
-        *(f"{key}={value}" for key, value in set_here.items()),
+    words = [
+        f"{key}={quoted(value) if isinstance(value, str) else json.dumps(value)}"
+        for key, value in set_here.items()
     ]
+    return ["unlora", name, *map(shlex.quote, (*stage.overrides, *words))]
 
 
 @contextlib.contextmanager

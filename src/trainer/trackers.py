@@ -117,6 +117,8 @@ class Trackers(TrainerCallback):
 
     def close(self) -> None:
         """End the run in every tracker, so that the next one in this process is another."""
+        for tracker in self._open.values():
+            tracker.on_train_end(*self._run, **self._common)
         if "wandb" in self._open and not self._foreign_wandb:
             if (run := _wandb_run()) is not None:
                 run.finish()

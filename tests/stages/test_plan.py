@@ -41,6 +41,14 @@ def test_a_model_that_is_there_already_is_evaluated_once_and_not_trained():
     assert stages["seed1-NPO-eval"].retain_log is None
 
 
+def test_a_model_that_is_there_is_compared_with_the_gold_of_each_seed():
+    stages = planned(target="owner/target")
+    assert {"seed0-target-eval", "seed1-target-eval"} <= set(stages)
+    assert stages["seed1-target-eval"].retain_log == str(Path("home/seed1/gold/evals"))
+    assert stages["seed1-target-eval"].folder != stages["seed0-target-eval"].folder
+    assert "seed0-target-train" not in stages and stages["seed1-NPO-train"].needs == ()
+
+
 def test_training_that_evaluates_on_its_way_waits_for_the_log_of_gold():
     panels = {"NPO": ["trainer=NPO", "trainer.args.eval_strategy=epoch"]}
     stage = planned(methods=panels)["seed0-NPO-train"]

@@ -3,7 +3,7 @@ from pretended import here, study
 
 from unlora.errors import InputError
 from unlora.stages import waves
-from unlora.stages.search import INFEASIBLE, judge, search
+from unlora.stages.search import judge, search
 from unlora.stages.settings import read
 
 TARGET, GOLD = {"p": 0.9, "q": 1.0, "u": 0.8}, {"p": 0.1, "q": 0.5, "u": 0.8}
@@ -15,22 +15,24 @@ def test_a_trial_is_judged_by_its_distance_to_gold():
     # p: |.3 - .1| / .8 = .25; q: |.5 - .5| / .5 = 0; their mean; .76 / .8 = .95
     found = judge({"p": 0.3, "q": 0.5, "u": 0.76}, TARGET, GOLD, **AIM)
     assert (found.distance, found.utility) == (pytest.approx(0.125), pytest.approx(0.95))
-    assert found.feasible and found.value == found.distance
-    assert judge(GOLD, TARGET, GOLD, **AIM).value == 0
-    assert judge(TARGET, TARGET, GOLD, **AIM).value == 1
+    assert found.feasible and found.value == pytest.approx(0.125 / 1.125)
+    assert judge(GOLD, TARGET, GOLD, **AIM).distance == 0
+    assert judge(TARGET, TARGET, GOLD, **AIM).distance == 1
 
 
 def test_overshooting_gold_is_a_distance_too():
     below = judge({"p": 0.0, "q": 0.5, "u": 0.8}, TARGET, GOLD, **AIM)
-    assert below.value == pytest.approx(0.1 / 0.8 / 2)
+    assert below.distance == pytest.approx(0.1 / 0.8 / 2)
 
 
 def test_without_its_utility_a_trial_comes_behind_all_others():
     lost = judge({**GOLD, "u": 0.4}, TARGET, GOLD, **AIM)
     less = judge({**GOLD, "u": 0.6}, TARGET, GOLD, **AIM)
-    assert not lost.feasible and lost.value == pytest.approx(INFEASIBLE + 0.9 - 0.5)
+    assert not lost.feasible and lost.value == pytest.approx(1 + 0.9 - 0.5)
     assert less.value < lost.value
     assert judge(TARGET, TARGET, GOLD, **AIM).value < less.value
+    far = judge({"p": 90.0, "q": 0.5, "u": 0.8}, TARGET, GOLD, **AIM)  # 56 times as far as target
+    assert far.feasible and far.value < less.value
 
 
 def test_a_trial_without_a_figure_has_no_judgement():
@@ -42,6 +44,8 @@ def test_metrics_that_do_not_tell_the_models_apart_are_refused():
         judge(GOLD, TARGET, {**GOLD, "p": 0.9}, **AIM)
     with pytest.raises(InputError, match="asks for r, which the target has no value of"):
         judge(GOLD, TARGET, GOLD, **{**AIM, "forget": ["r"]})
+    with pytest.raises(InputError, match="u, which is 0 for the target"):
+        judge(GOLD, {**TARGET, "u": 0.0}, GOLD, **AIM)
 
 
 @pytest.fixture
@@ -73,7 +77,7 @@ def test_every_method_has_the_same_number_of_trials_and_the_best_is_kept(go):
 
 
 def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(go, pretended, tmp_path):
-    class Stop(Exception):
+    class Stop(BaseException):
         pass
 
     calls = []

@@ -1,11 +1,12 @@
 """What is run, and what is not run again."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pretended import METHODS, here, study
 
-from unlora.stages import content, waves, work
+from unlora.stages import waves, work
 from unlora.stages.plan import plan
 from unlora.stages.settings import read
 
@@ -24,6 +25,12 @@ def go(pretended):
         return done
 
     return run
+
+
+def go_failing(go, methods):
+    """The same where some stages fail before they run."""
+    folder = Path("home")
+    return waves.run(plan(read(study(seeds=[0], methods=methods)), folder), folder, here)
 
 
 def test_a_finished_study_runs_nothing(go):
@@ -81,8 +88,8 @@ def test_a_damaged_result_is_made_again(go):
 def test_what_waits_for_a_stage_that_failed_is_left_out_and_the_rest_goes_on(go, monkeypatch):
     pretended = work._run
 
-    def failing(stage, *, goes_on):
-        pretended(stage, goes_on=goes_on)
+    def failing(stage, key):
+        pretended(stage, key)
         if stage.run == "NPO":
             raise ValueError("no luck")
 
@@ -103,18 +110,55 @@ def test_two_at_the_same_stage_do_it_once(pretended):
     assert pretended == [stage.name]
 
 
-def test_an_interrupted_training_goes_on_and_another_begins_anew(pretended):
-    folder, resumed = Path("home"), []
+def test_an_interrupted_training_goes_on_and_one_with_other_settings_begins_anew(
+    folder, monkeypatch
+):
+    resumed = []
+
+    def train(config, *, evaluate):
+        place = Path(config["paths"]["output_dir"])
+        resumed.append(config["trainer"]["args"].get("resume_from_checkpoint"))
+        (place / "checkpoint-5").mkdir(exist_ok=True)
+        (place / "checkpoint-5" / "trainer_state.json").write_text('{"global_step": 5}')
+        raise ValueError("killed")
+
+    monkeypatch.setattr("unlora.train.run", train)
     stage = plan(read(study(seeds=[0])), folder)[0]
-    record = work.Record.of(stage, folder)
-    pretending = work._run
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(work, "_run", lambda s, *, goes_on: resumed.append(goes_on))
-        record.write(stage, key=content.key(stage), state="begun")
-        work.do(stage, record)
-        record.write(stage, key="another", state="begun")
-        work.do(stage, record)
-    assert resumed == [True, False] and pretending is work._run
+    other = replace(stage, overrides=(*stage.overrides, "trainer.args.learning_rate=0.5"))
+    for one in (stage, stage, other, other, stage):
+        work.do(one, work.Record.of(one, folder))
+    assert resumed == [None, True, None, True, None]
+    kept = sorted(path.name for path in (folder / "seed0").iterdir())
+    assert kept == ["gold", "gold.previous-1", "gold.previous-2"]
+
+
+def test_what_could_not_be_planned_fails_alone(go):
+    missing = "data.forget.POCKET_QA_forget.args.hf_args.path=nofile.jsonl"
+    done = go_failing(go, {**METHODS, "KL": ["trainer=GradDiff", missing]})
+    assert (
+        list(done.failed) == ["seed0-KL-train"] and "nofile.jsonl" in done.failed["seed0-KL-train"]
+    )
+    assert "seed0-NPO-eval" in done.finished
+
+
+def test_a_launcher_that_breaks_down_leaves_what_is_finished(pretended):
+    folder = Path("home")
+
+    def breaking(stages):
+        here(stages[:1])
+        raise RuntimeError("a worker was killed")
+
+    done = waves.run(plan(read(study(seeds=[0])), folder), folder, breaking)
+    assert done.finished == {"seed0-gold-train", "seed0-gold-eval"}
+    assert "its process was lost (RuntimeError)" in done.failed["seed0-target-train"]
+
+
+def test_a_study_under_another_name_is_the_same_study(go):
+    go()
+    Path("home").rename("other")
+    folder = Path("other").resolve()
+    again = waves.run(plan(read(study(seeds=[0])), folder), folder, here)
+    assert again.ran == [] and len(again.finished) == 8
 
 
 def test_a_damaged_record_is_not_believed(go):
