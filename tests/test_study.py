@@ -87,7 +87,7 @@ def test_it_ends_with_a_table_and_a_page(study):
     assert not list(home.glob("seed0/*/checkpoint-*"))
     command = json.loads((home / "seed0/NPO/manifest.json").read_text())["command"]
     assert command.startswith("unlora unlearn experiment=unlearn/pocket/lora")
-    assert "trainer=NPO trainer.args.seed=0 paths.output_dir=" in command
+    assert "trainer=NPO trainer.args.seed=0 paths.output_dir=saves/study/small/seed0/NPO" in command
 
 
 def test_the_plan_is_shown_without_doing_anything(study):

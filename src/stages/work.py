@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -155,11 +156,14 @@ def _command(stage: Stage) -> list[str]:
     if stage.model:
         set_here["model.model_args.pretrained_model_name_or_path"] = stage.model
     name = "unlearn" if stage.config == "unlearn" else "train"
-    words = [
-        f"{key}={quoted(value) if isinstance(value, str) else json.dumps(value)}"
-        for key, value in set_here.items()
-    ]
+    words = [f"{key}={_typed(value)}" for key, value in set_here.items()]
     return ["unlora", name, *map(shlex.quote, (*stage.overrides, *words))]
+
+
+def _typed(value: Any) -> str:
+    """A value as Hydra reads it back."""
+    plain = isinstance(value, str) and re.fullmatch(r"[\w./-]+", value)
+    return value if plain else quoted(value) if isinstance(value, str) else json.dumps(value)
 
 
 @contextlib.contextmanager
