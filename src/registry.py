@@ -32,13 +32,13 @@ class Registry(Generic[Entry]):
         self._entries[name] = entry
 
     def __getitem__(self, name: str) -> Entry:
-        self._import_all()
-        if name not in self._entries:
+        if name not in self:
             raise InputError(unknown(self.kind, name, self._entries))
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
-        self._import_all()
+        if name not in self._entries:
+            self._import_all()
         return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
