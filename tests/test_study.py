@@ -19,7 +19,7 @@ TRAINING = (
 
 
 def write_config(folder: Path) -> None:
-    """``experiment=study/small``: a tiny model, pocket's smallest splits, a few metrics."""
+    """``experiment=study/small`` and a trainer, in a folder ``own``: a tiny model, few metrics."""
     others = OmegaConf.load(SHIPPED).defaults[0]["tofu_metrics"]
     model = [
         "model.model_args.pretrained_model_name_or_path=root",
@@ -34,10 +34,13 @@ def write_config(folder: Path) -> None:
             "holdout_split=holdout01", "eval.tofu.max_new_tokens=2", "eval.tofu.panel=[]", model[1],
             *(f"~eval.tofu.metrics.{name}" for name in others if name not in METRICS),
         ],
-        "methods": {"NPO": ["trainer=NPO"], "GradDiff": ["trainer=GradDiff"]},
+        "methods": {"NPO": ["trainer=NPO"], "GradDiff": ["trainer=Own"]},
     }  # fmt: skip
     file = folder / "own" / "experiment" / "study" / "small.yaml"
     file.parent.mkdir(parents=True)
+    trainer = folder / "own" / "trainer" / "Own.yaml"
+    trainer.parent.mkdir()
+    trainer.write_text("defaults: [finetune]\n\nhandler: GradDiff\nmethod_args: {alpha: 1.0}\n")
     file.write_text("# @package _global_\n" + OmegaConf.to_yaml(OmegaConf.create(config)))
 
 
