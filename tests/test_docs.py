@@ -123,6 +123,7 @@ def test_the_tutorial_works(tmp_path, monkeypatch):
                 cli.main(shlex.split(line)[1:])
             else:
                 subprocess.run(line, shell=True, check=True)
+    assert "npo" in Path("saves/report/report.html").read_text()
     log = json.loads(Path("saves/unlearn/npo/evals/OWN_EVAL.json").read_text())
     again = json.loads(Path("saves/eval/eval_npo/OWN_EVAL.json").read_text())
     for name in ("forget_Q_A_Prob", "retain_Q_A_Prob"):
