@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from unlora.report.table import COLUMNS
-
 Aim = Literal["gold", "high", "low", "zero"]
 AIM_WORDS: Mapping[Aim | None, str] = {
     "gold": "nearest gold is best",
@@ -38,8 +36,18 @@ class Suite:
 
 
 _TOFU_FORGET = ("forget_Q_A_Prob", "forget_Q_A_ROUGE", "extraction_strength", "mia_min_k")
+_OF_QUESTIONS = {
+    "forget_Q_A_Prob": "forget prob",
+    "forget_Q_A_ROUGE": "forget ROUGE",
+    "extraction_strength": "extraction",
+    "mia_min_k": "min-k AUC",
+    "forget_quality": "forget quality",
+    "privleak": "privleak",
+    "retain_Q_A_Prob": "retain prob",
+}
+_TOFU = {**_OF_QUESTIONS, "model_utility": "utility"}
 SUITES: Mapping[str, Suite] = {
-    "TOFU": Suite("TOFU", COLUMNS, _TOFU_FORGET, "model_utility", "retain_repetition"),
+    "TOFU": Suite("TOFU", _TOFU, _TOFU_FORGET, "model_utility", "retain_repetition"),
     "MUSE": Suite(
         "MUSE",
         {
@@ -70,16 +78,7 @@ SUITES: Mapping[str, Suite] = {
     ),
     "OWN": Suite(
         "Own questions",
-        {
-            "forget_Q_A_Prob": "forget prob",
-            "forget_Q_A_ROUGE": "forget ROUGE",
-            "extraction_strength": "extraction",
-            "mia_min_k": "min-k AUC",
-            "forget_quality": "forget quality",
-            "privleak": "privleak",
-            "retain_Q_A_Prob": "retain prob",
-            "retain_utility": "utility",
-        },
+        {**_OF_QUESTIONS, "retain_utility": "utility"},
         _TOFU_FORGET,
         "retain_utility",
         "retain_repetition",

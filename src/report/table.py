@@ -5,19 +5,12 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from unlora.collapse import why_collapsed
+from unlora.report.suites import SUITES
 
 Results = Mapping[str, Mapping[str, Mapping[str, object]]]  # run -> metric -> {"mean", "seeds"}
 
-COLUMNS = {  # metric -> heading
-    "forget_Q_A_Prob": "forget prob",
-    "forget_Q_A_ROUGE": "forget ROUGE",
-    "extraction_strength": "extraction",
-    "mia_min_k": "min-k AUC",
-    "forget_quality": "forget quality",
-    "privleak": "privleak",
-    "retain_Q_A_Prob": "retain prob",
-    "model_utility": "utility",
-}
+# metric -> heading, of every suite
+COLUMNS = {metric: head for suite in SUITES.values() for metric, head in suite.main.items()}
 UTILITY, REPETITION = "model_utility", "retain_repetition"
 
 

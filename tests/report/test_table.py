@@ -48,3 +48,10 @@ def test_the_table_has_a_line_for_each_run():
     text = as_text(results(target=[0.5], GradAscent=[1e-5]))
     assert [line.split()[0] for line in text.splitlines()[2:]] == ["target", "GradAscent"]
     assert text.splitlines()[-1].endswith("collapsed") and "1.0e-05" in text
+
+
+def test_the_figures_of_every_benchmark_have_a_column():
+    muse = {"forget_verbmem_ROUGE": {"mean": 0.2, "seeds": [0.2]},
+            "retain_knowmem_ROUGE": {"mean": 0.5, "seeds": [0.5]}}  # fmt: skip
+    said = as_text({"NPO": muse})
+    assert "0.200" in said and "0.500" in said
