@@ -4,16 +4,17 @@ What a loss wants to know decides what is computed, from nothing to everything:
 
     ScoredTokens    which tokens are scored; no model is asked
     SequenceLogps   one number for each row; of a reference it is computed once per run
+    TokenLogps      one number for each scored token; logits exist for a moment, if at all
     Hidden          hidden states after one layer; the layers above never run
     Outputs         logits of the scored tokens
     Padded          logits of every position, as Open-Unlearning computes them
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unlora.errors import InputError
+from unlora.head import factors, token_logps
+from unlora.packing import Layout, packed, padded
 
 IGNORE_INDEX = -100
 
@@ -63,8 +66,34 @@ class ScoredTokens:
         return self.sum_by_row(per_token) / self.lengths
 
 
+class TokenLogps(ScoredTokens):
+    """How likely each scored token is, and no more; ``Outputs`` know it too."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def token_logps(self) -> Float[Tensor, " tokens"]:
+            """log p(label) in nats."""
+
+    @cached_property
+    def sequence_logps(self) -> Float[Tensor, " rows"]:
+        """log p(answer | prompt) in nats, summed over the answer's tokens."""
+        return self.sum_by_row(self.token_logps)
+
+
 @dataclass(frozen=True)
-class Outputs(ScoredTokens):
+class GivenLogps(TokenLogps):
+    """Log-probabilities that came without logits.
+
+    Attributes:
+        token_logps: log p(label) in nats.
+    """
+
+    token_logps: Float[Tensor, " tokens"]
+
+
+@dataclass(frozen=True)
+class Outputs(TokenLogps):
     """Next-token predictions of the scored tokens.
 
     Attributes:
@@ -77,11 +106,6 @@ class Outputs(ScoredTokens):
     def token_logps(self) -> Float[Tensor, " tokens"]:
         """log p(label) in nats."""
         return -F.cross_entropy(self.logits, self.labels, reduction="none")
-
-    @cached_property
-    def sequence_logps(self) -> Float[Tensor, " rows"]:
-        """log p(answer | prompt) in nats, summed over the answer's tokens."""
-        return self.sum_by_row(self.token_logps)
 
 
 @dataclass(frozen=True)
@@ -115,7 +139,23 @@ class Padded:
     labels: Int[Tensor, "rows time"]
 
 
+@dataclass(frozen=True)
+class Way:
+    """How a model may be asked; the answers are the same in every way.
+
+    Attributes:
+        packs: rows may follow one another in a sequence, see ``unlora.packing``.
+        chunks: logits are what the output embedding says and no more, so that log-probabilities
+            can be had a chunk of tokens at a time, see ``unlora.head``.
+    """
+
+    packs: bool = False
+    chunks: bool = False
+
+
 Batch = Mapping[str, Tensor]
+Answer = TokenLogps | Outputs | Hidden
+PLAIN = Way()
 
 
 def ask(model: nn.Module, batch: Batch) -> Outputs:
@@ -125,13 +165,66 @@ def ask(model: nn.Module, batch: Batch) -> Outputs:
         model: a causal LM, wrapped or not (peft, DDP, ...).
         batch: int64 [batch time] ``input_ids``, ``attention_mask`` and ``labels``, where labels
             are ``IGNORE_INDEX`` on everything that is not to be scored. The first position of a
-            row has no prediction and is never scored.
+            row has no prediction and is never scored. Padding is on the right.
     """
-    tokens, position = _scored(batch)
-    with _project_only(model, tokens.row, position):
-        logits = _forward(model, batch)
-    here = logits.device
-    return Outputs(tokens.labels.to(here), tokens.row.to(here), tokens.rows, logits[0].float())
+    (found,) = ask_all(model, [(Outputs, batch)])
+    assert isinstance(found, Outputs)
+    return found
+
+
+def ask_hidden(model: nn.Module, batch: Batch, layer: int) -> Hidden:
+    """One forward pass that ends after decoder layer ``layer``, counted from 0."""
+    (found,) = ask_all(model, [(Hidden, batch)], layer=layer)
+    assert isinstance(found, Hidden)
+    return found
+
+
+def ask_all(
+    model: nn.Module,
+    questions: Sequence[tuple[type, Batch]],
+    *,
+    layer: int | None = None,
+    way: Way = PLAIN,
+) -> list[Answer]:
+    """Several questions to one model, in one forward pass if the way packs.
+
+    Args:
+        questions: ``Outputs``, ``TokenLogps`` or ``Hidden``, of a batch; all or none ``Hidden``.
+        layer: that ``Hidden`` looks at, counted from 0; the pass ends there.
+    """
+    if not way.packs and len(questions) > 1:
+        return [ask_all(model, [one], layer=layer, way=way)[0] for one in questions]
+    batches = [batch for _, batch in questions]
+    if way.packs:
+        config = _config(model)
+        flash = str(getattr(config, "_attn_implementation", "")).startswith("flash")
+        layout = packed(batches, width=config.get_text_config().hidden_size, one=flash)
+    else:
+        layout = padded(batches[0])
+    scored = [_scored(batch) for batch in batches]
+    places = [
+        begin[tokens.row] + position
+        for begin, (tokens, position) in zip(layout.offsets, scored, strict=True)
+    ]
+    kinds = [kind for kind, _ in questions]
+    if Hidden in kinds:
+        assert layer is not None and all(kind is Hidden for kind in kinds)
+        return _states(model, layout, layer, scored, places)
+    projected = [kind is Outputs or not way.chunks for kind in kinds]
+    with _before_the_head(model, places, projected) as kept:
+        logits = _forward(model, layout.inputs)[0]
+    found: list[Answer] = []
+    for whole, states, (tokens, _) in zip(projected, kept, scored, strict=True):
+        here = states.device
+        moved = tokens.labels.to(here), tokens.row.to(here), tokens.rows
+        if whole:
+            said, logits = logits[: len(states)], logits[len(states) :]
+        else:
+            products = factors(output_embedding(model), states)
+            assert products is not None  # so it was when the way was found
+            logps = token_logps(products, moved[0])
+        found.append(Outputs(*moved, _in_full(said)) if whole else GivenLogps(*moved, logps))
+    return found
 
 
 def scored_tokens(batch: Batch) -> ScoredTokens:
@@ -139,29 +232,41 @@ def scored_tokens(batch: Batch) -> ScoredTokens:
     return _scored(batch)[0]
 
 
-def ask_hidden(model: nn.Module, batch: Batch, layer: int) -> Hidden:
-    """One forward pass that ends after decoder layer ``layer``, counted from 0."""
-    tokens, position = _scored(batch)
-    nothing = tokens.row[:0]
-    with _project_only(model, nothing, nothing), _ending_after(model, layer) as seen:
-        _forward(model, batch)
-    states = seen[-1]
-    row, position = tokens.row.to(states.device), position.to(states.device) + 1
-    labels = tokens.labels.to(states.device)
-    return Hidden(labels, row, tokens.rows, states[row, position].float())
-
-
 def ask_padded(model: nn.Module, batch: Batch) -> Padded:
     """One forward pass that projects every position to the vocabulary."""
-    logits = _forward(model, batch).float()
+    logits = _forward(model, padded(batch).inputs).float()
     return Padded(logits, batch["labels"].to(logits.device))
 
 
-def _forward(model: nn.Module, batch: Batch) -> Tensor:
+def _states(
+    model: nn.Module,
+    layout: Layout,
+    layer: int,
+    scored: Sequence[tuple[ScoredTokens, Tensor]],
+    places: Sequence[Tensor],
+) -> list[Answer]:
+    nothing = [place[:0] for place in places]
+    with ExitStack() as stack:
+        stack.enter_context(_before_the_head(model, nothing, [True] * len(places)))
+        seen = stack.enter_context(_ending_after(model, layer))
+        _forward(model, layout.inputs)
+    states = seen[-1].flatten(0, 1)
+    found: list[Answer] = []
+    for (tokens, _), place in zip(scored, places, strict=True):
+        here = states.device
+        moved = tokens.labels.to(here), tokens.row.to(here), tokens.rows
+        found.append(Hidden(*moved, states[place.to(here) + 1].float()))
+    return found
+
+
+def _forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     # labels stay here: transformers would compute a loss of its own
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     logits: Tensor = model(**inputs, use_cache=False).logits
     return logits
+
+
+def _in_full(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _scored(batch: Batch) -> tuple[ScoredTokens, Tensor]:
@@ -172,17 +277,25 @@ def _scored(batch: Batch) -> tuple[ScoredTokens, Tensor]:
 
 
 @contextmanager
-def _project_only(model: nn.Module, row: Tensor, position: Tensor) -> Iterator[None]:
-    """Let the output embedding see the hidden states of these positions only."""
+def _before_the_head(
+    model: nn.Module, places: Sequence[Tensor], projected: Sequence[bool]
+) -> Iterator[list[Tensor]]:
+    """Let the output embedding see these places only, of those groups that are to be projected.
+
+    The list gets the hidden states of every group.
+    """
+    kept: list[Tensor] = []
 
     def select(_module: nn.Module, args: Any) -> Any:
         hidden, *rest = args
-        here = hidden.device  # of several, with device_map="auto"
-        return (hidden[row.to(here), position.to(here)].unsqueeze(0), *rest)
+        flat = hidden.flatten(0, 1)
+        kept[:] = [flat[place.to(flat.device)] for place in places]  # of several devices
+        shown = [states for states, whole in zip(kept, projected, strict=True) if whole]
+        return (torch.cat([flat[:0], *shown]).unsqueeze(0), *rest)
 
     handle = output_embedding(model).register_forward_pre_hook(select)
     try:
-        yield
+        yield kept
     finally:
         handle.remove()
 
@@ -238,11 +351,15 @@ def check_layer(model: nn.Module, layer: int) -> None:
         )
 
 
-def _decoder(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
-    """The module that holds the decoder layers, its attribute, and the layers."""
+def _config(model: nn.Module) -> Any:
     while not hasattr(model, "config") and hasattr(model, "module"):
         model = model.module
-    depth = model.config.get_text_config().num_hidden_layers
+    return model.config
+
+
+def _decoder(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
+    """The module that holds the decoder layers, its attribute, and the layers."""
+    depth = _config(model).get_text_config().num_hidden_layers
     for parent in model.modules():
         for name, child in parent.named_children():
             if isinstance(child, nn.ModuleList) and len(child) == depth:

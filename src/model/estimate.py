@@ -27,6 +27,7 @@ from unlora.config import Config, ModelSection, TrainerSection
 from unlora.data import load_part
 from unlora.data.chat import Chat
 from unlora.errors import InputError
+from unlora.head import LOGITS_AT_ONCE, LOGITS_KEPT
 from unlora.model.as_trained import as_trained
 from unlora.model.lineage import ADAPTER_WEIGHTS, Lineage, adapter_config
 from unlora.model.load import load_args, root_config
@@ -41,6 +42,7 @@ from unlora.outputs import (
     Outputs,
     Padded,
     SequenceLogps,
+    TokenLogps,
     decoder_layers,
     output_embedding,
 )
@@ -308,7 +310,7 @@ def _terms(trainer: TrainerSection) -> list[Term]:
 
 def _asks_reference(views: Mapping[str, type]) -> bool:
     """Whether a model that is trained in full needs a copy of itself."""
-    live = (Outputs, Hidden, Padded)
+    live = (TokenLogps, Outputs, Hidden, Padded)
     return any(view.startswith("reference_") and kind in live for view, kind in views.items())
 
 
@@ -485,13 +487,17 @@ def _logits(views: Mapping[str, type], batches: Mapping[str, Batch], base: Any) 
     vocabulary, width = head.weight.shape[0], head.weight.element_size()
     total, largest = 0, 0
     for view, kind in views.items():
-        if kind not in (Outputs, SequenceLogps, Padded):
+        if kind not in (TokenLogps, Outputs, SequenceLogps, Padded):
             continue
         batch = batches[view.split("_")[1]]
         tokens = batch.rows * batch.tokens if kind is Padded else batch.scored
         policy = view.startswith("policy_")
         if not policy and kind is SequenceLogps:
             continue  # one number a row, found before the first step
+        if kind is TokenLogps:
+            total += 4 * min(tokens * vocabulary, LOGITS_KEPT) if policy else 0
+            largest = max(largest, 4 * LOGITS_AT_ONCE)
+            continue
         float32 = 4 if width != 4 else 0
         total += tokens * vocabulary * ((width if policy else 0) + float32 + 4)
         if policy:

@@ -4,7 +4,8 @@ One file per idea. The signature is the declaration:
 
 * *positional* parameters name whom a term asks about what, as
   ``{policy,reference}_{forget,retain,alternate}``, and their types what it wants to know, which is
-  what is computed (see ``unlora.outputs``: ``Outputs`` for logits, ``Hidden`` for one layer,
+  what is computed (see ``unlora.outputs``: ``TokenLogps`` for the answer's probability alone,
+  ``Outputs`` for logits, ``Hidden`` for one layer,
   ``SequenceLogps`` for a number that of a reference is computed only once, ...);
 * *keyword-only* parameters are the hyper-parameters that a config may set; ``layer`` is the decoder
   layer that ``Hidden`` looks at;
@@ -35,15 +36,16 @@ from unlora.outputs import (
     Padded,
     ScoredTokens,
     SequenceLogps,
+    TokenLogps,
 )
 from unlora.registry import Registry, check_settings, unknown
 
 PARTS = ("forget", "retain", "alternate")
 VIEWS = tuple(f"{who}_{part}" for who in ("policy", "reference") for part in PARTS)
 UNITS = {"tokens": "tokens", "rows": "rows", "": "batches"}  # dimension -> what it counts
-KINDS = (Outputs, Hidden, SequenceLogps, ScoredTokens, Padded)
+KINDS = (TokenLogps, Outputs, Hidden, SequenceLogps, ScoredTokens, Padded)
 EMPTY: Mapping[str, Tensor] = MappingProxyType({})
-View = Outputs | Hidden | SequenceLogps | ScoredTokens | Padded
+View = TokenLogps | Outputs | Hidden | SequenceLogps | ScoredTokens | Padded
 Draw = Callable[[int, int], Tensor]
 
 

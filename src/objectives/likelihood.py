@@ -5,17 +5,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlora.objectives import objective
-from unlora.outputs import Outputs
+from unlora.outputs import Outputs, TokenLogps
 
 
 @objective("GradAscent")
-def gradient_ascent(policy_forget: Outputs) -> Float[Tensor, " tokens"]:
+def gradient_ascent(policy_forget: TokenLogps) -> Float[Tensor, " tokens"]:
     """Raise the forget loss. Jang et al. 2023, arXiv:2210.01504."""
     return policy_forget.token_logps
 
 
 @objective("GradDiff")
-def gradient_difference(policy_forget: Outputs) -> Float[Tensor, " tokens"]:
+def gradient_difference(policy_forget: TokenLogps) -> Float[Tensor, " tokens"]:
     """Gradient ascent that is meant to be paired with a retain term.
 
     Liu et al. 2022, arXiv:2203.12817. ``retain_loss_type`` NLL is their method; KL is TOFU's
@@ -25,7 +25,7 @@ def gradient_difference(policy_forget: Outputs) -> Float[Tensor, " tokens"]:
 
 
 @objective("NLL")
-def retain_nll(policy_retain: Outputs) -> Float[Tensor, " tokens"]:
+def retain_nll(policy_retain: TokenLogps) -> Float[Tensor, " tokens"]:
     """Negative log-likelihood of the retain answers, in nats per token."""
     return -policy_retain.token_logps
 

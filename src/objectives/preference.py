@@ -5,12 +5,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlora.objectives import objective
-from unlora.outputs import Outputs, SequenceLogps
+from unlora.outputs import SequenceLogps, TokenLogps
 
 
 @objective("NPO")
 def npo(
-    policy_forget: Outputs, reference_forget: SequenceLogps, *, beta: float = 0.1
+    policy_forget: TokenLogps, reference_forget: SequenceLogps, *, beta: float = 0.1
 ) -> Float[Tensor, " rows"]:
     """Negative preference optimisation. Zhang et al. 2024, arXiv:2404.05868.
 
@@ -23,7 +23,7 @@ def npo(
 
 @objective("SimNPO")
 def simnpo(
-    policy_forget: Outputs, *, beta: float = 4.5, delta: float = 1.0
+    policy_forget: TokenLogps, *, beta: float = 4.5, delta: float = 1.0
 ) -> Float[Tensor, " rows"]:
     """Reference-free NPO on the mean log-likelihood. Fan et al. 2024, arXiv:2410.07163.
 
@@ -38,9 +38,9 @@ def simnpo(
 
 @objective("DPO")
 def dpo(
-    policy_forget: Outputs,
+    policy_forget: TokenLogps,
     reference_forget: SequenceLogps,
-    policy_alternate: Outputs,
+    policy_alternate: TokenLogps,
     reference_alternate: SequenceLogps,
     *,
     beta: float = 0.1,

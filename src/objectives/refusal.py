@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlora.objectives import objective
-from unlora.outputs import Outputs
+from unlora.outputs import TokenLogps
 
 # name -> g and f*(g(.)) of the variational form sup E[g] - E[f*(g)]
 DIVERGENCES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
@@ -25,7 +25,7 @@ DIVERGENCES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
 
 
 @objective("IdkNLL")
-def idk_nll(policy_alternate: Outputs) -> Float[Tensor, " tokens"]:
+def idk_nll(policy_alternate: TokenLogps) -> Float[Tensor, " tokens"]:
     """Negative log-likelihood of the alternate answers, in nats per token.
 
     TOFU's preference baseline (IDK), Maini et al. 2024, arXiv:2401.06121.
@@ -35,8 +35,8 @@ def idk_nll(policy_alternate: Outputs) -> Float[Tensor, " tokens"]:
 
 @objective("FLAT")
 def flat(
-    policy_forget: Outputs,
-    policy_alternate: Outputs,
+    policy_forget: TokenLogps,
+    policy_alternate: TokenLogps,
     *,
     divergence: Literal["TV", "KL", "JS", "Pearson"] = "TV",
 ) -> Float[Tensor, " rows"]:
@@ -50,5 +50,5 @@ def flat(
     return cost(_mean_probability(policy_forget)) - reward(_mean_probability(policy_alternate))
 
 
-def _mean_probability(outputs: Outputs) -> Float[Tensor, " rows"]:
+def _mean_probability(outputs: TokenLogps) -> Float[Tensor, " rows"]:
     return outputs.mean_by_row(torch.exp(outputs.token_logps))

@@ -24,7 +24,7 @@ from unlora.data.chat import Encoded
 from unlora.data.collate import collate
 from unlora.model.guards import Probe
 from unlora.model.reference import as_reference
-from unlora.outputs import SequenceLogps, ask
+from unlora.outputs import SequenceLogps, TokenLogps, ask_all
 
 if TYPE_CHECKING:
     from unlora.trainer.trainer import UnlearningTrainer
@@ -76,7 +76,9 @@ def _asked(
             chosen = order[first : first + size]
             batch = collate([rows[i] for i in chosen], pad_id)
             moved = {name: tensor.to(trainer.args.device) for name, tensor in batch.items()}
-            logps[chosen] = ask(reference, moved).sequence_logps.float().cpu()
+            (answer,) = ask_all(reference, [(TokenLogps, moved)], way=trainer.way)
+            assert isinstance(answer, TokenLogps)
+            logps[chosen] = answer.sequence_logps.float().cpu()
             bar.update(len(chosen))
     for module, mode in training.items():
         module.training = mode

@@ -25,13 +25,14 @@ from unlora.model.reference import as_reference, frozen_copy, rest_above
 from unlora.model.start import has_start, load_with_start
 from unlora.objectives import View
 from unlora.outputs import (
+    PLAIN,
     Hidden,
     Outputs,
     Padded,
     ScoredTokens,
     SequenceLogps,
-    ask,
-    ask_hidden,
+    TokenLogps,
+    ask_all,
     ask_padded,
     check_layer,
     scored_tokens,
@@ -41,6 +42,7 @@ from unlora.trainer.compose import ComposedStep
 from unlora.trainer.known import known_logps
 from unlora.trainer.loss import Totals, UnlearningLoss
 from unlora.trainer.plugins import Plugins
+from unlora.trainer.way import found_way
 
 NO_PLUGINS = Plugins()
 STATE = "objective.safetensors"
@@ -99,7 +101,11 @@ class UnlearningTrainer(Trainer):
             self.model.enable_input_require_grads()
         # our loss brings its own share of the effective batch, see compute_loss
         self.model_accepts_loss_kwargs = False
-        live = loss.asked_of_reference(Outputs, Hidden, Padded)
+        split = (
+            self.is_deepspeed_enabled or self.is_fsdp_enabled
+        )  # weights are there in a pass only
+        self.way = PLAIN if split else found_way(self.model, self.args.device)
+        live = loss.asked_of_reference(TokenLogps, Outputs, Hidden, Padded)
         needs_copy = bool(live) and not isinstance(self.model, PeftModel)
         self.frozen = frozen_copy(self.model) if needs_copy else None
         if loss.layer is not None:
@@ -190,36 +196,63 @@ class UnlearningTrainer(Trainer):
         self, model: nn.Module, inputs: Mapping[str, Mapping[str, Tensor]], terms: Sequence[str]
     ) -> dict[str, View]:
         """What the models say, as far as these terms ask."""
-        wanted = [self.loss.terms[name].views for name in terms if name in self.loss.terms]
-        return {
-            view: self.answer(model, view, kind, inputs)
-            for view, kind in self.loss.views.items()
-            if any(view in asked for asked in wanted)
+        wanted = {
+            view
+            for name in terms
+            if name in self.loss.terms
+            for view in self.loss.terms[name].views
         }
+        found: dict[str, View] = {}
+        asked: dict[str, dict[str, type]] = {"policy": {}, "reference": {}}
+        for view, kind in self.loss.views.items():
+            who, part = view.split("_")
+            if view not in wanted:
+                continue
+            if kind is ScoredTokens:
+                found[view] = scored_tokens(inputs[part])
+            elif kind is SequenceLogps and who == "reference" and part in self.known:
+                found[view] = SequenceLogps(self.known[part][inputs[part]["number"]])
+            else:
+                asked[who][part] = kind
+        for who, kinds in asked.items():
+            if who == "policy":
+                answers = self._ask(model, kinds, inputs)
+            elif kinds:
+                with as_reference(self.accelerator.unwrap_model(model), self.frozen) as reference:
+                    answers = self._ask(reference, kinds, inputs)
+            else:
+                answers = {}
+            found |= {f"{who}_{part}": answer for part, answer in answers.items()}
+        return found
 
-    def answer(
-        self, model: nn.Module, view: str, kind: type, inputs: Mapping[str, Mapping]
-    ) -> View:
-        """What a model says: ``view`` is ``{policy,reference}_{forget,retain,alternate}``."""
-        who, part = view.split("_")
-        batch = inputs[part]
-        if kind is ScoredTokens:
-            return scored_tokens(batch)
-        if who == "policy":
-            return self._ask(model, kind, batch)
-        if kind is SequenceLogps and part in self.known:
-            return SequenceLogps(self.known[part][batch["number"]])
-        with as_reference(self.accelerator.unwrap_model(model), self.frozen) as reference:
-            return self._ask(reference, kind, batch)
-
-    def _ask(self, model: nn.Module, kind: type, batch: Mapping[str, Tensor]) -> View:
-        if kind is Hidden:
-            assert self.loss.layer is not None  # a term without one is refused when it is written
-            return ask_hidden(model, batch, self.loss.layer)
-        if kind is Padded:
-            return ask_padded(model, batch)
-        outputs = ask(model, batch)
-        return SequenceLogps(outputs.sequence_logps) if kind is SequenceLogps else outputs
+    def _ask(
+        self, model: nn.Module, kinds: Mapping[str, type], inputs: Mapping[str, Mapping]
+    ) -> dict[str, View]:
+        """What one model says of each part, in as few passes as there can be."""
+        found: dict[str, View] = {}
+        groups: dict[bool, list[str]] = {True: [], False: []}  # a pass for states ends early
+        for part, kind in kinds.items():
+            if kind is Padded:
+                found[part] = ask_padded(model, inputs[part])
+            else:
+                groups[kind is Hidden].append(part)
+        for parts in filter(None, groups.values()):
+            wants = {
+                part: TokenLogps if kinds[part] is SequenceLogps else kinds[part] for part in parts
+            }
+            answers = ask_all(
+                model,
+                [(wants[part], inputs[part]) for part in parts],
+                layer=self.loss.layer,
+                way=self.way,
+            )
+            for part, answer in zip(parts, answers, strict=True):
+                if kinds[part] is SequenceLogps:
+                    assert isinstance(answer, TokenLogps)
+                    found[part] = SequenceLogps(answer.sequence_logps)
+                else:
+                    found[part] = answer
+        return found
 
     def finite(self, term: str, value: float) -> float:
         if not math.isfinite(value):

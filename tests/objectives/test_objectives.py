@@ -111,7 +111,9 @@ def test_a_pass_that_does_not_exist_fails_where_it_is_written():
 
 
 def test_a_view_that_does_not_say_what_it_wants_fails_where_it_is_written():
-    with pytest.raises(TypeError, match="policy_forget of vague must have one of the types Outp"):
+    with pytest.raises(
+        TypeError, match="policy_forget of vague must have one of the types TokenLogps, Outp"
+    ):
 
         @objective("vague")
         def vague(policy_forget: Tensor) -> Float[Tensor, " rows"]: ...

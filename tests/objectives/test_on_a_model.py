@@ -25,6 +25,7 @@ from unlora.outputs import (
     Padded,
     ScoredTokens,
     SequenceLogps,
+    TokenLogps,
     ask,
     ask_hidden,
     ask_padded,
@@ -174,7 +175,7 @@ def alone(model: nn.Module, kind: type, row: Encoded, layer: int | None) -> list
     tokens = [(told.logits[0, t - 1], row.input_ids[t]) for t in scored]
     if kind is SequenceLogps:
         return sum(z.log_softmax(-1)[y] for z, y in tokens)
-    assert kind is Outputs
+    assert kind in (TokenLogps, Outputs)
     return tokens
 
 

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from unlora.objectives import EMPTY, TERMS, Term, View
-from unlora.outputs import IGNORE_INDEX, Hidden, Outputs, Padded, ScoredTokens, SequenceLogps
+from unlora.outputs import (
+    IGNORE_INDEX,
+    Hidden,
+    Outputs,
+    Padded,
+    ScoredTokens,
+    SequenceLogps,
+    TokenLogps,
+)
 
 VOCABULARY = 7
 PADDED_VOCABULARY = 103  # above 100, where Open-Unlearning's label -100 is a token: |V| - 100
@@ -114,7 +122,7 @@ def value(
 
 def narrowed(view: View, kind: type) -> View:
     """Of all that is known, what this kind holds; logits may stand for hidden states."""
-    if type(view) is kind:
+    if type(view) is kind or (kind is TokenLogps and isinstance(view, TokenLogps)):
         return view
     assert isinstance(view, Outputs), f"a {type(view).__name__} cannot be made a {kind.__name__}"
     tokens = (view.labels, view.row, view.rows)

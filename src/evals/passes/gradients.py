@@ -23,8 +23,9 @@ from unlora.evals.passes.batches import (
     needs_all_processes,
 )
 from unlora.evals.passes.scoring import takes_blocks, warn_of_dead
-from unlora.evals.passes.vocabulary import before_the_head, factors, gradients_of
+from unlora.evals.passes.vocabulary import before_the_head, gradients_of
 from unlora.evals.records import GradientNorms
+from unlora.head import factors
 from unlora.outputs import IGNORE_INDEX, decoder_layers, output_embedding
 
 WITH_GRAPH = 0.25  # of the token budget: what every layer has seen is kept until the way back

@@ -24,8 +24,9 @@ from unlora.evals.passes.batches import (
     found_budget,
     needs_all_processes,
 )
-from unlora.evals.passes.vocabulary import before_the_head, factors, numbers_from, numbers_of
+from unlora.evals.passes.vocabulary import before_the_head, numbers_from, numbers_of
 from unlora.evals.records import Scored
+from unlora.head import factors
 from unlora.outputs import IGNORE_INDEX, decoder_layers, output_embedding
 
 LOGITS_AT_ONCE = 1 << 27  # where the head cannot be asked in blocks: 512 MiB in float32

@@ -1,45 +1,21 @@
 """What a vocabulary says of hidden states, block by block: [tokens, vocabulary] never exists."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 from unlora.evals.passes.asking import in_full
+from unlora.head import Factors
 
 TOKENS_AT_ONCE = 2048
 BLOCK_ON_CPU = 1024  # words; such a block of logits stays in the processor's cache
 LOGITS_AT_ONCE = 1 << 26  # elsewhere
 LEAST = -1e15  # stands for -inf, so that 0 times it is 0
 LEAST_LOGP = -1e4
-Factors = Sequence[tuple[Tensor, Tensor]]
-
-
-def factors(head: nn.Module, hidden: Float[Tensor, "tokens width"]) -> Factors | None:
-    """The head's logits as a sum of products, states [tokens, k] times words [vocabulary, k].
-
-    Adapters on the head are products of their own. None for a head of another kind.
-    """
-    if type(head) is nn.Linear and head.bias is None:
-        return [(hidden, head.weight)]
-    if not isinstance(head, LoraLinear) or head.merged:
-        return None
-    below = factors(head.get_base_layer(), hidden)
-    if below is None or head.disable_adapters:
-        return below
-    found = list(below)
-    for name in head.active_adapters:
-        if name not in head.lora_A:
-            continue
-        if name in getattr(head, "lora_variant", {}) or head.lora_B[name].bias is not None:
-            return None
-        a, b = head.lora_A[name].weight, head.lora_B[name].weight
-        found.append(((hidden.to(a.dtype) @ a.T) * head.scaling[name], b))
-    return found
 
 
 def numbers_of(
@@ -48,7 +24,7 @@ def numbers_of(
     """log p, greedy hit, and mean and variance of log p over the vocabulary, of scored tokens.
 
     Args:
-        products: see :func:`factors`.
+        products: see :func:`unlora.head.factors`.
         at: of each scored token, which hidden state predicts it; ascending.
     """
     found = []

@@ -1,0 +1,530 @@
+"""One optimiser step of five methods, beside how they are trained today, and the least it can take.
+
+make bench                                     S and M on the CPU, into benchmarks/results
+python benchmarks/training.py --size S --methods NPO,RMU --ranks 16
+python benchmarks/training.py --size 3B --device cuda --dtype bfloat16       on a GPU
+
+A step is 4 micro-batches of 4 forget and 4 retain rows of TOFU (random words in rows of like
+length where UNLORA_REALDATA and ../shared/realdata are not there), LoRA on all linear layers and
+the head, no dropout, so that losses can be compared. Ours is ``experiment=unlearn/tofu/lora`` with
+gradient checkpointing off, as it is in the baseline (``baseline_training.py``).
+
+Each side is a process; they take turns, step by step, and never run at the same time. A time is a
+median of the steps after the first, memory the highest resident memory of the process above what it
+was before the model was made (on a GPU what torch has allocated).
+
+The floor is the multiply-adds that nobody can leave out, at the rate at which the same process
+multiplies matrices as large as the model's: tokens without padding, scored positions in the head,
+no gradients of frozen weights, nothing above the layer that RMU looks at; of a reference nothing
+where it is asked once per run. ``count_flops`` has the formula.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation_rows import _made_up, realdata
+
+METHODS = ("NPO", "GradDiff", "SimNPO", "UNDIAL", "RMU")
+BATCH, ACCUMULATION, ROWS = 4, 4, 400
+ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+}
+QUIET = {"PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A Qwen2's shape."""
+
+    hidden: int
+    feed_forward: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    vocabulary: int
+    tokenizer: str
+    tied: bool = True
+
+    @property
+    def layer(self) -> int:
+        """That RMU looks at: a quarter of the depth."""
+        return (self.layers - 1) // 4
+
+    def config(self) -> Any:
+        from transformers import Qwen2Config
+
+        return Qwen2Config(
+            vocab_size=self.vocabulary,
+            hidden_size=self.hidden,
+            intermediate_size=self.feed_forward,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.key_value_heads,
+            tie_word_embeddings=self.tied,
+        )
+
+
+SIZES = {
+    "tiny": Size(64, 176, 2, 4, 2, 512, ""),
+    "S": Size(256, 704, 4, 4, 4, 32_000, "llama-2-7b-chat-hf", tied=False),
+    "M": Size(512, 1408, 8, 8, 2, 151_936, "qwen2.5-7b-instruct"),
+    "3B": Size(2048, 11008, 36, 16, 2, 151_936, "qwen2.5-7b-instruct"),
+}
+
+
+# --- in the process of one side ------------------------------------------------------------------
+
+
+def child(side: str, options: argparse.Namespace) -> None:
+    """Train every method, one step whenever a line comes in, and print a line of JSON for each."""
+    import logging
+
+    import torch
+    from transformers import TrainerCallback, set_seed
+
+    logging.disable(logging.WARNING)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    size = SIZES[options.size]
+    chat, rows = data(size)
+    say({"ready": True, "versions": versions(), "device": device_name(options)})
+
+    class Turns(TrainerCallback):
+        """Waits before every step until it is told to go."""
+
+        def __init__(self, losses: Any):
+            self.losses = losses
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.wait()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            synchronise(options)
+            seconds = time.perf_counter() - self.started
+            say({"seconds": seconds, "loss": self.losses()})
+            self.wait()
+            control.should_training_stop = self.stopped
+
+        def wait(self) -> None:
+            self.stopped = sys.stdin.readline().strip() != "step"
+            self.started = time.perf_counter()
+
+    for method in options.methods:
+        for rank in options.ranks:
+            before = memory(options, reset=True)
+            set_seed(0)
+            make = ours if side == "ours" else baseline
+            with tempfile.TemporaryDirectory() as folder:
+                os.environ["UNLORA_CACHE"] = folder
+                trainer, losses = make(method, rank, size, chat, rows, folder, options)
+                trainer.add_callback(Turns(losses))
+                trainer.train()
+            parts = trainer.counted if side == "ours" else None
+            say({"memory": memory(options) - before, "seen": parts})
+            del trainer, losses
+            if options.device == "cuda":
+                torch.cuda.empty_cache()
+
+
+def say(found: Found) -> None:
+    print("BENCH " + json.dumps(found), flush=True)
+
+
+def ours(
+    method: str, rank: int, size: Size, chat: Any, rows: Any, folder: str, options: Any
+) -> Any:
+    """The program's trainer, as its config makes it, and what it says of its losses."""
+    from hydra import compose, initialize_config_module
+
+    from unlora.config import read
+    from unlora.data.pairs import Parts
+    from unlora.trainer import (
+        Guards,
+        Plugins,
+        UnlearningLoss,
+        UnlearningTrainer,
+        training_arguments,
+    )
+
+    overrides = [
+        "experiment=unlearn/tofu/lora", f"trainer={method}",
+        f"trainer.args.per_device_train_batch_size={BATCH}",
+        f"trainer.args.gradient_accumulation_steps={ACCUMULATION}",
+        "trainer.args.gradient_checkpointing=false", "++trainer.args.disable_tqdm=true",
+        "trainer.args.report_to=none", f"++trainer.args.bf16={str(bf16(options)).lower()}",
+        "trainer.args.warmup_epochs=0", *options.overrides,
+    ]  # fmt: skip
+    with initialize_config_module("unlora.configs", version_base=None):
+        config = read(compose("unlearn", overrides))
+    hyper = dict(config.trainer.method_args) | {"gamma": 1.0, "alpha": 1.0}
+    if method == "RMU":
+        hyper["layer"] = size.layer
+    if method == "UNDIAL":
+        hyper["retain_loss_type"] = "NLL"
+    loss = UnlearningLoss.build(config.trainer.handler, **hyper)
+    parts = Parts({p: chat.encode_all(pairs(rows[p])) for p in rows}, "forget")
+    args = training_arguments(config.trainer.args, output_dir=folder)
+    trainer = UnlearningTrainer(
+        model=model(size, rank, options), args=args, loss=loss, parts=parts,
+        plugins=Plugins(), processing_class=chat.tokenizer, callbacks=[Guards()],
+    )  # fmt: skip
+    seen: list[float] = []
+    compute = trainer.compute_loss
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        value = compute(*args, **kwargs)
+        seen.append(float(value.detach()))
+        return value
+
+    trainer.compute_loss = noted
+    trainer.counted = count_tokens(parts, size, method)
+    return trainer, lambda: sum(seen[-ACCUMULATION:]) / ACCUMULATION
+
+
+def baseline(
+    method: str, rank: int, size: Size, chat: Any, rows: Any, folder: str, options: Any
+) -> Any:
+    """The other trainer."""
+    from functools import partial
+
+    from baseline_training import BaselineTrainer, Texts
+    from transformers import TrainingArguments
+
+    from unlora.data.collate import collate_parts
+    from unlora.data.pairs import KeyedSampler, Parts
+    from unlora.objectives.representation import unit_vector
+
+    args = TrainingArguments(
+        output_dir=folder, per_device_train_batch_size=BATCH, report_to="none",
+        gradient_accumulation_steps=ACCUMULATION, learning_rate=1e-4, num_train_epochs=5,
+        disable_tqdm=True, remove_unused_columns=False, save_strategy="no", logging_strategy="no",
+        use_cpu=options.device == "cpu", bf16=bf16(options), weight_decay=0.01,
+        seed=42, optim="adamw_torch",
+    )  # fmt: skip
+    parts = Parts(rows, "forget")
+    trainer = BaselineTrainer(
+        model=model(size, rank, options), args=args, method=method,
+        train_dataset=Texts(chat, rows["forget"], rows["retain"]),
+        data_collator=partial(collate_parts, pad_id=chat.tokenizer.pad_token_id),
+        order=KeyedSampler(parts, 42), layer=size.layer,
+        control=unit_vector(size.hidden, 42).to(options.device),
+    )  # fmt: skip
+    return trainer, lambda: sum(trainer.losses[-ACCUMULATION:]) / ACCUMULATION
+
+
+def model(size: Size, rank: int, options: Any) -> Any:
+    """A random model with an adapter whose B is not zero, so that its gradients are as later on."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    dtype = getattr(torch, options.dtype)
+    with torch.device(options.device):
+        made = AutoModelForCausalLM.from_config(size.config(), dtype=dtype)
+    targets = "q_proj v_proj k_proj o_proj gate_proj down_proj up_proj lm_head".split()
+    settings = LoraConfig(
+        r=rank, lora_alpha=rank, lora_dropout=0.0, bias="none", target_modules=targets,
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on a tied head
+        return get_peft_model(made, settings)
+
+
+def data(size: Size) -> tuple[Any, Mapping[str, Sequence[Any]]]:
+    """How the model is asked, and the rows of both parts."""
+    from transformers import AutoTokenizer
+
+    from unlora.data.chat import Chat
+    from unlora.data.pocket.base import train_tokenizer
+    from unlora.data.rows import read_file
+
+    source = realdata()
+    if source and size.tokenizer:
+        names = {"forget": "forget10", "retain": "retain90"}
+        rows = {part: read_file(source / "tofu" / f"{n}.json")[:ROWS] for part, n in names.items()}
+        tokenizer = AutoTokenizer.from_pretrained(source / "tokenizers" / size.tokenizer)
+    else:
+        names = {"forget": "forget10_perturbed", "retain": "retain_perturbed"}
+        rows = {part: _made_up(name)[:ROWS] for part, name in names.items()}
+        tokenizer = train_tokenizer([pair for r in rows.values() for pair in pairs(r)], 500)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    if tokenizer.chat_template:
+        return Chat(tokenizer, {"apply_chat_template": True}), rows
+    tags = {"user_start_tag": "[INST] ", "user_end_tag": " [/INST]"}
+    return Chat(tokenizer, tags), rows
+
+
+def pairs(rows: Sequence[Any]) -> list[tuple[str, str]]:
+    return [(row["question"], row["answer"]) for row in rows]
+
+
+def bf16(options: Any) -> bool:
+    return options.dtype == "bfloat16"
+
+
+# --- the floor -----------------------------------------------------------------------------------
+
+
+def count_tokens(parts: Any, size: Size, method: str) -> Found:
+    """Tokens and scored tokens of an average step."""
+    found: Found = {}
+    for part, rows in parts.rows.items():
+        scale = BATCH * ACCUMULATION / len(rows)
+        found[part] = {
+            "tokens": scale * sum(len(row.input_ids) for row in rows),
+            "scored": scale * sum(len(row.input_ids) - row.prompt_length for row in rows),
+            "squares": scale * sum(len(row.input_ids) ** 2 / 2 for row in rows),
+        }
+    return found
+
+
+def count_flops(size: Size, rank: int, method: str, seen: Found) -> float:
+    """Floating-point operations of one step, two for a multiply-add.
+
+    Forward, each weight meets each token once. Backward, once more for the gradient of its input;
+    frozen weights have none of their own, the adapters' two factors have. Attention is causal:
+    half of the square of each row's length. A reference is run for UNDIAL's forget rows and for
+    the states of RMU's retain rows.
+    """
+    hidden, wide = size.hidden, size.feed_forward
+    narrow = hidden // size.heads * size.key_value_heads
+    shapes = [(hidden, hidden)] * 2 + [(hidden, narrow)] * 2 + [(hidden, wide)] * 3
+    weights = sum(a * b for a, b in shapes)
+    adapters = sum(rank * (a + b) for a, b in shapes)
+    head, head_adapter = hidden * size.vocabulary, rank * (hidden + size.vocabulary)
+    layers = size.layer + 1 if method == "RMU" else size.layers
+    total = 0.0
+    for part, n in seen.items():
+        attention = 2 * hidden * n["squares"]  # scores, and values
+        scored = 0 if method == "RMU" else n["scored"]
+        forward = layers * (n["tokens"] * weights + attention) + scored * head
+        learnt = layers * n["tokens"] * adapters + scored * head_adapter
+        backward = layers * (n["tokens"] * weights + 2 * attention) + scored * head + 2 * learnt
+        asked = (method, part) in (("UNDIAL", "forget"), ("RMU", "retain"))
+        total += forward + learnt + backward + (forward if asked else 0)
+    return 2 * total
+
+
+def multiply_rate(size: Size, options: Any) -> float:
+    """Floating-point operations a second, of matrix products of this model's size."""
+    import torch
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    dtype, tokens = getattr(torch, options.dtype), 512
+    with torch.device(options.device):
+        pairs_of = [
+            (torch.randn(tokens, size.hidden, dtype=dtype), torch.randn(size.feed_forward,
+             size.hidden, dtype=dtype)),
+            (torch.randn(tokens // 2, size.hidden, dtype=dtype), torch.randn(
+                min(size.vocabulary, 32_000), size.hidden, dtype=dtype)),
+        ]  # fmt: skip
+    rates = []
+    for a, b in pairs_of:
+        a @ b.T
+        synchronise(options)
+        repeats = 20
+        started = time.perf_counter()
+        for _ in range(repeats):
+            a @ b.T
+        synchronise(options)
+        seconds = time.perf_counter() - started
+        rates.append(2 * a.shape[0] * a.shape[1] * b.shape[0] * repeats / seconds)
+    return max(rates)
+
+
+def synchronise(options: Any) -> None:
+    if options.device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def memory(options: Any, *, reset: bool = False) -> int:
+    """The highest use in bytes since the last reset; with ``reset``, what is used now."""
+    import gc
+
+    import torch
+
+    if options.device == "cuda":
+        if not reset:
+            return torch.cuda.max_memory_allocated()
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    if reset:
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5", "utf-8")
+    field = "VmRSS:" if reset else "VmHWM:"
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith(field))
+
+
+def versions() -> str:
+    from importlib import metadata
+
+    names = ("unlora", "torch", "transformers", "peft")
+    found = []
+    for name in names:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            found.append(name)
+    return f"Python {sys.version.split()[0]}, " + ", ".join(found)
+
+
+def device_name(options: Any) -> str:
+    import platform
+
+    import torch
+
+    if options.device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads"
+
+
+# --- in the process that starts the others -------------------------------------------------------
+
+
+class Side:
+    """One process, told when to make a step."""
+
+    def __init__(self, name: str, options: argparse.Namespace):
+        command = [sys.executable, __file__, *sys.argv[1:], "--side", name]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | QUIET,
+        )  # fmt: skip
+        self.ready = self.read()
+
+    def read(self) -> Found:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("BENCH "):
+                return json.loads(line[6:])
+        raise SystemExit(f"{self.process.args} ended with {self.process.wait()}.")
+
+    def step(self) -> Found:
+        self.tell("step")
+        return self.read()
+
+    def stop(self) -> Found:
+        """End the training of one method; says what memory it took."""
+        self.tell("stop")
+        return self.read()
+
+    def tell(self, word: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+
+
+def main() -> None:
+    options = parsed()
+    if options.side:
+        child(options.side, options)
+        return
+    names = ("ours",) if options.without_baseline else ("ours", "baseline")
+    sides = {name: Side(name, options) for name in names}
+    found = []
+    for method in options.methods:
+        for rank in options.ranks:
+            found.append(compared(method, rank, sides, options))
+            print(row(found[-1]), flush=True)
+    for side in sides.values():
+        side.process.stdin.close()
+        side.process.wait()
+    if options.output:
+        ready = sides["ours"].ready
+        about = {
+            "machine": ready["device"],
+            "versions": ready["versions"],
+            "command": "python benchmarks/training.py " + " ".join(sys.argv[1:]),
+        }
+        Path(options.output).write_text(json.dumps([x | about for x in found], indent=1), "utf-8")
+
+
+def compared(method: str, rank: int, sides: Mapping[str, Side], options: Any) -> Found:
+    """Both sides on one method, in turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    losses: dict[str, list[float]] = {name: [] for name in sides}
+    for n in range(options.steps + 1):
+        for name, side in sides.items():
+            step = side.step()
+            losses[name].append(step["loss"])
+            if n:  # the first one loads what is loaded at first use
+                seconds[name].append(step["seconds"])
+    rate = multiply_rate(SIZES[options.size], options)
+    ends = {name: side.stop() for name, side in sides.items()}
+    flops = count_flops(SIZES[options.size], rank, method, ends["ours"]["seen"])
+    tokens = sum(part["tokens"] for part in ends["ours"]["seen"].values())
+    found = {
+        "size": options.size, "method": method, "rank": rank, "rate": rate, "flops": flops,
+        "tokens": tokens, "steps": options.steps,
+        "seconds": {name: statistics.median(s) for name, s in seconds.items()},
+        "memory": {name: end["memory"] for name, end in ends.items()},
+        "floor": flops / rate, "losses": losses,
+    }  # fmt: skip
+    found["over_floor"] = found["seconds"]["ours"] / found["floor"]
+    if "baseline" in sides:
+        # of each pair, so that a machine that is busy for a while slows both
+        ratios = [b / a for a, b in zip(seconds["ours"], seconds["baseline"], strict=True)]
+        found["faster"] = statistics.median(ratios)
+        found["memory_share"] = found["memory"]["ours"] / found["memory"]["baseline"]
+        found["difference"] = max(
+            abs(a - b) / max(abs(b), 1.0)
+            for a, b in zip(losses["ours"], losses["baseline"], strict=True)
+        )
+    return found
+
+
+def row(found: Found) -> str:
+    text = f"{found['size']:4} {found['method']:9} r {found['rank']:3} "
+    text += f"ours {found['seconds']['ours']:7.3f} s  x floor {found['over_floor']:5.2f}  "
+    text += f"peak {found['memory']['ours'] / 1e6:7.0f} MB  "
+    if "faster" in found:
+        text += f"faster {found['faster']:5.2f} x  memory {found['memory_share']:5.2f} x  "
+        text += f"loss differs by {found['difference']:.1e}"
+    return text
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=list(SIZES), default="S")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--ranks", default="16")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--output", help="a JSON file")
+    parser.add_argument("--without-baseline", action="store_true")
+    parser.add_argument("--overrides", default="", help="of the config of ours, by commas")
+    parser.add_argument("--side", choices=("ours", "baseline"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.methods = options.methods.split(",")
+    options.ranks = [int(rank) for rank in options.ranks.split(",")]
+    options.overrides = [x for x in options.overrides.split(",") if x]
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What the vocabulary projection says of hidden states, with few numbers a word at a time."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+
+LOGITS_AT_ONCE = 1 << 23  # of a chunk of tokens
+LOGITS_AT_ONCE_ON_GPU = 1 << 26
+LOGITS_KEPT = 1 << 26  # for the backward pass; what is above that is computed a second time
+Factors = Sequence[tuple[Tensor, Tensor]]
+
+
+def factors(head: nn.Module, hidden: Float[Tensor, "tokens width"]) -> Factors | None:
+    """The head's logits as a sum of products, states [tokens, k] times words [vocabulary, k].
+
+    Adapters on the head are products of their own. None for a head of another kind.
+    """
+    if type(head) is nn.Linear and head.bias is None:
+        return [(hidden, head.weight)]
+    if not isinstance(head, LoraLinear) or head.merged:
+        return None
+    below = factors(head.get_base_layer(), hidden)
+    if below is None or head.disable_adapters:
+        return below
+    found = list(below)
+    for name in head.active_adapters:
+        if name not in head.lora_A:
+            continue
+        if name in getattr(head, "lora_variant", {}) or head.lora_B[name].bias is not None:
+            return None
+        a, b = head.lora_A[name].weight, head.lora_B[name].weight
+        read = head.lora_dropout[name](hidden.to(a.dtype))
+        found.append(((read @ a.T) * head.scaling[name], b))
+    return found
+
+
+def token_logps(products: Factors, labels: Int[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
+    """log p(label) in nats of each state, from the products of :func:`factors`.
+
+    The same numbers and gradients as ``log_softmax`` of the logits, a chunk of tokens at a time:
+    float32 logits exist once, and become their own gradients in place. Of more than
+    ``LOGITS_KEPT`` numbers the rest is computed again in the backward pass.
+    """
+    return _TokenLogps.apply(labels, *(tensor for pair in products for tensor in pair))
+
+
+class _TokenLogps(torch.autograd.Function):
+    """Tensors come as states, words, states, words, ..."""
+
+    @staticmethod
+    def forward(ctx: Any, labels: Tensor, *tensors: Tensor) -> Tensor:
+        states = tensors[0]
+        chunk = _tokens_at_once(states, len(tensors[1]))
+        keeps = any(ctx.needs_input_grad)
+        logps, lses, kept = [], [], []
+        room = LOGITS_KEPT
+        for begin in range(0, len(labels), chunk):
+            end = begin + chunk
+            logits = _logits(tensors, begin, end)
+            lse = logits.logsumexp(-1)
+            logps.append(logits.gather(1, labels[begin:end, None]).squeeze(1) - lse)
+            lses.append(lse)
+            if keeps and logits.numel() <= room:
+                room -= logits.numel()
+                kept.append(logits)
+            del logits
+        if not logps:
+            return states.new_zeros(0, dtype=_exact(states))
+        # what is kept is ours alone, so it need not go through save_for_backward
+        ctx.kept, ctx.lses, ctx.chunk = kept, lses, chunk
+        ctx.save_for_backward(labels, *tensors)
+        return torch.cat(logps)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        labels, *tensors = ctx.saved_tensors
+        share = upstream[0]
+        wanted = ctx.needs_input_grad[1:]
+        found = [torch.zeros_like(t) if w else None for t, w in zip(tensors, wanted, strict=True)]
+        kept, ctx.kept = ctx.kept, None
+        if kept is None:
+            raise RuntimeError("The gradient of these log-probabilities can be taken only once.")
+        kept.reverse()
+        for n, begin in enumerate(range(0, len(labels), ctx.chunk)):
+            end = begin + ctx.chunk
+            logits = kept.pop() if kept else _logits(tensors, begin, end)
+            # d log p(y) / d logits = (1 at y) - p
+            slope = logits.sub_(ctx.lses[n][:, None]).exp_().mul_(-share[begin:end, None])
+            slope.scatter_add_(1, labels[begin:end, None], share[begin:end, None].to(slope.dtype))
+            for i in range(0, len(tensors), 2):
+                states, words = tensors[i], tensors[i + 1]
+                with torch.autocast(states.device.type, enabled=False):
+                    of_states, of_words = found[i], found[i + 1]
+                    down = slope.to(states.dtype)
+                    if of_states is not None:
+                        of_states[begin:end] = down @ words.to(states.dtype)
+                    if of_words is not None:
+                        of_words.addmm_(down.T.to(words.dtype), states[begin:end].to(words.dtype))
+            del logits, slope
+        return (None, *found)
+
+
+def _logits(tensors: Sequence[Tensor], begin: int, end: int) -> Float[Tensor, "chunk vocab"]:
+    """Float32 logits of some of the states (float64 of float64 states)."""
+    found = None
+    exact = _exact(tensors[0])
+    with torch.autocast(tensors[0].device.type, enabled=False):
+        for states, words in zip(tensors[::2], tensors[1::2], strict=True):
+            some, words = states[begin:end], words.to(states.dtype)
+            if found is None:
+                found = (some @ words.T).to(exact)
+            elif states.dtype == exact:
+                found.addmm_(some, words.T)
+            else:
+                found.add_(some @ words.T)
+    assert found is not None
+    return found
+
+
+def _exact(states: Tensor) -> torch.dtype:
+    return torch.float64 if states.dtype == torch.float64 else torch.float32
+
+
+def _tokens_at_once(states: Tensor, vocabulary: int) -> int:
+    room = LOGITS_AT_ONCE if states.device.type == "cpu" else LOGITS_AT_ONCE_ON_GPU
+    return max(1, room // vocabulary)

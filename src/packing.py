@@ -1,0 +1,91 @@
+"""Rows of unequal length in few sequences of equal length, so that hardly any token is padding.
+
+A A A A A B B B            rows follow one another in a sequence; positions start again with
+C C C C D D D .            each row, and no token sees another row's
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of several batches lie in the input of one forward pass.
+
+    Attributes:
+        inputs: of the model.
+        offsets: of each batch, where in the flattened input each of its rows begins.
+    """
+
+    inputs: Mapping[str, Tensor]
+    offsets: Sequence[Int[Tensor, " rows"]]
+
+
+def padded(batch: Mapping[str, Tensor]) -> Layout:
+    """A batch as it is: one row a sequence."""
+    ids = batch["input_ids"]
+    begin = torch.arange(len(ids), device=ids.device) * ids.shape[1]
+    return Layout({"input_ids": ids, "attention_mask": batch["attention_mask"]}, [begin])
+
+
+def packed(batches: Sequence[Mapping[str, Tensor]], *, width: int, one: bool = False) -> Layout:
+    """The rows of all batches in as many sequences as make the least work.
+
+    There is no attention mask: transformers tells the rows of a sequence apart where positions
+    start again.
+
+    Args:
+        width: of the model's hidden states; weighs attention against the rest.
+        one: all rows in a single sequence, as flash attention wants them.
+    """
+    lengths = [n for batch in batches for n in batch["attention_mask"].sum(-1).tolist()]
+    padded_rows = [ids for batch in batches for ids in batch["input_ids"]]
+    rows = [ids[:length] for ids, length in zip(padded_rows, lengths, strict=True)]
+    places = torch.arange(sum(lengths), device=rows[0].device)
+    counts = [1] if one else range(1, len(rows) + 1)
+    bins = min((_filled(lengths, n) for n in counts), key=lambda b: _work(b, lengths, width))
+    long = _longest(bins, lengths)
+    ids = rows[0].new_zeros(len(bins), long)
+    positions = torch.zeros_like(ids)
+    begin = [0] * len(rows)
+    for n, numbers in enumerate(bins):
+        at = 0
+        for number in numbers:
+            end = at + lengths[number]
+            ids[n, at:end] = rows[number]
+            positions[n, at:end] = places[: end - at]
+            begin[number] = n * long + at
+            at = end
+        # what is left of a sequence is a row of its own, which nobody asks about
+        positions[n, at:] = places[: long - at]
+    starts = torch.tensor(begin, device=ids.device)
+    counts_of = [len(batch["input_ids"]) for batch in batches]
+    return Layout({"input_ids": ids, "position_ids": positions}, starts.split(counts_of))
+
+
+def _filled(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """The rows in this many sequences of about one length: the longest first, to the shortest."""
+    bins: list[list[int]] = [[] for _ in range(count)]
+    filled = [0] * count
+    for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        n = filled.index(min(filled))
+        bins[n].append(number)
+        filled[n] += lengths[number]
+    return bins
+
+
+def _longest(bins: Sequence[Sequence[int]], lengths: Sequence[int]) -> int:
+    return max(sum(lengths[i] for i in numbers) for numbers in bins)
+
+
+def _work(bins: Sequence[Sequence[int]], lengths: Sequence[int], width: int) -> float:
+    """Multiply-adds of one layer, but for a factor.
+
+    A token meets some 12 width^2 weights, and in attention 2 width numbers of every place.
+    """
+    long = _longest(bins, lengths)
+    return len(bins) * long * (12 * width + 2 * long)
