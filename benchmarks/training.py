@@ -132,8 +132,10 @@ def child(side: str, options: argparse.Namespace) -> None:
                 trainer, losses = make(method, rank, size, chat, rows, folder, options)
                 trainer.add_callback(Turns(losses))
                 trainer.train()
-            parts = trainer.counted if side == "ours" else None
-            say({"memory": memory(options) - before, "seen": parts})
+            ended = {"memory": memory(options) - before}
+            if side == "ours":
+                ended |= {"seen": trainer.counted, "way": str(trainer.way)}
+            say(ended)
             del trainer, losses
             if options.device == "cuda":
                 torch.cuda.empty_cache()
@@ -350,6 +352,21 @@ def multiply_rate(size: Size, options: Any) -> float:
     return max(rates)
 
 
+def peak_rate(options: Any) -> float:
+    """Floating-point operations a second, of a product of large square matrices."""
+    import torch
+
+    size = 8192
+    a, b = torch.randn(2, size, size, dtype=getattr(torch, options.dtype), device=options.device)
+    a @ b
+    synchronise(options)
+    started = time.perf_counter()
+    for _ in range(10):
+        a @ b
+    synchronise(options)
+    return 20 * size**3 / (time.perf_counter() - started)
+
+
 def synchronise(options: Any) -> None:
     if options.device == "cuda":
         import torch
@@ -478,12 +495,15 @@ def compared(method: str, rank: int, sides: Mapping[str, Side], options: Any) ->
     tokens = sum(part["tokens"] for part in ends["ours"]["seen"].values())
     found = {
         "size": options.size, "method": method, "rank": rank, "rate": rate, "flops": flops,
-        "tokens": tokens, "steps": options.steps,
+        "tokens": tokens, "steps": options.steps, "way": ends["ours"]["way"],
         "seconds": {name: statistics.median(s) for name, s in seconds.items()},
         "memory": {name: end["memory"] for name, end in ends.items()},
         "floor": flops / rate, "losses": losses,
     }  # fmt: skip
     found["over_floor"] = found["seconds"]["ours"] / found["floor"]
+    if options.device == "cuda":
+        # of the highest rate that this card reaches on any matrix product
+        found["share_of_peak"] = flops / found["seconds"]["ours"] / peak_rate(options)
     if "baseline" in sides:
         # of each pair, so that a machine that is busy for a while slows both
         ratios = [b / a for a, b in zip(seconds["ours"], seconds["baseline"], strict=True)]
@@ -500,6 +520,9 @@ def row(found: Found) -> str:
     text = f"{found['size']:4} {found['method']:9} r {found['rank']:3} "
     text += f"ours {found['seconds']['ours']:7.3f} s  x floor {found['over_floor']:5.2f}  "
     text += f"peak {found['memory']['ours'] / 1e6:7.0f} MB  "
+    if "share_of_peak" in found:
+        text += f"{found['tokens'] / found['seconds']['ours']:7.0f} tokens/s  "
+        text += f"{found['share_of_peak']:.1%} of peak  "
     if "faster" in found:
         text += f"faster {found['faster']:5.2f} x  memory {found['memory_share']:5.2f} x  "
         text += f"loss differs by {found['difference']:.1e}"
