@@ -41,6 +41,7 @@ def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
     from unlora.run import Run
     from unlora.trainer import (
         TASK_VECTORS,
+        Divergence,
         Guards,
         Plugins,
         TaskVector,
@@ -121,7 +122,8 @@ def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
             model, plugins.start, parts, pad_id=tokenizer.pad_token_id,
             batch_size=args.train_batch_size, seed=args.seed,
         )  # fmt: skip
-    guards = Guards()
+    divergence = Divergence(config.trainer.on_divergence)
+    guards = Guards(divergence)
     with closing(Trackers(trackers, folder, guards)) as tracked:
         trainer = UnlearningTrainer(
             model=model,
@@ -131,6 +133,7 @@ def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
             panels=panels,
             plugins=plugins,
             penalty=penalty,
+            divergence=divergence,
             processing_class=tokenizer,
             callbacks=[guards, tracked],
         )
@@ -158,6 +161,7 @@ def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
             tracked.evaluated(summary)
     record.finish(
         guards=guards.findings,
+        **divergence.facts,
         **({"arithmetic": arithmetic} if arithmetic else {}),
         lineage=str(model.lineage),
         size=size,

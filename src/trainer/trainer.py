@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from transformers import Trainer
 
 from unlora.data.collate import collate_parts
 from unlora.data.pairs import KeyedSampler, Parts
-from unlora.errors import GuardError, InputError
+from unlora.errors import InputError
 from unlora.model.guards import evaluation_is_pure
 from unlora.model.lora import save_adapter
 from unlora.model.reference import as_reference, frozen_copy, rest_above
@@ -39,6 +40,7 @@ from unlora.outputs import (
 )
 from unlora.trainer import constraint as constraints
 from unlora.trainer.compose import ComposedStep
+from unlora.trainer.divergence import Divergence, StepDiverged
 from unlora.trainer.known import known_logps
 from unlora.trainer.loss import Totals, UnlearningLoss
 from unlora.trainer.plugins import Plugins
@@ -65,6 +67,7 @@ class UnlearningTrainer(Trainer):
             ``eval_<name>`` and may choose the best checkpoint.
         plugins: what is done to the gradients of the terms.
         penalty: a loss on the weights alone, added to that on the data.
+        divergence: what is done where a loss or a gradient is no number.
     """
 
     def __init__(
@@ -75,9 +78,12 @@ class UnlearningTrainer(Trainer):
         panels: Sequence[Panel] = (),
         plugins: Plugins = NO_PLUGINS,
         penalty: Penalty | None = None,
+        divergence: Divergence | None = None,
         **kwargs: Any,
     ):
         self.pad_id = kwargs["processing_class"].pad_token_id
+        self.divergence = divergence or Divergence()
+        kwargs["callbacks"] = [self.divergence, *(kwargs.get("callbacks") or ())]
         super().__init__(
             *args,
             train_dataset=parts,
@@ -118,8 +124,9 @@ class UnlearningTrainer(Trainer):
             for term in loss.terms.values()
             for name, draw in term.draws.items()
         }
+        self.divergence.watch(self)
         self.known: Mapping[str, Tensor] = {}  # part -> log p under the reference, row by row
-        self._batches: Sequence[Mapping] = ()
+        self.micro_batches: Sequence[Mapping] = ()
         self._logged: dict[str, list[float]] = defaultdict(list)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -143,7 +150,7 @@ class UnlearningTrainer(Trainer):
     ) -> tuple[list[dict], Totals]:
         """The micro-batches of one optimiser step, and how many losses each term has on them."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._batches = batches
+        self.micro_batches = batches
         return batches, self.totals(batches)
 
     def totals(
@@ -172,7 +179,8 @@ class UnlearningTrainer(Trainer):
         if num_items_in_batch is not None:
             split = self.current_gradient_accumulation_steps * self.args.world_size
         for name, value in losses.items():
-            self.note(f"{name}_loss", self.finite(name, float(value.detach())) * split)
+            if self.finite(name, number := float(value.detach()), [inputs]):
+                self.note(f"{name}_loss", number * split)
         weights = self.loss.weights
         total = torch.stack([weights[name] * value for name, value in losses.items()]).sum() * split
         if self.penalty is not None:
@@ -254,13 +262,13 @@ class UnlearningTrainer(Trainer):
                     found[part] = answer
         return found
 
-    def finite(self, term: str, value: float) -> float:
+    def finite(
+        self, term: str, value: float, batches: Sequence[Mapping], *, alike: bool = False
+    ) -> bool:
+        """Whether the loss of these micro-batches is a number; see ``Divergence.saw``."""
         if not math.isfinite(value):
-            raise GuardError(
-                f"divergence: {term}_loss is {value} at step {self.state.global_step + 1}. "
-                "Take a lower learning rate or a bounded objective; checkpoints are kept."
-            )
-        return value
+            self.divergence.saw(f"{term}_loss", value, batches, alike=alike)
+        return math.isfinite(value)
 
     def note(self, name: str, value: float) -> None:
         """Log a number; the log has its mean since the last time."""
@@ -273,17 +281,19 @@ class UnlearningTrainer(Trainer):
         num_items_in_batch: Totals | None = None,
     ) -> Tensor:
         """One micro-batch; where the terms' gradients are composed, the first stands for all."""
+        nothing = loss = torch.zeros((), device=self.args.device)
         if self.composed is None:
-            return super().training_step(model, inputs, num_items_in_batch)
-        loss = torch.zeros((), device=self.args.device)
-        if inputs is self._batches[0]:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            return nothing if self.divergence.now else loss  # a sum of losses would stay no number
+        if inputs is self.micro_batches[0]:
             assert num_items_in_batch is not None
             model.train()
-            batches = [self._prepare_inputs(batch) for batch in self._batches]
-            loss = self.composed.take(model, batches, num_items_in_batch)
+            batches = [self._prepare_inputs(batch) for batch in self.micro_batches]
+            with suppress(StepDiverged):
+                loss = self.composed.take(model, batches, num_items_in_batch)
         constraint = self.loss.constraint
         # with the last one only: Trainer leaves at once, and the step must have been made
-        if inputs is self._batches[-1] and constraint is not None and constraint.converged:
+        if inputs is self.micro_batches[-1] and constraint is not None and constraint.converged:
             self.control.should_training_stop = True
         return loss
 
@@ -303,14 +313,19 @@ class UnlearningTrainer(Trainer):
     def _recall(self, folder: Path) -> None:
         if not (folder / STATE).is_file():
             return
-        found = load_file(folder / STATE, device=str(self.args.device))
+        self.recall(load_file(folder / STATE))
+
+    def recall(self, remembered: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`remembered` gave."""
+        found = {name: tensor.to(self.args.device) for name, tensor in remembered.items()}
         self.drawn |= {n.split(".")[1]: t for n, t in found.items() if n.startswith("drawn.")}
         if self.loss.constraint is not None:
             saved = {n.split(".")[1]: float(t) for n, t in found.items() if n.startswith("con")}
             constraints.restore(self.loss.constraint, saved)
         kept = sum(n.startswith("retain_average.") for n in found)
-        if self.composed is not None and kept:
-            self.composed.retain_average = [found[f"retain_average.{i}"] for i in range(kept)]
+        if self.composed is not None:
+            average = [found[f"retain_average.{i}"] for i in range(kept)]
+            self.composed.retain_average = average or None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if isinstance(self.model, PeftModel) and has_start(self.model):
