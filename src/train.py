@@ -4,7 +4,7 @@ python src/train.py --config-name=unlearn experiment=unlearn/tofu/lora
 """
 
 import logging
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,11 @@ def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
     Raises:
         InputError: something in the config, the data or the model can be put right by its writer.
     """
+    with ExitStack() as held:
+        return _run(cfg, evaluate, held)
+
+
+def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
     from unlora.config import plain, read
 
     config = read(cfg)
@@ -38,12 +43,13 @@ def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
     from unlora.model import as_trained, check_model, get_model, load_args, load_tokenizer
     from unlora.model.guards import evaluation_is_pure
     from unlora.model.lora import describe_size
-    from unlora.run import Run
+    from unlora.run import Run, alone
     from unlora.trainer import (
         TASK_VECTORS,
         Divergence,
         Guards,
         Plugins,
+        Preemption,
         TaskVector,
         Trackers,
         UnlearningLoss,
@@ -73,6 +79,7 @@ def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
     found = references.find(config)
     lineage = check_model(config.model)
     resume = checkpoint_to_resume(args, lineage)
+    held.enter_context(alone(folder))
     record = Run(folder, plain(cfg) | {"model": dict(config.model), "data": dict(config.data)})
     refuse_own_model(folder, lineage)
     tokenizer = load_tokenizer(config.model)
@@ -124,7 +131,7 @@ def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
         )  # fmt: skip
     divergence = Divergence(config.trainer.on_divergence)
     guards = Guards(divergence)
-    with closing(Trackers(trackers, folder, guards)) as tracked:
+    with Preemption(folder) as preemption, closing(Trackers(trackers, folder, guards)) as tracked:
         trainer = UnlearningTrainer(
             model=model,
             args=args,
@@ -135,9 +142,10 @@ def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
             penalty=penalty,
             divergence=divergence,
             processing_class=tokenizer,
-            callbacks=[guards, tracked],
+            callbacks=[guards, tracked, preemption],
         )
         record.begin(fresh=resume is None)
+        args.eval_on_start &= resume is None
         trainer.train(resume_from_checkpoint=resume)
         arithmetic = None
         if vector is not None:
@@ -149,6 +157,7 @@ def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
         trainer.save_model()
         trainer.save_state()
         trainer.accelerator.wait_for_everyone()  # until the first process has written the model
+        preemption.saved()
         size = describe_size(model, Path(folder))
         logger.info("%s", size)
 

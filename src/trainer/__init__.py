@@ -15,6 +15,7 @@ from unlora.trainer.checkpoints import checkpoint_to_resume, refuse_own_model
 from unlora.trainer.divergence import Divergence
 from unlora.trainer.loss import UnlearningLoss
 from unlora.trainer.plugins import Plugins
+from unlora.trainer.preemption import Preemption
 from unlora.trainer.start import start_adapter
 from unlora.trainer.trackers import Trackers
 from unlora.trainer.trainer import UnlearningTrainer
@@ -24,6 +25,7 @@ __all__ = [
     "Divergence",
     "Guards",
     "Plugins",
+    "Preemption",
     "TaskVector",
     "Trackers",
     "UnlearningLoss",

@@ -15,7 +15,9 @@ from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
 
 from unlora.data.collate import collate_parts
 from unlora.data.pairs import KeyedSampler, Parts
@@ -38,6 +40,7 @@ from unlora.outputs import (
     check_layer,
     scored_tokens,
 )
+from unlora.run import sync_files, whole_files
 from unlora.trainer import constraint as constraints
 from unlora.trainer.compose import ComposedStep
 from unlora.trainer.divergence import Divergence, StepDiverged
@@ -49,6 +52,10 @@ from unlora.trainer.way import found_way
 NO_PLUGINS = Plugins()
 STATE = "objective.safetensors"
 Penalty = Callable[[nn.Module], Tensor]
+
+
+class AlreadyTrained(Exception):
+    """There is no step left to make."""
 
 
 class Panel(Protocol):
@@ -148,7 +155,13 @@ class UnlearningTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[dict], Totals]:
-        """The micro-batches of one optimiser step, and how many losses each term has on them."""
+        """The micro-batches of one optimiser step, and how many losses each term has on them.
+
+        Raises:
+            AlreadyTrained: the run goes on from its last step, in the middle of an epoch.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            raise AlreadyTrained
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.micro_batches = batches
         return batches, self.totals(batches)
@@ -344,7 +357,14 @@ class UnlearningTrainer(Trainer):
         """Train; numbers that the reference gives once and for all are found first."""
         # a model that is trained in full is its own reference before the first step only
         self.known = self.known or known_logps(self)
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(*args, **kwargs)
+        except AlreadyTrained:  # Trainer would make one more step
+            if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+                self._load_best_model()
+            handler = self.callback_handler
+            self.control = handler.on_train_end(self.args, self.state, self.control)  # type: ignore[has-type]
+            return TrainOutput(self.state.global_step, 0.0, {})
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log the terms of the loss beside the loss, as means since the last time.
@@ -371,7 +391,7 @@ class UnlearningTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
         handler = self.callback_handler
-        self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
+        self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -380,17 +400,42 @@ class UnlearningTrainer(Trainer):
         # Trainer calls this in every process, and only the first has weights that were gathered
         if isinstance(model, PeftModel) and not self.args.should_save:
             return
-        if state := self.remembered():
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(state, folder / STATE)
-        if not isinstance(model, PeftModel):
-            # training_args.bin would carry the token along
-            self.args.hub_token = None
-            super()._save(output_dir, state_dict)
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        save_adapter(model, folder, state_dict)
-        self.processing_class.save_pretrained(str(folder))
+        with whole_files(folder) as new:
+            if state := self.remembered():
+                save_file(state, new / STATE)
+            if isinstance(model, PeftModel):
+                self.processing_class.save_pretrained(str(new))
+            else:
+                # training_args.bin would carry the token along
+                self.args.hub_token = None
+                super()._save(str(new), state_dict)
+        if isinstance(model, PeftModel):
+            save_adapter(model, folder, state_dict)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Trainer's; it is whole once its ``trainer_state.json`` is there, which comes last."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)  # of an earlier attempt
+        self.state.save_to_json = partial(_write_state, self.state)
+        super()._save_checkpoint(model, trial)
+
+    def save_state(self) -> None:
+        """Trainer's, whole."""
+        self.state.save_to_json = partial(_write_state, self.state)
+        super().save_state()
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The last of a checkpoint before its state: every process has written what is its own."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            sync_files(Path(output_dir))
+
+
+def _write_state(state: TrainerState, file: str) -> None:
+    """What ``TrainerState.save_to_json`` writes, whole."""
+    with whole_files(Path(file).parent) as new:
+        TrainerState.save_to_json(state, str(new / Path(file).name))
 
 
 def _means(noted: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
