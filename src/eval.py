@@ -38,7 +38,7 @@ def run(cfg: Any) -> dict[str, float]:
     from unlora.model.guards import evaluation_is_pure
     from unlora.model.identity import identities
     from unlora.model.lineage import Lineage
-    from unlora.run import Run, alone, is_main_process
+    from unlora.run import Run, alone, full_disk_in_words, is_main_process
 
     if config.output != "lines" and is_main_process():  # the others say less already
         logging.getLogger().setLevel(logging.WARNING)
@@ -82,6 +82,7 @@ def run(cfg: Any) -> dict[str, float]:
             return {}
         folder = config.paths.output_dir
         # of its own kind: what a training has left may be evaluated while another runs into it
+        guard.enter_context(full_disk_in_words(folder))
         guard.enter_context(alone(folder, "eval"))
         record = Run(folder, plain(cfg) | {"model": dict(config.model)}, kind="eval")
         record.begin(fresh=False)

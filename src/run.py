@@ -1,5 +1,6 @@
 """A run: a folder under ``saves/<mode>/<task_name>`` that says what was run and what came out."""
 
+import errno
 import json
 import logging
 import math
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from unlora.errors import InputError
 PACKAGES = ("unlora", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
 # what an earlier run leaves and a reader would take for this one's
 OF_A_RUN = ("*.json", "*.safetensors", "*.bin", "checkpoint-*", "logs/events.*")
+LEFT_OF_A_FULL_DISK = 1 << 16  # bytes
 SECRET = ("token", "password", "secret", "api_key")
 logger = logging.getLogger(__name__)
 
@@ -137,6 +140,28 @@ def alone(folder: str | Path, kind: str = "") -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def full_disk_in_words(folder: str | Path) -> Iterator[None]:
+    """Say in one sentence where something failed because the disk of a run is full.
+
+    Raises:
+        InputError: it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full:  # libraries have their own words for it
+            with suppress(OSError):
+                full = shutil.disk_usage(folder).free < LEFT_OF_A_FULL_DISK
+        if not full:
+            raise
+        raise InputError(
+            f"The disk is full: {error}. What was written to {str(folder)!r} before is kept. Free "
+            "some space; a training goes on with trainer.args.resume_from_checkpoint=auto."
+        ) from error
+
+
 def is_main_process() -> bool:
     """Whether this process writes files; others of the same run only compute."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -190,6 +215,12 @@ def whole_files(folder: Path) -> Iterator[Path]:
         _sync(folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def files_below(folder: Path, pattern: str) -> list[Path]:
+    """The files of this name, in order; folders may come and go meanwhile, as runs write theirs."""
+    names = [Path(at, name) for at, _, files in os.walk(folder) for name in files]
+    return sorted(file for file in names if fnmatch(file.name, pattern))
 
 
 def sync_files(folder: Path) -> None:

@@ -43,7 +43,7 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
     from unlora.model import as_trained, check_model, get_model, load_args, load_tokenizer
     from unlora.model.guards import evaluation_is_pure
     from unlora.model.lora import describe_size
-    from unlora.run import Run, alone
+    from unlora.run import Run, alone, full_disk_in_words
     from unlora.trainer import (
         TASK_VECTORS,
         Divergence,
@@ -79,6 +79,7 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
     found = references.find(config)
     lineage = check_model(config.model)
     resume = checkpoint_to_resume(args, lineage)
+    held.enter_context(full_disk_in_words(folder))
     held.enter_context(alone(folder))
     record = Run(folder, plain(cfg) | {"model": dict(config.model), "data": dict(config.data)})
     refuse_own_model(folder, lineage)
