@@ -40,6 +40,7 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
     from unlora.data.chat import Chat
     from unlora.errors import InputError
     from unlora.evals import build_suites, evaluate_all
+    from unlora.evals.passes.batches import halvings
     from unlora.model import as_trained, check_model, get_model, load_args, load_tokenizer
     from unlora.model.guards import evaluation_is_pure
     from unlora.model.lora import describe_size
@@ -80,6 +81,7 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
     lineage = check_model(config.model)
     resume = checkpoint_to_resume(args, lineage)
     held.enter_context(full_disk_in_words(folder))
+    halved = held.enter_context(halvings())
     held.enter_context(alone(folder))
     record = Run(folder, plain(cfg) | {"model": dict(config.model), "data": dict(config.data)})
     refuse_own_model(folder, lineage)
@@ -169,9 +171,11 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
             if suites:
                 guards.found("evaluation is pure", "weights, modes and random state unchanged")
             tracked.evaluated(summary)
+    ran_out = {"training": trainer.pieces.facts, "evaluation": halved}
     record.finish(
         guards=guards.findings,
         **divergence.facts,
+        **({"memory_ran_out": ran_out} if any(ran_out.values()) else {}),
         **({"arithmetic": arithmetic} if arithmetic else {}),
         lineage=str(model.lineage),
         size=size,

@@ -46,6 +46,7 @@ from unlora.trainer.compose import ComposedStep
 from unlora.trainer.divergence import Divergence, StepDiverged
 from unlora.trainer.known import known_logps
 from unlora.trainer.loss import Totals, UnlearningLoss
+from unlora.trainer.memory import Pieces
 from unlora.trainer.plugins import Plugins
 from unlora.trainer.way import found_way
 
@@ -132,6 +133,7 @@ class UnlearningTrainer(Trainer):
             for name, draw in term.draws.items()
         }
         self.divergence.watch(self)
+        self.pieces = Pieces(self)
         self.known: Mapping[str, Tensor] = {}  # part -> log p under the reference, row by row
         self.micro_batches: Sequence[Mapping] = ()
         self._logged: dict[str, list[float]] = defaultdict(list)
@@ -197,7 +199,8 @@ class UnlearningTrainer(Trainer):
         weights = self.loss.weights
         total = torch.stack([weights[name] * value for name, value in losses.items()]).sum() * split
         if self.penalty is not None:
-            total = total + self.penalty(self.accelerator.unwrap_model(model))
+            # once for a micro-batch, in however many pieces it comes
+            total = total + self.penalty(self.accelerator.unwrap_model(model)) / self.pieces.now
         return (total, losses) if return_outputs else total
 
     def losses(
@@ -287,6 +290,21 @@ class UnlearningTrainer(Trainer):
         """Log a number; the log has its mean since the last time."""
         self._logged[name].append(value)
 
+    def num_noted(self) -> dict[str, int]:
+        """How many numbers are noted under each name, for the two below."""
+        return {name: len(numbers) for name, numbers in self._logged.items()}
+
+    def add_up_notes(self, since: Mapping[str, int]) -> None:
+        """Of each name, one note that is the sum of those that came since then."""
+        for name, numbers in self._logged.items():
+            if new := numbers[since.get(name, 0) :]:
+                numbers[since.get(name, 0) :] = [sum(new)]
+
+    def forget_notes(self, since: Mapping[str, int]) -> None:
+        """Drop what was noted since then."""
+        for name, numbers in self._logged.items():
+            del numbers[since.get(name, 0) :]
+
     def training_step(
         self,
         model: nn.Module,
@@ -296,14 +314,15 @@ class UnlearningTrainer(Trainer):
         """One micro-batch; where the terms' gradients are composed, the first stands for all."""
         nothing = loss = torch.zeros((), device=self.args.device)
         if self.composed is None:
-            loss = super().training_step(model, inputs, num_items_in_batch)
+            one = super().training_step
+            loss = self.pieces.one(inputs, lambda piece: one(model, piece, num_items_in_batch))
             return nothing if self.divergence.now else loss  # a sum of losses would stay no number
         if inputs is self.micro_batches[0]:
             assert num_items_in_batch is not None
             model.train()
-            batches = [self._prepare_inputs(batch) for batch in self.micro_batches]
+            take = partial(self.composed.take, model, totals=num_items_in_batch)
             with suppress(StepDiverged):
-                loss = self.composed.take(model, batches, num_items_in_batch)
+                loss = self.pieces.all(take)
         constraint = self.loss.constraint
         # with the last one only: Trainer leaves at once, and the step must have been made
         if inputs is self.micro_batches[-1] and constraint is not None and constraint.converged:
