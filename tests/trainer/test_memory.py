@@ -10,18 +10,23 @@ from unlora.trainer import Divergence
 
 def small_memory(trainer, rows, where="forward"):
     """A device that holds no more than these rows at once, forward or backward."""
-    failed = []
+    failed, losses, asked = [], trainer.losses, [0]
+
+    def told(model, inputs, *args, **kwargs):
+        asked[0] = max(len(part["number"]) for part in inputs.values())
+        return losses(model, inputs, *args, **kwargs)
 
     def fail():
         failed.append(trainer.state.global_step + 1)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     def forward(_module, args, output):
-        if torch.is_grad_enabled() and len(output) > rows:
+        if torch.is_grad_enabled() and asked[0] > rows:
             if where == "forward":
                 fail()
-            output.register_hook(lambda gradient: fail())
+            output.register_hook(lambda gradient: fail())  # all but the last gradients are there
 
+    trainer.losses = told
     if where == "backward":  # the frozen embedding's output needs a gradient to be asked for one
         trainer.model.enable_input_require_grads()
     trainer.model.get_input_embeddings().register_forward_hook(forward)
