@@ -4,7 +4,7 @@ PIP = -m pip --disable-pip-version-check --quiet install
 PARALLEL = --numprocesses auto --dist loadfile
 INSTALL_SELF = $(PIP) --no-build-isolation --no-deps --editable .
 
-.PHONY: demo picture methods memory bench-eval test test-floor test-slow check clean
+.PHONY: demo picture methods memory bench-eval test test-floor test-slow faults check clean
 
 demo: .venv/.run  ## the whole main job on the embedded benchmark
 	.venv/bin/python src/study.py --config-name=study experiment=study/pocket/lora
@@ -29,6 +29,9 @@ test-floor: .venv-floor/.test  ## the same with the oldest packages that are sup
 
 test-slow: .venv/.test
 	.venv/bin/python -m pytest -q -m "slow and not gpu"
+
+faults: .venv/.test  ## real processes that are killed, run at once, or share a run; last line: N passed, N failed
+	.venv/bin/python -m pytest -q -rs -m faults $(PARALLEL) tests/faults
 
 check: .venv/.test  ## what a change must pass
 	.venv/bin/ruff format --check

@@ -54,7 +54,7 @@ def run(cfg: Any) -> dict[str, Any]:
     from unlora.model import as_trained, check_model, get_model, load_tokenizer
     from unlora.model.guards import evaluation_is_pure
     from unlora.model.reference import adapters_off
-    from unlora.run import Run
+    from unlora.run import Run, alone
     from unlora.trainer import refuse_own_model
 
     config = config.model_copy(update={"model": as_trained(config.model)})
@@ -67,16 +67,17 @@ def run(cfg: Any) -> dict[str, Any]:
             "alternates.voice is root, but the model has no adapters that could be switched off. "
             "Set alternates.voice=model."
         )
-    record = Run(folder, plain(cfg))
-    refuse_own_model(folder, lineage)
-    chat = Chat(load_tokenizer(config.model), config.model.template_args)
-    model, _ = get_model(config.model, trainable=False)
-    record.begin(fresh=True)
-    with evaluation_is_pure(model), adapters_off(model) if of_root else nullcontext():
-        alternates, counts = make(model, chat, pairs, **settings)
-    file = Path(folder) / FILE
-    write_rows(file, pairs, alternates)
-    record.finish(lineage=str(model.lineage), **counts)
+    with alone(folder):
+        record = Run(folder, plain(cfg))
+        refuse_own_model(folder, lineage)
+        chat = Chat(load_tokenizer(config.model), config.model.template_args)
+        model, _ = get_model(config.model, trainable=False)
+        record.begin(fresh=True)
+        with evaluation_is_pure(model), adapters_off(model) if of_root else nullcontext():
+            alternates, counts = make(model, chat, pairs, **settings)
+        file = Path(folder) / FILE
+        write_rows(file, pairs, alternates)
+        record.finish(lineage=str(model.lineage), **counts)
     print(
         f"{file}: {counts['alternates']} other answers to {counts['rows']} questions. Next:\n"
         "unlora unlearn experiment=... trainer=AltPO data/datasets@data.alternate=alternates "
@@ -160,7 +161,7 @@ def make(
 
 def write_rows(file: Path, pairs: Sequence[Pair], alternates: Sequence[list[str]]) -> None:
     """Write the data set; the file is whole or not there."""
-    from unlora.run import is_main_process
+    from unlora.run import is_main_process, write_text
 
     if not is_main_process():
         return
@@ -168,11 +169,7 @@ def write_rows(file: Path, pairs: Sequence[Pair], alternates: Sequence[list[str]
         {"question": pair.question, "answer": others, "original": pair.answer}
         for pair, others in zip(pairs, alternates, strict=True)
     )
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8"
-    )
-    temporary.replace(file)
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _pairs_of(data_set: Mapping[str, Any], datasets_dir: str | None) -> list[Pair]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlora.compose import composed
 from unlora.errors import GuardError, InputError
-from unlora.run import set_aside
+from unlora.run import alone, set_aside, write_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -201,7 +201,7 @@ def unlearn(
         _word("paths.output_dir", folder),
         *(_word(key, value) for key, value in settings.items()),
     ]
-    with _new_run(folder):
+    with alone(folder), _new_run(folder):
         words += [*_files(data, folder / "data"), *overrides]
         cfg = composed("unlearn", words)
         with _as_command("unlearn", words) as command:
@@ -347,7 +347,7 @@ def _files(data: Mapping[str, Any], folder: Path) -> list[str]:
         if not isinstance(rows, str):
             folder.mkdir(parents=True, exist_ok=True)
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            Path(file).write_text("".join(lines), "utf-8")
+            write_text(Path(file), "".join(lines))
         words.append(_word(f"data.{name}", file))
     return words
 

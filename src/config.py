@@ -321,6 +321,7 @@ class TrainerSection(Section):
     method_args: dict[str, Any] = Field(default_factory=dict)
     plugins: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
     needs_alternates: bool = False  # refusals will not do
+    on_divergence: Literal["stop", "skip", "rollback"] = "stop"
 
 
 class Paths(Section):

@@ -31,6 +31,7 @@ def run(cfg: Any) -> dict[str, float]:
     from unlora import references
     from unlora.evals import Subject, build_suites, evaluate_all
     from unlora.evals.logs import intervals
+    from unlora.evals.passes.batches import halvings
     from unlora.evals.processes import joined
     from unlora.evals.progress import without_library_bars
     from unlora.evals.subject import NO_ADAPTERS
@@ -38,7 +39,7 @@ def run(cfg: Any) -> dict[str, float]:
     from unlora.model.guards import evaluation_is_pure
     from unlora.model.identity import identities
     from unlora.model.lineage import Lineage
-    from unlora.run import Run, is_main_process
+    from unlora.run import Run, alone, full_disk_in_words, is_main_process
 
     if config.output != "lines" and is_main_process():  # the others say less already
         logging.getLogger().setLevel(logging.WARNING)
@@ -81,10 +82,15 @@ def run(cfg: Any) -> dict[str, float]:
                     print(f"not computed: {', '.join(names)}: {why}")
             return {}
         folder = config.paths.output_dir
+        # of its own kind: what a training has left may be evaluated while another runs into it
+        guard.enter_context(full_disk_in_words(folder))
+        halved = guard.enter_context(halvings())
+        guard.enter_context(alone(folder, "eval"))
         record = Run(folder, plain(cfg) | {"model": dict(config.model)}, kind="eval")
         record.begin(fresh=False)
         summary = evaluate_all(suites, subject, quiet=config.output != "lines")
-    record.finish(lineage=str(lineage), summary=summary)
+    ran_out = {"memory_ran_out": {"evaluation": halved}} if halved else {}
+    record.finish(lineage=str(lineage), **ran_out, summary=summary)
     if is_main_process():
         if config.output == "json":
             finite = {k: v if math.isfinite(v) else None for k, v in summary.items()}

@@ -1,5 +1,6 @@
 """A run: a folder under ``saves/<mode>/<task_name>`` that says what was run and what came out."""
 
+import errno
 import json
 import logging
 import math
@@ -10,8 +11,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from unlora.errors import InputError
 PACKAGES = ("unlora", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
 # what an earlier run leaves and a reader would take for this one's
 OF_A_RUN = ("*.json", "*.safetensors", "*.bin", "checkpoint-*", "logs/events.*")
+LEFT_OF_A_FULL_DISK = 1 << 16  # bytes
 SECRET = ("token", "password", "secret", "api_key")
 logger = logging.getLogger(__name__)
 
@@ -68,7 +71,8 @@ class Run:
         if fresh:
             kept, own_data = set_aside(self.folder), self.folder / "data"
             if kept and (kept / "data").is_dir() and str(own_data) in str(self.config):
-                shutil.copytree(kept / "data", own_data)  # it is repeated on its own rows
+                with whole_files(own_data) as new:  # it is repeated on its own rows
+                    shutil.copytree(kept / "data", new, dirs_exist_ok=True)
         name = f"{self.kind}_config.json" if self.kind else "run_config.json"
         write_json(self.folder / name, _without_secrets(self.config))
 
@@ -99,6 +103,65 @@ def set_aside(folder: Path) -> Path | None:
     return kept
 
 
+@contextmanager
+def alone(folder: str | Path, kind: str = "") -> Iterator[None]:
+    """Keep other processes from running into the same folder, on all machines that share its disk.
+
+    The lock is a file beside the folder, for the folder itself may be set aside. It is free again
+    when the process has ended, however it did.
+
+    Raises:
+        InputError: another process is at work there.
+    """
+    from filelock import FileLock, Timeout
+
+    if not is_main_process():  # the others of the same run
+        yield
+        return
+    place = Path(os.path.abspath(folder))
+    name = f".{place.name}.{kind}.lock" if kind else f".{place.name}.lock"
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        inside = not os.access(place.parent, os.W_OK)  # then nothing can be set aside, either
+        lock = FileLock((place if inside else place.parent) / name, is_singleton=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(
+            f"Another process is at work in {str(folder)!r}. Wait for it, or give this one another "
+            "task_name."
+        ) from error
+    except (OSError, NotImplementedError) as error:  # some disks know no locks
+        logger.warning("%s is not locked against other processes: %s", folder, error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def full_disk_in_words(folder: str | Path) -> Iterator[None]:
+    """Say in one sentence where something failed because the disk of a run is full.
+
+    Raises:
+        InputError: it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full:  # libraries have their own words for it
+            with suppress(OSError):
+                full = shutil.disk_usage(folder).free < LEFT_OF_A_FULL_DISK
+        if not full:
+            raise
+        raise InputError(
+            f"The disk is full: {error}. What was written to {str(folder)!r} before is kept. Free "
+            "some space; a training goes on with trainer.args.resume_from_checkpoint=auto."
+        ) from error
+
+
 def is_main_process() -> bool:
     """Whether this process writes files; others of the same run only compute."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -112,16 +175,67 @@ def write_json(file: Path, content: Any) -> None:
 
 def write_text(file: Path, content: str) -> None:
     """Write a file that is either the old or the new one, whole, with these line ends."""
+    write_bytes(file, content.encode("utf-8"))
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write a file that is either the old or the new one, whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(file.name + f".{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        temporary.write_bytes(content)
+        _sync(temporary)
         temporary.replace(file)
+        _sync(file.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_files(folder: Path) -> Iterator[Path]:
+    """A folder to write into; on leaving, its files take the place of those in ``folder``.
+
+    Each of them is the old or the new one, whole, at every moment. Where something is raised, all
+    are the old ones.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    new = folder / f".{os.getpid()}.tmp"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        yield new
+        sync_files(new)
+        for file in sorted(new.rglob("*")):
+            target = folder / file.relative_to(new)
+            if file.is_dir():
+                target.mkdir(exist_ok=True)
+            else:
+                file.replace(target)
+        _sync(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def files_below(folder: Path, pattern: str) -> list[Path]:
+    """The files of this name, in order; folders may come and go meanwhile, as runs write theirs."""
+    names = [Path(at, name) for at, _, files in os.walk(folder) for name in files]
+    return sorted(file for file in names if fnmatch(file.name, pattern))
+
+
+def sync_files(folder: Path) -> None:
+    """Have the disk keep the files of a folder, also where the machine loses its power now."""
+    for file in [*folder.rglob("*"), folder]:
+        _sync(file)
+
+
+def _sync(file: Path) -> None:
+    number = os.open(file, os.O_RDONLY)
+    try:
+        with suppress(OSError) if file.is_dir() else nullcontext():  # not every disk can
+            os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def _finite(content: Any) -> Any:

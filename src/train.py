@@ -4,7 +4,7 @@ python src/train.py --config-name=unlearn experiment=unlearn/tofu/lora
 """
 
 import logging
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,11 @@ def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
     Raises:
         InputError: something in the config, the data or the model can be put right by its writer.
     """
+    with ExitStack() as held:
+        return _run(cfg, evaluate, held)
+
+
+def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
     from unlora.config import plain, read
 
     config = read(cfg)
@@ -35,14 +40,17 @@ def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
     from unlora.data.chat import Chat
     from unlora.errors import InputError
     from unlora.evals import build_suites, evaluate_all
+    from unlora.evals.passes.batches import halvings
     from unlora.model import as_trained, check_model, get_model, load_args, load_tokenizer
     from unlora.model.guards import evaluation_is_pure
     from unlora.model.lora import describe_size
-    from unlora.run import Run
+    from unlora.run import Run, alone, full_disk_in_words
     from unlora.trainer import (
         TASK_VECTORS,
+        Divergence,
         Guards,
         Plugins,
+        Preemption,
         TaskVector,
         Trackers,
         UnlearningLoss,
@@ -72,6 +80,9 @@ def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
     found = references.find(config)
     lineage = check_model(config.model)
     resume = checkpoint_to_resume(args, lineage)
+    held.enter_context(full_disk_in_words(folder))
+    halved = held.enter_context(halvings())
+    held.enter_context(alone(folder))
     record = Run(folder, plain(cfg) | {"model": dict(config.model), "data": dict(config.data)})
     refuse_own_model(folder, lineage)
     tokenizer = load_tokenizer(config.model)
@@ -121,8 +132,9 @@ def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
             model, plugins.start, parts, pad_id=tokenizer.pad_token_id,
             batch_size=args.train_batch_size, seed=args.seed,
         )  # fmt: skip
-    guards = Guards()
-    with closing(Trackers(trackers, folder, guards)) as tracked:
+    divergence = Divergence(config.trainer.on_divergence)
+    guards = Guards(divergence)
+    with Preemption(folder) as preemption, closing(Trackers(trackers, folder, guards)) as tracked:
         trainer = UnlearningTrainer(
             model=model,
             args=args,
@@ -131,10 +143,12 @@ def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
             panels=panels,
             plugins=plugins,
             penalty=penalty,
+            divergence=divergence,
             processing_class=tokenizer,
-            callbacks=[guards, tracked],
+            callbacks=[guards, tracked, preemption],
         )
         record.begin(fresh=resume is None)
+        args.eval_on_start &= resume is None
         trainer.train(resume_from_checkpoint=resume)
         arithmetic = None
         if vector is not None:
@@ -146,6 +160,7 @@ def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
         trainer.save_model()
         trainer.save_state()
         trainer.accelerator.wait_for_everyone()  # until the first process has written the model
+        preemption.saved()
         size = describe_size(model, Path(folder))
         logger.info("%s", size)
 
@@ -156,8 +171,11 @@ def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
             if suites:
                 guards.found("evaluation is pure", "weights, modes and random state unchanged")
             tracked.evaluated(summary)
+    ran_out = {"training": trainer.pieces.facts, "evaluation": halved}
     record.finish(
         guards=guards.findings,
+        **divergence.facts,
+        **({"memory_ran_out": ran_out} if any(ran_out.values()) else {}),
         **({"arithmetic": arithmetic} if arithmetic else {}),
         lineage=str(model.lineage),
         size=size,

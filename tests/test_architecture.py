@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "config": BASICS,
     "objectives": BASICS | {"outputs"},
     "data": BASICS | {"outputs"},
-    "model": BASICS | {"config", "data", "head", "objectives", "outputs"},
+    "model": BASICS | {"config", "data", "head", "objectives", "outputs", "run"},
     "trainer": BASICS | {"data", "head", "model", "objectives", "outputs", "run"},
     "evals": BASICS | {"collapse", "data", "head", "model", "outputs", "run"},
     "report": BASICS | {"collapse", "run"},

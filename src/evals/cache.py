@@ -8,10 +8,8 @@ import hashlib
 import io
 import json
 import logging
-import os
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ import numpy as np
 import torch.distributed as dist
 
 from unlora.evals.passes.batches import rank_and_size
-from unlora.run import is_main_process
+from unlora.run import is_main_process, write_bytes
 
 HASH = 32
 Arrays = dict[str, np.ndarray]
@@ -62,17 +60,10 @@ class Kept:
         stream = io.BytesIO()
         np.savez(stream, allow_pickle=False, **arrays)
         content = stream.getvalue()
-        file = self._file(key)
-        temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(hashlib.sha256(content).digest() + content)
-            temporary.replace(file)
+            write_bytes(self._file(key), hashlib.sha256(content).digest() + content)
         except OSError as error:
             logger.warning("Answers are not kept for the next evaluation: %s", error)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
     def _file(self, key: str) -> Path:
         assert self.folder is not None

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from unlora.errors import InputError
+from unlora.run import write_json
 
 FILE = "lineage.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -192,9 +193,7 @@ class Lineage:
             }
             for link in (*self.links, Link.of(folder))
         ]
-        temporary = folder / (FILE + ".tmp")
-        temporary.write_text(json.dumps({"root": root, "links": links}, indent=2) + "\n", "utf-8")
-        temporary.replace(folder / FILE)
+        write_json(folder / FILE, {"root": root, "links": links})
 
     def __str__(self) -> str:
         return " + ".join([self.root, *(str(link.path) for link in self.links)])

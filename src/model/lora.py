@@ -28,6 +28,7 @@ from unlora.model.load import (
 from unlora.model.reference import POLICY, adapters_off, freeze_reference
 from unlora.model.start import STARTS, has_start, save_with_start, start_at
 from unlora.registry import unknown
+from unlora.run import whole_files
 
 logger = logging.getLogger(__name__)
 
@@ -170,18 +171,19 @@ def save_adapter(model: PeftModel, folder: Path, state_dict: dict | None = None)
     # plain peft looks for the base from wherever it is run
     root = os.path.abspath(model.lineage.root) if model.lineage.local_root else model.lineage.root
     model.peft_config[POLICY].base_model_name_or_path = root
-    if has_start(model):
-        save_with_start(model, folder)
-    else:
-        model.save_pretrained(
-            str(folder),
-            state_dict=state_dict,
-            selected_adapters=[POLICY],
-            # "auto" would copy the whole head into the file when the head has an adapter
-            save_embedding_layers=False,
-        )
+    with whole_files(folder) as new:
+        if has_start(model):
+            save_with_start(model, new)
+        else:
+            model.save_pretrained(
+                str(new),
+                state_dict=state_dict,
+                selected_adapters=[POLICY],
+                # "auto" would copy the whole head into the file when the head has an adapter
+                save_embedding_layers=False,
+            )
+        (new / "README.md").write_text(_card(model.lineage), "utf-8")
     model.lineage.write(folder)
-    (folder / "README.md").write_text(_card(model.lineage), "utf-8")
 
 
 def describe_size(model: nn.Module, folder: Path) -> str:

@@ -15,6 +15,7 @@ from unlora.config import Config
 from unlora.errors import InputError
 from unlora.evals.sources import ReadRows
 from unlora.model.lineage import FILE, Lineage, fingerprint, looks_local
+from unlora.run import files_below
 
 RUN_CONFIG = "run_config.json"
 PROBE = 120  # letters of a running text by which it is known again
@@ -121,7 +122,7 @@ def find_gold(
     places |= {_place(path) for data in known for path in _paths(data, "train", "forget", "retain")}
     used = [folder for folder, _ in history.runs] + [Path(config.paths.output_dir)]
     found = []
-    for file in (Path(config.paths.root_dir) / "saves" / "finetune").rglob(RUN_CONFIG):
+    for file in files_below(Path(config.paths.root_dir) / "saves" / "finetune", RUN_CONFIG):
         folder = file.parent
         if ".previous-" in folder.name or any(same(folder, other) for other in used):
             continue

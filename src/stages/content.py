@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from unlora.compose import composed
 from unlora.config import plain, shipped
+from unlora.run import files_below
 from unlora.stages.plan import Stage
 
 # of trainer.args: they say what is kept, shown or in memory, not what is learnt
@@ -222,7 +223,7 @@ def _log(path: str | None) -> Any:
     """The logs that figures are compared with, by content; other references by their name."""
     if not path or not Path(path).exists():
         return path
-    files = [Path(path)] if Path(path).is_file() else sorted(Path(path).glob("**/*_EVAL.json"))
+    files = [Path(path)] if Path(path).is_file() else files_below(Path(path), "*_EVAL.json")
     return [(file.name, sha256(file)) for file in files]
 
 

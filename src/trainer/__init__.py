@@ -12,16 +12,20 @@ from unlora.trainer.arithmetic import HANDLERS as TASK_VECTORS
 from unlora.trainer.arithmetic import TaskVector
 from unlora.trainer.callbacks import Guards
 from unlora.trainer.checkpoints import checkpoint_to_resume, refuse_own_model
+from unlora.trainer.divergence import Divergence
 from unlora.trainer.loss import UnlearningLoss
 from unlora.trainer.plugins import Plugins
+from unlora.trainer.preemption import Preemption
 from unlora.trainer.start import start_adapter
 from unlora.trainer.trackers import Trackers
 from unlora.trainer.trainer import UnlearningTrainer
 
 __all__ = [
     "TASK_VECTORS",
+    "Divergence",
     "Guards",
     "Plugins",
+    "Preemption",
     "TaskVector",
     "Trackers",
     "UnlearningLoss",

@@ -13,6 +13,7 @@ from unlora.model.guards import (
     start_equals_target,
     unmoved,
 )
+from unlora.trainer.divergence import Divergence
 
 logger = logging.getLogger(__name__)
 
@@ -20,13 +21,17 @@ logger = logging.getLogger(__name__)
 class Guards(TrainerCallback):
     """*start equals target* before the first step, *gradients alive* after it.
 
+    Args:
+        divergence: knows of steps that were left out, which have no gradients to look at.
+
     Attributes:
         findings: guard -> what it saw, in words, for the log and the manifest.
         values: guard -> the same as a number, for trackers: of *start equals target* the largest
             difference of logits, of the others 1 where they hold.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, divergence: Divergence | None = None) -> None:
+        self._divergence = divergence
         self.findings: dict[str, str] = {}
         self.values: dict[str, float] = {}
         self._faults: list[str] | None = None
@@ -68,6 +73,8 @@ class Guards(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if "gradients alive" in self.findings or args.deepspeed:
+            return
+        if self._divergence is not None and self._divergence.now:
             return
         if self._faults is None:
             faults = gradient_faults(model)

@@ -13,6 +13,8 @@ from unlora.model.lineage import FILE, Lineage
 def checkpoint_to_resume(args: TrainingArguments, lineage: Lineage) -> str | None:
     """The checkpoint that ``resume_from_checkpoint`` means; ``true`` is the last that is whole.
 
+    ``auto`` is that, too, or none where there is none yet.
+
     Raises:
         InputError: there is none, or it belongs to a run from another model.
     """
@@ -20,13 +22,16 @@ def checkpoint_to_resume(args: TrainingArguments, lineage: Lineage) -> str | Non
     if not wanted or str(wanted).lower() == "false":
         return None
     folder: str | None = str(wanted)
-    if str(wanted).lower() == "true":
+    if str(wanted).lower() in ("true", "auto"):
         whole = whole_checkpoints(Path(args.output_dir))
         folder = str(whole[-1]) if whole else None
+        if folder is None and str(wanted).lower() == "auto":
+            return None
         if folder is None:
             raise InputError(
                 f"trainer.args.resume_from_checkpoint is true, but {args.output_dir!r} has no "
-                "checkpoint. Leave it out, or set trainer.args.save_strategy=epoch next time."
+                "checkpoint. Set it to auto, which then starts from the beginning, and "
+                "trainer.args.save_strategy=epoch."
             )
     assert folder is not None
     if not (Path(folder) / "trainer_state.json").is_file():

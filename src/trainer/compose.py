@@ -9,14 +9,17 @@ is the size of the adapter.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from unlora.data.collate import collate
+from unlora.trainer import constraint as constraints
+from unlora.trainer.constraint import AugmentedLagrangian
 from unlora.trainer.loss import Totals
 from unlora.trainer.step import Gradient, averaged, inner, moved_by, rectified, robust_weights
 
@@ -38,6 +41,7 @@ class ComposedStep:
         self.retain_average: Gradient | None = None
         self._inner_steps = 0
         self._reached: set[int] = set()  # the parameters that a term had a gradient for
+        self._before: tuple[Any, ...] = ()  # see undo
 
     def take(self, model: nn.Module, batches: Batches, totals: Totals) -> Tensor:
         """Set the gradients for one step on these micro-batches; returns the loss."""
@@ -45,6 +49,7 @@ class ComposedStep:
         gradients, values = {}, {}
         self._reached.clear()
         constraint = self.loss.constraint
+        self._note_before()
         if constraint is not None:
             self._inner_steps = 0
             sizes = [len(batch["retain"]["input_ids"]) for batch in batches]
@@ -75,6 +80,22 @@ class ComposedStep:
             penalty.backward()
             total += float(penalty.detach())
         return torch.tensor(total, device=self.trainer.args.device)
+
+    def _note_before(self) -> None:
+        constraint = self.loss.constraint
+        kept = constraints.state(constraint) if constraint is not None else {}
+        moves = isinstance(constraint, AugmentedLagrangian)  # its inner steps move the weights
+        weights = [p.detach().clone() for p in self._trained()] if moves else []
+        self._before = kept, self.retain_average, weights
+
+    def undo(self) -> None:
+        """Weights and memory as they were before :meth:`take`; the gradients are to be dropped."""
+        kept, self.retain_average, weights = self._before
+        if self.loss.constraint is not None:
+            constraints.restore(self.loss.constraint, kept)
+        with torch.no_grad():
+            for parameter, old in zip(self._trained(), weights, strict=False):
+                parameter.copy_(old)
 
     def _forget_gradient(
         self, model: nn.Module, batches: Batches, totals: Totals
@@ -115,7 +136,8 @@ class ComposedStep:
             parameter.grad = None
         found = [trainer.accelerator.reduce(gradient, "sum") for gradient in found]
         total = trainer.accelerator.reduce(torch.tensor(value, device=trainer.args.device), "sum")
-        return found, trainer.finite(term, float(total))
+        trainer.finite(term, value := float(total), batches, alike=True)
+        return found, value
 
     @torch.no_grad()
     def _row_weights(self, model: nn.Module, batches: Batches) -> list[Tensor] | None:
@@ -141,7 +163,9 @@ class ComposedStep:
         key = (trainer.args.process_index, trainer.state.global_step, self._inner_steps)
         draw = np.random.default_rng([trainer.args.seed, *key])
         batches = [
-            trainer._prepare_inputs({"retain": collate([rows[i] for i in part], trainer.pad_id)})
+            trainer._prepare_inputs(
+                {"retain": collate([replace(rows[i], number=i) for i in part], trainer.pad_id)}
+            )
             for part in np.split(draw.integers(len(rows), size=sum(sizes)), np.cumsum(sizes)[:-1])
         ]
         totals = trainer.totals(batches, ("retain",))

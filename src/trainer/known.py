@@ -7,14 +7,13 @@ The numbers are kept on disk under a key of the model and the data, for the next
 
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -25,6 +24,7 @@ from unlora.data.collate import collate
 from unlora.model.guards import Probe
 from unlora.model.reference import as_reference
 from unlora.outputs import SequenceLogps, TokenLogps, ask_all
+from unlora.run import write_bytes
 
 if TYPE_CHECKING:
     from unlora.trainer.trainer import UnlearningTrainer
@@ -116,9 +116,6 @@ def _write(file: Path, logps: Tensor, trainer: "UnlearningTrainer") -> None:
     if not trainer.accelerator.is_main_process:
         return
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        save_file({"logps": logps}, temporary)
-        temporary.replace(file)
+        write_bytes(file, save({"logps": logps}))
     except OSError as error:
         logger.warning("reference: the numbers are not kept: %s", error)

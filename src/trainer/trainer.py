@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,11 +15,13 @@ from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
 
 from unlora.data.collate import collate_parts
 from unlora.data.pairs import KeyedSampler, Parts
-from unlora.errors import GuardError, InputError
+from unlora.errors import InputError
 from unlora.model.guards import evaluation_is_pure
 from unlora.model.lora import save_adapter
 from unlora.model.reference import as_reference, frozen_copy, rest_above
@@ -37,16 +40,23 @@ from unlora.outputs import (
     check_layer,
     scored_tokens,
 )
+from unlora.run import sync_files, whole_files
 from unlora.trainer import constraint as constraints
 from unlora.trainer.compose import ComposedStep
+from unlora.trainer.divergence import Divergence, StepDiverged
 from unlora.trainer.known import known_logps
 from unlora.trainer.loss import Totals, UnlearningLoss
+from unlora.trainer.memory import Pieces
 from unlora.trainer.plugins import Plugins
 from unlora.trainer.way import found_way
 
 NO_PLUGINS = Plugins()
 STATE = "objective.safetensors"
 Penalty = Callable[[nn.Module], Tensor]
+
+
+class AlreadyTrained(Exception):
+    """There is no step left to make."""
 
 
 class Panel(Protocol):
@@ -65,6 +75,7 @@ class UnlearningTrainer(Trainer):
             ``eval_<name>`` and may choose the best checkpoint.
         plugins: what is done to the gradients of the terms.
         penalty: a loss on the weights alone, added to that on the data.
+        divergence: what is done where a loss or a gradient is no number.
     """
 
     def __init__(
@@ -75,9 +86,12 @@ class UnlearningTrainer(Trainer):
         panels: Sequence[Panel] = (),
         plugins: Plugins = NO_PLUGINS,
         penalty: Penalty | None = None,
+        divergence: Divergence | None = None,
         **kwargs: Any,
     ):
         self.pad_id = kwargs["processing_class"].pad_token_id
+        self.divergence = divergence or Divergence()
+        kwargs["callbacks"] = [self.divergence, *(kwargs.get("callbacks") or ())]
         super().__init__(
             *args,
             train_dataset=parts,
@@ -118,8 +132,10 @@ class UnlearningTrainer(Trainer):
             for term in loss.terms.values()
             for name, draw in term.draws.items()
         }
+        self.divergence.watch(self)
+        self.pieces = Pieces(self)
         self.known: Mapping[str, Tensor] = {}  # part -> log p under the reference, row by row
-        self._batches: Sequence[Mapping] = ()
+        self.micro_batches: Sequence[Mapping] = ()
         self._logged: dict[str, list[float]] = defaultdict(list)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -141,9 +157,15 @@ class UnlearningTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[dict], Totals]:
-        """The micro-batches of one optimiser step, and how many losses each term has on them."""
+        """The micro-batches of one optimiser step, and how many losses each term has on them.
+
+        Raises:
+            AlreadyTrained: the run goes on from its last step, in the middle of an epoch.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            raise AlreadyTrained
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._batches = batches
+        self.micro_batches = batches
         return batches, self.totals(batches)
 
     def totals(
@@ -172,11 +194,13 @@ class UnlearningTrainer(Trainer):
         if num_items_in_batch is not None:
             split = self.current_gradient_accumulation_steps * self.args.world_size
         for name, value in losses.items():
-            self.note(f"{name}_loss", self.finite(name, float(value.detach())) * split)
+            if self.finite(name, number := float(value.detach()), [inputs]):
+                self.note(f"{name}_loss", number * split)
         weights = self.loss.weights
         total = torch.stack([weights[name] * value for name, value in losses.items()]).sum() * split
         if self.penalty is not None:
-            total = total + self.penalty(self.accelerator.unwrap_model(model))
+            # once for a micro-batch, in however many pieces it comes
+            total = total + self.penalty(self.accelerator.unwrap_model(model)) / self.pieces.now
         return (total, losses) if return_outputs else total
 
     def losses(
@@ -254,17 +278,32 @@ class UnlearningTrainer(Trainer):
                     found[part] = answer
         return found
 
-    def finite(self, term: str, value: float) -> float:
+    def finite(
+        self, term: str, value: float, batches: Sequence[Mapping], *, alike: bool = False
+    ) -> bool:
+        """Whether the loss of these micro-batches is a number; see ``Divergence.saw``."""
         if not math.isfinite(value):
-            raise GuardError(
-                f"divergence: {term}_loss is {value} at step {self.state.global_step + 1}. "
-                "Take a lower learning rate or a bounded objective; checkpoints are kept."
-            )
-        return value
+            self.divergence.saw(f"{term}_loss", value, batches, alike=alike)
+        return math.isfinite(value)
 
     def note(self, name: str, value: float) -> None:
         """Log a number; the log has its mean since the last time."""
         self._logged[name].append(value)
+
+    def num_noted(self) -> dict[str, int]:
+        """How many numbers are noted under each name, for the two below."""
+        return {name: len(numbers) for name, numbers in self._logged.items()}
+
+    def add_up_notes(self, since: Mapping[str, int]) -> None:
+        """Of each name, one note that is the sum of those that came since then."""
+        for name, numbers in self._logged.items():
+            if new := numbers[since.get(name, 0) :]:
+                numbers[since.get(name, 0) :] = [sum(new)]
+
+    def forget_notes(self, since: Mapping[str, int]) -> None:
+        """Drop what was noted since then."""
+        for name, numbers in self._logged.items():
+            del numbers[since.get(name, 0) :]
 
     def training_step(
         self,
@@ -273,17 +312,20 @@ class UnlearningTrainer(Trainer):
         num_items_in_batch: Totals | None = None,
     ) -> Tensor:
         """One micro-batch; where the terms' gradients are composed, the first stands for all."""
+        nothing = loss = torch.zeros((), device=self.args.device)
         if self.composed is None:
-            return super().training_step(model, inputs, num_items_in_batch)
-        loss = torch.zeros((), device=self.args.device)
-        if inputs is self._batches[0]:
+            one = super().training_step
+            loss = self.pieces.one(inputs, lambda piece: one(model, piece, num_items_in_batch))
+            return nothing if self.divergence.now else loss  # a sum of losses would stay no number
+        if inputs is self.micro_batches[0]:
             assert num_items_in_batch is not None
             model.train()
-            batches = [self._prepare_inputs(batch) for batch in self._batches]
-            loss = self.composed.take(model, batches, num_items_in_batch)
+            take = partial(self.composed.take, model, totals=num_items_in_batch)
+            with suppress(StepDiverged):
+                loss = self.pieces.all(take)
         constraint = self.loss.constraint
         # with the last one only: Trainer leaves at once, and the step must have been made
-        if inputs is self._batches[-1] and constraint is not None and constraint.converged:
+        if inputs is self.micro_batches[-1] and constraint is not None and constraint.converged:
             self.control.should_training_stop = True
         return loss
 
@@ -303,14 +345,19 @@ class UnlearningTrainer(Trainer):
     def _recall(self, folder: Path) -> None:
         if not (folder / STATE).is_file():
             return
-        found = load_file(folder / STATE, device=str(self.args.device))
+        self.recall(load_file(folder / STATE))
+
+    def recall(self, remembered: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`remembered` gave."""
+        found = {name: tensor.to(self.args.device) for name, tensor in remembered.items()}
         self.drawn |= {n.split(".")[1]: t for n, t in found.items() if n.startswith("drawn.")}
         if self.loss.constraint is not None:
             saved = {n.split(".")[1]: float(t) for n, t in found.items() if n.startswith("con")}
             constraints.restore(self.loss.constraint, saved)
         kept = sum(n.startswith("retain_average.") for n in found)
-        if self.composed is not None and kept:
-            self.composed.retain_average = [found[f"retain_average.{i}"] for i in range(kept)]
+        if self.composed is not None:
+            average = [found[f"retain_average.{i}"] for i in range(kept)]
+            self.composed.retain_average = average or None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if isinstance(self.model, PeftModel) and has_start(self.model):
@@ -329,7 +376,14 @@ class UnlearningTrainer(Trainer):
         """Train; numbers that the reference gives once and for all are found first."""
         # a model that is trained in full is its own reference before the first step only
         self.known = self.known or known_logps(self)
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(*args, **kwargs)
+        except AlreadyTrained:  # Trainer would make one more step
+            if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+                self._load_best_model()
+            handler = self.callback_handler
+            self.control = handler.on_train_end(self.args, self.state, self.control)  # type: ignore[has-type]
+            return TrainOutput(self.state.global_step, 0.0, {})
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log the terms of the loss beside the loss, as means since the last time.
@@ -356,7 +410,7 @@ class UnlearningTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
         handler = self.callback_handler
-        self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
+        self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -365,17 +419,42 @@ class UnlearningTrainer(Trainer):
         # Trainer calls this in every process, and only the first has weights that were gathered
         if isinstance(model, PeftModel) and not self.args.should_save:
             return
-        if state := self.remembered():
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(state, folder / STATE)
-        if not isinstance(model, PeftModel):
-            # training_args.bin would carry the token along
-            self.args.hub_token = None
-            super()._save(output_dir, state_dict)
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        save_adapter(model, folder, state_dict)
-        self.processing_class.save_pretrained(str(folder))
+        with whole_files(folder) as new:
+            if state := self.remembered():
+                save_file(state, new / STATE)
+            if isinstance(model, PeftModel):
+                self.processing_class.save_pretrained(str(new))
+            else:
+                # training_args.bin would carry the token along
+                self.args.hub_token = None
+                super()._save(str(new), state_dict)
+        if isinstance(model, PeftModel):
+            save_adapter(model, folder, state_dict)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Trainer's; it is whole once its ``trainer_state.json`` is there, which comes last."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)  # of an earlier attempt
+        self.state.save_to_json = partial(_write_state, self.state)
+        super()._save_checkpoint(model, trial)
+
+    def save_state(self) -> None:
+        """Trainer's, whole."""
+        self.state.save_to_json = partial(_write_state, self.state)
+        super().save_state()
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The last of a checkpoint before its state: every process has written what is its own."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            sync_files(Path(output_dir))
+
+
+def _write_state(state: TrainerState, file: str) -> None:
+    """What ``TrainerState.save_to_json`` writes, whole."""
+    with whole_files(Path(file).parent) as new:
+        TrainerState.save_to_json(state, str(new / Path(file).name))
 
 
 def _means(noted: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:

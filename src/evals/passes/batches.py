@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -9,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from unlora.errors import InputError
+from unlora.errors import InputError, is_out_of_memory
 
 TOKENS_ON_CPU = 4096
 NOTHING = -1  # in place of answers, why a process has none: all of them must stop
@@ -18,6 +20,7 @@ Progress = Callable[[int], Any]
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
+_SAID: ContextVar[list[str] | None] = ContextVar("said", default=None)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def answer_all(
                 answers = _with_memory(ask, [items[i] for i in part])
                 if answers is None and len(part) > 1:
                     pieces = -(-whole // (len(part) // 2))
-                    logger.warning("Memory ran out on %d rows; going on with half", len(part))
+                    _say(f"Memory ran out on {len(part)} rows; going on with half")
                     continue
                 if answers is None:
                     answers = [_in_parts(items[part[0]], sizes[part[0]], ask, apart)]
@@ -86,6 +89,23 @@ def answer_all(
     if NOTHING in found:
         raise InputError(str(found[NOTHING]))
     return [found[i] for i in range(len(items))]
+
+
+@contextmanager
+def halvings() -> Iterator[list[str]]:
+    """What is said within of memory that ran out, for a manifest."""
+    said: list[str] = []
+    before = _SAID.set(said)
+    try:
+        yield said
+    finally:
+        _SAID.reset(before)
+
+
+def _say(words: str) -> None:
+    logger.warning("%s", words)
+    if (said := _SAID.get()) is not None:
+        said.append(words)
 
 
 def found_budget(model: Any) -> int:
@@ -162,16 +182,10 @@ def _with_memory(ask: Callable[[list[Item]], list[Answer]], batch: list[Item]) -
     """The answers, or None where memory ran out."""
     try:
         return ask(batch)
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
     # here, and not in the except clause, the tensors of the failed pass are free
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        words in str(error) for words in ("not enough memory", "out of memory")
-    )

@@ -10,7 +10,7 @@ import torch
 from unlora.data.chat import Encoded
 from unlora.errors import InputError
 from unlora.evals.passes import batches, generate, gradient_norm, hidden, score
-from unlora.evals.passes.batches import Budget, answer_all
+from unlora.evals.passes.batches import Budget, answer_all, halvings
 
 LENGTHS = [5, 1, 9, 2, 7, 7, 3]
 CUTS = [{"batch_size": 1}, {"batch_size": 3}, {"tokens": 1}, {"tokens": 40}, {}]
@@ -109,8 +109,10 @@ def test_what_was_too_much_once_is_not_tried_again():
         return batch
 
     items = list(range(256))
-    found = answer_all(items, [1] * 256, ask, tiny.llama(), budget=Budget(rows=64))
+    with halvings() as said:  # for the manifest
+        found = answer_all(items, [1] * 256, ask, tiny.llama(), budget=Budget(rows=64))
     assert found == items
+    assert said == [f"Memory ran out on {n} rows; going on with half" for n in (64, 32, 16)]
     assert failed == [64, 32, 16] and sizes[3:] == [8] * 32
 
 

@@ -1,0 +1,52 @@
+"""A trainer of a tiny model on random rows, for tests of what a run does when something fails."""
+
+from peft import LoraConfig, get_peft_model
+from tiny import LORA, llama, rows, tokenizer
+
+from unlora.data.pairs import Parts
+from unlora.model.lineage import Lineage
+from unlora.trainer import Plugins, UnlearningLoss, UnlearningTrainer, training_arguments
+
+LENGTHS = {"forget": [3, 9, 1, 5, 2, 8, 4, 6] * 2, "retain": [2, 7, 5, 1, 6, 4, 8] * 3}
+RETAIN = {"retain_loss_type": "NLL"}
+METHODS = {
+    "NPO": ("NPO", RETAIN, {}),
+    "RMU": ("RMU", {"layer": 0, "retain_loss_type": "EMBED_DIFF"}, {}),
+    "PDU": ("PDU", RETAIN | {"dual_warmup_epochs": 0, "dual_step_size": 0.5}, {}),
+    "BLADE": ("BLADE", RETAIN | {"inner_lr": 1e-2}, {}),
+    "GRU+SAM": ("NPO", RETAIN, {"GRU": {}, "SAM": {}}),
+}
+
+
+def small_trainer(folder, method="NPO", *, callbacks=(), dropout=0.0, penalty=None,
+                  divergence=None, parts=None, **args):  # fmt: skip
+    """A trainer of one of METHODS; ``args`` are TrainingArguments."""
+    handler, method_args, plugins = METHODS[method]
+    loss = UnlearningLoss.build(handler, **method_args)
+    model = get_peft_model(
+        llama(), LoraConfig(**{**LORA, "lora_dropout": dropout}, task_type="CAUSAL_LM")
+    )
+    model.lineage = Lineage("tiny")
+    data = {part: rows(LENGTHS[part], seed=i) for i, part in enumerate(loss.parts)}
+    defaults = {
+        "learning_rate": 1e-2, "max_steps": 4, "optim": "adamw_torch", "logging_steps": 1,
+        "lr_scheduler_type": "linear", "save_strategy": "no", "report_to": "none",
+        "disable_tqdm": True, "per_device_train_batch_size": 4,
+    }  # fmt: skip
+    return UnlearningTrainer(
+        model=model,
+        args=training_arguments(defaults | args, output_dir=str(folder)),
+        loss=loss,
+        parts=parts or Parts(data, "forget"),
+        plugins=Plugins.build(plugins, loss, use_lora=True),
+        penalty=penalty,
+        divergence=divergence,
+        processing_class=tokenizer(),
+        callbacks=list(callbacks),
+    )
+
+
+def trained(trainer):
+    """The trained weights: name -> a copy."""
+    named = trainer.model.named_parameters()
+    return {name: p.detach().clone() for name, p in named if p.requires_grad}
