@@ -9,9 +9,11 @@ length where UNLORA_REALDATA and ../shared/realdata are not there), LoRA on all 
 the head, no dropout, so that losses can be compared. Ours is ``experiment=unlearn/tofu/lora`` with
 gradient checkpointing off, as it is in the baseline (``baseline_training.py``).
 
-Each side is a process; they take turns, step by step, and never run at the same time. A time is a
-median of the steps after the first, memory the highest resident memory of the process above what it
-was before the model was made (on a GPU what torch has allocated).
+For every method each side is a process; they take turns, step by step, and never run at the same
+time. A time is a median of the steps after the first. Memory is the highest resident memory of the
+process while it trains, above what it was before the model was made (on a GPU what torch has
+allocated); a training of a very small model comes before, so that libraries which are loaded at
+first use are there.
 
 The floor is the multiply-adds that nobody can leave out, at the rate at which the same process
 multiplies matrices as large as the model's: tokens without padding, scored positions in the head,
@@ -36,11 +38,6 @@ from evaluation_rows import _made_up, realdata
 
 METHODS = ("NPO", "GradDiff", "SimNPO", "UNDIAL", "RMU")
 BATCH, ACCUMULATION, ROWS = 4, 4, 400
-ALLOCATOR = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": "65536",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
-}
 QUIET = {"PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 Found = dict[str, Any]
 
@@ -89,7 +86,7 @@ SIZES = {
 
 
 def child(side: str, options: argparse.Namespace) -> None:
-    """Train every method, one step whenever a line comes in, and print a line of JSON for each."""
+    """Train, one step whenever a line comes in, and print a line of JSON for each."""
     import logging
 
     import torch
@@ -98,15 +95,11 @@ def child(side: str, options: argparse.Namespace) -> None:
     logging.disable(logging.WARNING)
     if options.threads:
         torch.set_num_threads(options.threads)
-    size = SIZES[options.size]
-    chat, rows = data(size)
-    say({"ready": True, "versions": versions(), "device": device_name(options)})
 
     class Turns(TrainerCallback):
-        """Waits before every step until it is told to go."""
+        """Waits before every step until it is told to go; or makes two on its own."""
 
-        def __init__(self, losses: Any):
-            self.losses = losses
+        waits, losses = False, None
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             self.wait()
@@ -114,40 +107,44 @@ def child(side: str, options: argparse.Namespace) -> None:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             synchronise(options)
             seconds = time.perf_counter() - self.started
-            say({"seconds": seconds, "loss": self.losses()})
-            self.wait()
-            control.should_training_stop = self.stopped
+            if self.waits:
+                say({"seconds": seconds, "loss": self.losses()})
+                self.wait()
+            control.should_training_stop = self.stopped if self.waits else state.global_step == 2
 
         def wait(self) -> None:
-            self.stopped = sys.stdin.readline().strip() != "step"
+            self.stopped = self.waits and sys.stdin.readline().strip() != "step"
             self.started = time.perf_counter()
 
-    for method in options.methods:
-        for rank in options.ranks:
-            before = memory(options, reset=True)
-            set_seed(0)
+    def train(size: Size, chat: Any, rows: Any) -> Found:
+        before = memory(options, reset=True)
+        set_seed(0)
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["UNLORA_CACHE"] = folder
             make = ours if side == "ours" else baseline
-            with tempfile.TemporaryDirectory() as folder:
-                os.environ["UNLORA_CACHE"] = folder
-                trainer, losses = make(method, rank, size, chat, rows, folder, options)
-                trainer.add_callback(Turns(losses))
-                trainer.train()
-            ended = {"memory": memory(options) - before}
-            if side == "ours":
-                ended |= {"seen": trainer.counted, "way": str(trainer.way)}
-            say(ended)
-            del trainer, losses
-            if options.device == "cuda":
-                torch.cuda.empty_cache()
+            trainer, losses = make(size, chat, rows, folder, options)
+            turns.losses = losses
+            trainer.add_callback(turns)
+            trainer.train()
+        ended = {"memory": memory(options) - before}
+        if side == "ours":
+            ended |= {"seen": trainer.counted, "way": str(trainer.way)}
+        return ended
+
+    turns = Turns()
+    train(SIZES["tiny"], *data(SIZES["tiny"]))
+    turns.waits = True
+    size = SIZES[options.size]
+    chat, rows = data(size)
+    say({"ready": True, "versions": versions(), "device": device_name(options)})
+    say(train(size, chat, rows))
 
 
 def say(found: Found) -> None:
     print("BENCH " + json.dumps(found), flush=True)
 
 
-def ours(
-    method: str, rank: int, size: Size, chat: Any, rows: Any, folder: str, options: Any
-) -> Any:
+def ours(size: Size, chat: Any, rows: Any, folder: str, options: Any) -> Any:
     """The program's trainer, as its config makes it, and what it says of its losses."""
     from hydra import compose, initialize_config_module
 
@@ -162,7 +159,7 @@ def ours(
     )
 
     overrides = [
-        "experiment=unlearn/tofu/lora", f"trainer={method}",
+        "experiment=unlearn/tofu/lora", f"trainer={options.method}",
         f"trainer.args.per_device_train_batch_size={BATCH}",
         f"trainer.args.gradient_accumulation_steps={ACCUMULATION}",
         "trainer.args.gradient_checkpointing=false", "++trainer.args.disable_tqdm=true",
@@ -172,15 +169,15 @@ def ours(
     with initialize_config_module("unlora.configs", version_base=None):
         config = read(compose("unlearn", overrides))
     hyper = dict(config.trainer.method_args) | {"gamma": 1.0, "alpha": 1.0}
-    if method == "RMU":
+    if options.method == "RMU":
         hyper["layer"] = size.layer
-    if method == "UNDIAL":
+    if options.method == "UNDIAL":
         hyper["retain_loss_type"] = "NLL"
     loss = UnlearningLoss.build(config.trainer.handler, **hyper)
     parts = Parts({p: chat.encode_all(pairs(rows[p])) for p in rows}, "forget")
     args = training_arguments(config.trainer.args, output_dir=folder)
     trainer = UnlearningTrainer(
-        model=model(size, rank, options), args=args, loss=loss, parts=parts,
+        model=model(size, options), args=args, loss=loss, parts=parts,
         plugins=Plugins(), processing_class=chat.tokenizer, callbacks=[Guards()],
     )  # fmt: skip
     seen: list[float] = []
@@ -192,13 +189,11 @@ def ours(
         return value
 
     trainer.compute_loss = noted
-    trainer.counted = count_tokens(parts, size, method)
+    trainer.counted = count_tokens(parts)
     return trainer, lambda: sum(seen[-ACCUMULATION:]) / ACCUMULATION
 
 
-def baseline(
-    method: str, rank: int, size: Size, chat: Any, rows: Any, folder: str, options: Any
-) -> Any:
+def baseline(size: Size, chat: Any, rows: Any, folder: str, options: Any) -> Any:
     """The other trainer."""
     from functools import partial
 
@@ -218,7 +213,7 @@ def baseline(
     )  # fmt: skip
     parts = Parts(rows, "forget")
     trainer = BaselineTrainer(
-        model=model(size, rank, options), args=args, method=method,
+        model=model(size, options), args=args, method=options.method,
         train_dataset=Texts(chat, rows["forget"], rows["retain"]),
         data_collator=partial(collate_parts, pad_id=chat.tokenizer.pad_token_id),
         order=KeyedSampler(parts, 42), layer=size.layer,
@@ -227,7 +222,7 @@ def baseline(
     return trainer, lambda: sum(trainer.losses[-ACCUMULATION:]) / ACCUMULATION
 
 
-def model(size: Size, rank: int, options: Any) -> Any:
+def model(size: Size, options: Any) -> Any:
     """A random model with an adapter whose B is not zero, so that its gradients are as later on."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -239,14 +234,16 @@ def model(size: Size, rank: int, options: Any) -> Any:
         made = AutoModelForCausalLM.from_config(size.config(), dtype=dtype)
     targets = "q_proj v_proj k_proj o_proj gate_proj down_proj up_proj lm_head".split()
     settings = LoraConfig(
-        r=rank, lora_alpha=rank, lora_dropout=0.0, bias="none", target_modules=targets,
+        r=options.rank, lora_alpha=options.rank, lora_dropout=0.0, bias="none", target_modules=targets,
         task_type="CAUSAL_LM",
     )  # fmt: skip
     import warnings
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on a tied head
-        return get_peft_model(made, settings)
+        made = get_peft_model(made, settings)
+    memory(options, reset=True)  # of what it took to make the model
+    return made
 
 
 def data(size: Size) -> tuple[Any, Mapping[str, Sequence[Any]]]:
@@ -284,8 +281,8 @@ def bf16(options: Any) -> bool:
 # --- the floor -----------------------------------------------------------------------------------
 
 
-def count_tokens(parts: Any, size: Size, method: str) -> Found:
-    """Tokens and scored tokens of an average step."""
+def count_tokens(parts: Any) -> Found:
+    """Of each part, the tokens and scored tokens of an average step."""
     found: Found = {}
     for part, rows in parts.rows.items():
         scale = BATCH * ACCUMULATION / len(rows)
@@ -424,8 +421,9 @@ def device_name(options: Any) -> str:
 class Side:
     """One process, told when to make a step."""
 
-    def __init__(self, name: str, options: argparse.Namespace):
-        command = [sys.executable, __file__, *sys.argv[1:], "--side", name]
+    def __init__(self, name: str, method: str, rank: int):
+        asked = ["--side", name, "--method", method, "--rank", str(rank)]
+        command = [sys.executable, __file__, *sys.argv[1:], *asked]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=os.environ | QUIET,
@@ -444,9 +442,13 @@ class Side:
         return self.read()
 
     def stop(self) -> Found:
-        """End the training of one method; says what memory it took."""
+        """End the training; says what memory it took."""
         self.tell("stop")
-        return self.read()
+        found = self.read()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+        return found
 
     def tell(self, word: str) -> None:
         assert self.process.stdin is not None
@@ -460,23 +462,14 @@ def main() -> None:
         child(options.side, options)
         return
     names = ("ours",) if options.without_baseline else ("ours", "baseline")
-    sides = {name: Side(name, options) for name in names}
     found = []
     for method in options.methods:
         for rank in options.ranks:
+            sides = {name: Side(name, method, rank) for name in names}
             found.append(compared(method, rank, sides, options))
             print(row(found[-1]), flush=True)
-    for side in sides.values():
-        side.process.stdin.close()
-        side.process.wait()
     if options.output:
-        ready = sides["ours"].ready
-        about = {
-            "machine": ready["device"],
-            "versions": ready["versions"],
-            "command": "python benchmarks/training.py " + " ".join(sys.argv[1:]),
-        }
-        Path(options.output).write_text(json.dumps([x | about for x in found], indent=1), "utf-8")
+        Path(options.output).write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 
 
 def compared(method: str, rank: int, sides: Mapping[str, Side], options: Any) -> Found:
@@ -499,6 +492,7 @@ def compared(method: str, rank: int, sides: Mapping[str, Side], options: Any) ->
         "seconds": {name: statistics.median(s) for name, s in seconds.items()},
         "memory": {name: end["memory"] for name, end in ends.items()},
         "floor": flops / rate, "losses": losses,
+        "machine": sides["ours"].ready["device"], "versions": sides["ours"].ready["versions"],
     }  # fmt: skip
     found["over_floor"] = found["seconds"]["ours"] / found["floor"]
     if options.device == "cuda":
@@ -541,7 +535,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--output", help="a JSON file")
     parser.add_argument("--without-baseline", action="store_true")
     parser.add_argument("--overrides", default="", help="of the config of ours, by commas")
-    parser.add_argument("--side", choices=("ours", "baseline"), help=argparse.SUPPRESS)
+    for name, kind in (("side", str), ("method", str), ("rank", int)):
+        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.methods = options.methods.split(",")
     options.ranks = [int(rank) for rank in options.ranks.split(",")]
