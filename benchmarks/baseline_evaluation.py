@@ -97,9 +97,14 @@ class Baseline:
                 tokenize=False,
                 add_generation_prompt=True,
             )
-            ids = self.tokenizer(prompt, add_special_tokens=False).input_ids
-            answer_ids = self.tokenizer(answer, add_special_tokens=False).input_ids
-            found.append((ids, [*answer_ids, self.tokenizer.eos_token_id]))
+            ids, both = (
+                self.tokenizer(text, add_special_tokens=False).input_ids
+                for text in (prompt, prompt + answer)
+            )
+            # some tokenizers take the prompt's last letters together with the answer's first
+            while ids != both[: len(ids)]:
+                ids.pop()
+            found.append((ids, [*both[len(ids) :], self.tokenizer.eos_token_id]))
         return found
 
     def answers(self, part: str, column: str = "answer") -> list[Tokens]:

@@ -38,12 +38,19 @@ class Size:
     feed_forward: int
     layers: int
     heads: int
+    tokenizer: str = "qwen2.5-7b-instruct"
 
 
 SIZES = {
+    "S": Size(32_000, 256, 704, 4, 4, "llama-2-7b-chat-hf"),
     "S151": Size(151_936, 256, 704, 4, 8),
+    "M": Size(151_936, 512, 1408, 8, 8),
     "small": Size(6_000, 32, 64, 2, 4),
 }
+TEMPLATE = (  # of a tokenizer that has none
+    "{% for turn in messages %}{% if turn.role == 'user' %}[INST] {{ turn.content }} [/INST]"
+    "{% else %} {{ turn.content }}</s>{% endif %}{% endfor %}"
+)
 
 
 def realdata() -> Path | None:
@@ -53,24 +60,31 @@ def realdata() -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def prepare(folder: Path, size: Size, count: int | None, source: Path | None) -> None:
+def prepare(
+    folder: Path, size: Size, count: int | None, source: Path | None, longer: int = 1
+) -> None:
     """Write everything into a folder.
 
     Args:
         count: rows of each split; None for all.
         source: the folder of the real data; without it all is made here.
+        longer: how many times as long answers are, where rows are made here.
     """
     from transformers import AutoTokenizer
 
-    whole = {name: _read(source, name) if source else _made_up(name) for name in SPLITS}
+    whole = {
+        name: _read(source, name) if source else _made_up(name, count, longer) for name in SPLITS
+    }
     splits = {name: rows[:count] for name, rows in whole.items()}
     _write(folder / "all", splits, source)
     _write(folder / "two", {name: rows[:2] for name, rows in splits.items()}, source)
     tokenizer = (
-        AutoTokenizer.from_pretrained(source / "tokenizers" / "qwen2.5-7b-instruct")
+        AutoTokenizer.from_pretrained(source / "tokenizers" / size.tokenizer)
         if source
         else _tokenizer(splits)
     )
+    tokenizer.chat_template = tokenizer.chat_template or TEMPLATE
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.save_pretrained(folder / "model")
     _model(size, tokenizer, splits).save_pretrained(folder / "model")
 
@@ -88,13 +102,13 @@ def _read(source: Path, name: str) -> list[Row]:
     return read_file(source / "tofu" / f"{name}.json")
 
 
-def _made_up(name: str) -> list[Row]:
-    """Rows of random words, as many and as long as TOFU's."""
+def _made_up(name: str, count: int | None = None, longer: int = 1) -> list[Row]:
+    """Rows of random words, as many (or ``count``) and as long as TOFU's."""
     from unlora.data.pocket.words import VALUES
 
     words = [word.strip() for values in VALUES.values() for word in values.split(",")]
-    count, wrong, question, answer = SPLITS[name]
-    draw = random.Random(name)
+    usual, wrong, question, answer = SPLITS[name]
+    draw, answer = random.Random(name), longer * answer
 
     def sentence(length: int) -> str:
         return " ".join(draw.choices(words, k=round(length * draw.uniform(0.5, 1.5))))
@@ -106,7 +120,7 @@ def _made_up(name: str) -> list[Row]:
             "paraphrased_answer": sentence(answer),
             "perturbed_answer": [sentence(answer) for _ in range(wrong)],
         }
-        for _ in range(count)
+        for _ in range(count or usual)
     ]
 
 

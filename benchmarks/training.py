@@ -2,6 +2,7 @@
 
 make bench                                     S and M on the CPU, into benchmarks/results
 python benchmarks/training.py --size S --methods NPO,RMU --ranks 16
+python benchmarks/training.py --size M --methods NPO --against packs         what packing brings
 python benchmarks/training.py --size 3B --device cuda --dtype bfloat16       on a GPU
 
 A step is 4 micro-batches of 4 forget and 4 retain rows of TOFU (random words in rows of like
@@ -10,10 +11,12 @@ the head, no dropout, so that losses can be compared. Ours is ``experiment=unlea
 gradient checkpointing off, as it is in the baseline (``baseline_training.py``).
 
 For every method each side is a process; they take turns, step by step, and never run at the same
-time. A time is a median of the steps after the first. Memory is the highest resident memory of the
-process while it trains, above what it was before the model was made (on a GPU what torch has
-allocated); a training of a very small model comes before, so that libraries which are loaded at
-first use are there.
+time. A time is a median. What ours asks the reference before the first step is spread over the
+steps of the 5 epochs of a run, and counted. Memory is the highest resident memory of the process
+while it trains, above what it was before the model was made (on a GPU what torch has allocated); a
+training of a very small model comes before, so that libraries which are loaded at first use are
+there. With --memory, memory is what is in use: a freed block goes back to the system at once, and
+times are not worth reading.
 
 The floor is the multiply-adds that nobody can leave out, at the rate at which the same process
 multiplies matrices as large as the model's: tokens without padding, scored positions in the head,
@@ -30,14 +33,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from evaluation_rows import _made_up, realdata
 
 METHODS = ("NPO", "GradDiff", "SimNPO", "UNDIAL", "RMU")
-BATCH, ACCUMULATION, ROWS = 4, 4, 400
+BATCH, ACCUMULATION, ROWS, EPOCHS = 4, 4, 128, 5
+ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+}
 QUIET = {"PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 Found = dict[str, Any]
 
@@ -102,6 +110,8 @@ def child(side: str, options: argparse.Namespace) -> None:
         waits, losses = False, None
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
+            if self.waits:
+                say({"before": time.perf_counter() - self.called})
             self.wait()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -121,10 +131,13 @@ def child(side: str, options: argparse.Namespace) -> None:
         set_seed(0)
         with tempfile.TemporaryDirectory() as folder:
             os.environ["UNLORA_CACHE"] = folder
-            make = ours if side == "ours" else baseline
+            make = baseline if side == "baseline" and not options.against else ours
             trainer, losses = make(size, chat, rows, folder, options)
+            if side == "baseline" and options.against:
+                WITHOUT[options.against](trainer)
             turns.losses = losses
             trainer.add_callback(turns)
+            turns.called = time.perf_counter()
             trainer.train()
         ended = {"memory": memory(options) - before}
         if side == "ours":
@@ -138,6 +151,41 @@ def child(side: str, options: argparse.Namespace) -> None:
     chat, rows = data(size)
     say({"ready": True, "versions": versions(), "device": device_name(options)})
     say(train(size, chat, rows))
+
+
+def _packs(trainer: Any) -> None:
+    trainer.way = replace(trainer.way, packs=False)
+
+
+def _chunks(trainer: Any) -> None:
+    trainer.way = replace(trainer.way, chunks=False)
+
+
+def _joined(trainer: Any) -> None:
+    ask = trainer._ask
+
+    def one_by_one(model: Any, kinds: Mapping[str, type], inputs: Any) -> Any:
+        return {
+            p: a
+            for part, kind in kinds.items()
+            for p, a in ask(model, {part: kind}, inputs).items()
+        }
+
+    trainer._ask = one_by_one
+
+
+def _known(trainer: Any) -> None:
+    import unlora.trainer.trainer as module
+
+    module.known_logps = lambda _: {}
+
+
+def _compile(trainer: Any) -> None:
+    trainer.model.compile()
+
+
+WITHOUT = {"packs": _packs, "chunks": _chunks, "joined": _joined, "known": _known,
+           "compile": _compile}  # fmt: skip
 
 
 def say(found: Found) -> None:
@@ -234,8 +282,8 @@ def model(size: Size, options: Any) -> Any:
         made = AutoModelForCausalLM.from_config(size.config(), dtype=dtype)
     targets = "q_proj v_proj k_proj o_proj gate_proj down_proj up_proj lm_head".split()
     settings = LoraConfig(
-        r=options.rank, lora_alpha=options.rank, lora_dropout=0.0, bias="none", target_modules=targets,
-        task_type="CAUSAL_LM",
+        r=options.rank, lora_alpha=options.rank, lora_dropout=0.0, bias="none",
+        target_modules=targets, task_type="CAUSAL_LM",
     )  # fmt: skip
     import warnings
 
@@ -426,7 +474,7 @@ class Side:
         command = [sys.executable, __file__, *sys.argv[1:], *asked]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | QUIET,
+            env=os.environ | QUIET | (ALLOCATOR if "--memory" in sys.argv else {}),
         )  # fmt: skip
         self.ready = self.read()
 
@@ -476,30 +524,37 @@ def compared(method: str, rank: int, sides: Mapping[str, Side], options: Any) ->
     """Both sides on one method, in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, list[float]] = {name: [] for name in sides}
-    for n in range(options.steps + 1):
+    # what is done once for all rows, as a share of one step
+    once = {
+        name: side.read()["before"] * BATCH * ACCUMULATION / ROWS / EPOCHS
+        for name, side in sides.items()
+    }
+    rates = []
+    for _ in range(options.steps):
         for name, side in sides.items():
             step = side.step()
             losses[name].append(step["loss"])
-            if n:  # the first one loads what is loaded at first use
-                seconds[name].append(step["seconds"])
-    rate = multiply_rate(SIZES[options.size], options)
+            seconds[name].append(step["seconds"] + once[name])
+        rates.append(multiply_rate(SIZES[options.size], options))
     ends = {name: side.stop() for name, side in sides.items()}
     flops = count_flops(SIZES[options.size], rank, method, ends["ours"]["seen"])
     tokens = sum(part["tokens"] for part in ends["ours"]["seen"].values())
     found = {
-        "size": options.size, "method": method, "rank": rank, "rate": rate, "flops": flops,
+        "size": options.size, "method": method, "rank": rank, "rates": rates, "flops": flops,
         "tokens": tokens, "steps": options.steps, "way": ends["ours"]["way"],
         "seconds": {name: statistics.median(s) for name, s in seconds.items()},
         "memory": {name: end["memory"] for name, end in ends.items()},
-        "floor": flops / rate, "losses": losses,
+        "floor": flops / statistics.median(rates), "losses": losses, "once": once,
         "machine": sides["ours"].ready["device"], "versions": sides["ours"].ready["versions"],
     }  # fmt: skip
-    found["over_floor"] = found["seconds"]["ours"] / found["floor"]
+    # each with the rate just after it, so that a machine that is busy for a while slows both
+    found["over_floor"] = statistics.median(
+        s * rate / flops for s, rate in zip(seconds["ours"], rates, strict=True)
+    )
     if options.device == "cuda":
         # of the highest rate that this card reaches on any matrix product
         found["share_of_peak"] = flops / found["seconds"]["ours"] / peak_rate(options)
     if "baseline" in sides:
-        # of each pair, so that a machine that is busy for a while slows both
         ratios = [b / a for a, b in zip(seconds["ours"], seconds["baseline"], strict=True)]
         found["faster"] = statistics.median(ratios)
         found["memory_share"] = found["memory"]["ours"] / found["memory"]["baseline"]
@@ -532,8 +587,14 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument(
+        "--memory", action="store_true", help="freed blocks go back at once: slower"
+    )
     parser.add_argument("--output", help="a JSON file")
     parser.add_argument("--without-baseline", action="store_true")
+    parser.add_argument(
+        "--against", choices=list(WITHOUT), help="ours without this, or with compile"
+    )
     parser.add_argument("--overrides", default="", help="of the config of ours, by commas")
     for name, kind in (("side", str), ("method", str), ("rank", int)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 LOGITS_AT_ONCE = 1 << 23  # of a chunk of tokens
 LOGITS_AT_ONCE_ON_GPU = 1 << 26
-LOGITS_KEPT = 1 << 26  # for the backward pass; what is above that is computed a second time
+LOGITS_KEPT = 1 << 25  # for the backward pass; what is above that is computed a second time
 Factors = Sequence[tuple[Tensor, Tensor]]
 
 

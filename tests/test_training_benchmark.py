@@ -1,0 +1,98 @@
+"""The benchmark of a step of training, and what ``make bench`` makes of all figures."""
+
+import importlib.util
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+NAMES = ("evaluation_rows", "baseline_training", "training", "bench")
+METHODS = ("NPO", "GradDiff", "SimNPO", "UNDIAL", "RMU")
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The scripts, which find their neighbours as they do when they are run."""
+    found = {}
+    for name in NAMES:
+        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+        found[name] = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    yield Namespace(**found)
+    for name in NAMES:
+        del sys.modules[name]
+
+
+@pytest.mark.filterwarnings("ignore")  # of a tied head
+@pytest.mark.parametrize("method", METHODS)
+def test_both_sides_of_a_step_have_the_same_losses(scripts, method, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNLORA_CACHE", str(tmp_path / "cache"))
+    training = scripts.training
+    size = training.SIZES["tiny"]
+    chat, rows = training.data(size)
+    options = Namespace(
+        method=method, rank=4, device="cpu", dtype="float32", threads=0, overrides=[]
+    )
+    found = []
+    for make in (training.ours, training.baseline):
+        trainer, losses = make(size, chat, rows, str(tmp_path / make.__name__), options)
+        trainer.args.max_steps = 2
+        trainer.train()
+        found.append(losses())
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert found[0] != 0
+
+
+def test_the_floor_counts_what_cannot_be_left_out(scripts):
+    training = scripts.training
+    size = training.Size(8, 16, 2, 2, 1, 32, "")
+    seen = {"forget": {"tokens": 10, "scored": 4, "squares": 0}}
+    # 2 layers of q, o: 8 x 8; k, v: 8 x 4; gate, up, down: 8 x 16; and a head of 8 x 32
+    layer = 2 * 64 + 2 * 32 + 3 * 128
+    frozen = 2 * 10 * layer + 4 * 256
+    rank_1 = 2 * 10 * (2 * 16 + 2 * 12 + 3 * 24) + 4 * 40
+    assert training.count_flops(size, 1, "NPO", seen) == 2 * (2 * frozen + 3 * rank_1)
+    # RMU sees the first layer alone, and no head
+    frozen, rank_1 = 10 * layer, 10 * (2 * 16 + 2 * 12 + 3 * 24)
+    assert training.count_flops(size, 1, "RMU", seen) == 2 * (2 * frozen + 3 * rank_1)
+
+
+def one(workload, name, value, target=None, **about):
+    row = {"workload": workload, "figure": name, "value": value, "target": target}
+    met = None if target is None else value >= target
+    return row | {"met": met, "command": "python x.py", "machine": "2 cores", **about}
+
+
+def test_figures_that_are_measured_again_take_the_place_of_the_old(scripts):
+    old = [one("S", "times as fast", 2.0, 3.0), one("M", "times as fast", 4.0)]
+    new = [one("S", "times as fast", 3.5, 3.0)]
+    merged = scripts.bench.kept(old, new)
+    assert [(x["workload"], x["value"]) for x in merged] == [("S", 3.5), ("M", 4.0)]
+
+
+def test_the_page_has_a_table_for_each_kind_of_machine_and_keeps_its_words(scripts):
+    page = "Words.\n<!-- cpu -->\nold\n<!-- /cpu -->\nMore.\n<!-- gpu -->\n<!-- /gpu -->\nEnd.\n"
+    missed = one("S NPO", "times as fast", 2.0, 3.0)
+    text = scripts.bench.written(page, [missed])
+    assert "old" not in text and text.startswith("Words.") and text.endswith("End.\n")
+    assert "| S NPO | times as fast | 2 | ≥ 3 | **missed** |" in text and "`python x.py`" in text
+    assert "<!-- gpu -->\nNot measured.\n<!-- /gpu -->" in text
+    on_gpu = one("3B NPO r 16", "tokens a second", 1363.2, machine="a GPU")
+    text = scripts.bench.written(text, [missed, on_gpu])
+    assert "| 3B NPO r 16 | tokens a second | 1363 |  |  |" in text and "On a GPU:" in text
+    assert scripts.bench.written(text, [missed, on_gpu]) == text
+
+
+def test_a_part_that_does_not_exist_is_named(scripts, capsys):
+    with pytest.raises(SystemExit):
+        scripts.bench.main(["--only", "XL"])
+    assert "There is no part 'XL'. Parts: S, " in capsys.readouterr().err
+
+
+def test_the_figures_that_are_kept_are_whole():
+    figures = json.loads((FOLDER / "results" / "latest.json").read_text("utf-8"))
+    wanted = {"workload", "figure", "value", "target", "met", "command", "machine"}
+    assert figures and all(set(row) == wanted for row in figures)
