@@ -48,12 +48,32 @@ def train(folder: Path, method="NPO", rows=11, double=False, **args):
     return trainer
 
 
+def fsdp_on_cpus() -> None:
+    """Have accelerate shard a model over CPUs, where it would choose DDP without a word."""
+    from accelerate.state import AcceleratorState, DistributedType
+
+    made, plugins = AcceleratorState.__init__, []
+
+    def make(self, *args, fsdp_plugin=None, **kwargs):
+        made(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        plugins.extend([fsdp_plugin] if fsdp_plugin else [])
+        if plugins:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, plugins[-1]
+
+    AcceleratorState.__init__ = make
+
+
 def main(folder: str, cases: str) -> None:
     import torch
+    from torch.distributed.tensor import DTensor
 
     torch.set_num_threads(1)
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if fsdp:
+        fsdp_on_cpus()
     for name, settings in json.loads(cases).items():
-        train(Path(folder) / name, **settings)
+        trainer = train(Path(folder) / name, **settings)
+        assert all(isinstance(p, DTensor) == fsdp for p in trainer.model.parameters())
     torch.distributed.destroy_process_group()
 
 

@@ -100,18 +100,25 @@ def test_ddp_is_one_process(ddp, tmp_path, name):
     check(DDP[name], tmp_path, ddp / name)
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def zero(request, tmp_path_factory):
-    if importlib.util.find_spec("deepspeed") is None:
+SPLIT = {
+    "zero2": ("zero3", "--zero_stage", "2"),
+    "zero3": ("zero3",),
+    "fsdp2": ("fsdp2",),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=SPLIT)
+def split(request, tmp_path_factory):
+    if "zero" in request.param and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed: pip install deepspeed==0.19.8")
-    folder = tmp_path_factory.mktemp("zero")
-    by_two(folder, FLOAT32, with_file("zero3", "--zero_stage", str(request.param)))
+    folder = tmp_path_factory.mktemp(request.param)
+    by_two(folder, FLOAT32, with_file(*SPLIT[request.param]))
     return folder
 
 
 @pytest.mark.parametrize("name", FLOAT32)
-def test_deepspeed_zero_is_one_process(zero, tmp_path, name):
-    check(FLOAT32[name], tmp_path, zero / name)
+def test_split_weights_are_one_process(split, tmp_path, name):
+    check(FLOAT32[name], tmp_path, split / name)
 
 
 def test_two_nodes_are_one_process(tmp_path):
