@@ -24,6 +24,7 @@ KEYS = (
     *("paths.datasets_dir=", "model.lora_config.r=", "model.lora_config.lora_alpha="),
     *("trainer.args.learning_rate=", "trainer.args.num_train_epochs=", "trainer.args.seed="),
     *("trainer.args.per_device_train_batch_size=", "trainer.method_args.", "data.forget="),
+    "global_batch_size=",
 )
 # COMP_WORDBREAKS has = in bash, so that a word is what follows it; zsh and fish take it whole
 SCRIPTS = {

@@ -9,6 +9,7 @@ The file is long because it is one table: a key looked up here is found at once 
 """
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -343,6 +344,7 @@ class Config(Section):
     collator: dict[str, CollatorKeys] = Field(default_factory=dict)
     eval: dict[str, dict[str, Any]] = Field(default_factory=dict)
     seed: int = 0
+    global_batch_size: Count | None = None  # rows of one optimiser step, of all processes
     # of an evaluation: print what would be asked and stop; what is printed while it runs
     plan: bool = False
     output: Literal["lines", "quiet", "json"] = "lines"
@@ -369,10 +371,37 @@ def read(cfg: Mapping[str, Any]) -> Config:
     if isinstance(content.get("data"), Mapping):
         content["data"] = _without_files(content["data"], content)
     config = checked(Config, content)
-    wrong = list(_contradictions(config))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    wrong = [*_contradictions(config), *_no_share(config.global_batch_size, processes)]
     if wrong:
         raise InputError("\n".join(wrong))
-    return config
+    if config.global_batch_size is None:
+        return config
+    args = shared_out(config.trainer.args, config.global_batch_size, processes)
+    trainer = config.trainer.model_copy(update={"args": args})
+    return config.model_copy(update={"trainer": trainer})
+
+
+def _no_share(rows: int | None, processes: int) -> Iterator[str]:
+    if rows is not None and rows % processes:
+        less = rows - rows % processes
+        near = [str(number) for number in (less, less + processes) if number]
+        yield (
+            f"global_batch_size is {rows}, which {processes} processes cannot share evenly. Set "
+            f"global_batch_size={' or '.join(near)}, or start another number of processes."
+        )
+
+
+def shared_out(args: TrainerArgs, rows: int, processes: int) -> TrainerArgs:
+    """``trainer.args`` with which a step of all processes has this many rows.
+
+    ``per_device_train_batch_size`` is what fits into memory: a micro-batch is as large as divides
+    a process's rows, and no larger than that.
+    """
+    share, most = rows // processes, args.get("per_device_train_batch_size", 8)
+    size = next(n for n in range(min(share, most), 0, -1) if share % n == 0)
+    layout = {"per_device_train_batch_size": size, "gradient_accumulation_steps": share // size}
+    return {**args, **layout}  # type: ignore[typeddict-item]
 
 
 def model_section(cfg: Mapping[str, Any] | ModelSection) -> ModelSection:

@@ -8,6 +8,8 @@ from unlora.commandline import EXPERIMENTS, SHORT, choices, config_folders
 from unlora.errors import InputError
 from unlora.registry import unknown
 
+# what the name of a launcher of Hydra begins with -> its package
+LAUNCHERS = {"submitit": "hydra-submitit-launcher", "ray": "hydra-ray-launcher"}
 # what people type, and what it is called here
 OTHER_WORDS = {
     "finetune": "train",
@@ -60,6 +62,13 @@ def refuse_foreign_experiment(name: str, args: Sequence[str]) -> None:
 def missing_config(path: str, name: str, args: Sequence[str]) -> str:
     """The message for a config file that was named and is not there."""
     group, _, wanted = path.partition("/")
+    if path.startswith("hydra/launcher/"):  # each comes with a package of its own
+        launcher = path.rpartition("/")[2]
+        package = next((LAUNCHERS[x] for x in LAUNCHERS if launcher.startswith(x)), None)
+        if package is None:
+            known = ("basic", "joblib", "submitit_slurm", "submitit_local", "ray")
+            return unknown("hydra/launcher", launcher, known)
+        return f"hydra/launcher={launcher} is not installed. Install it: pip install {package}"
     if not wanted:
         return unknown("config", group.removesuffix(".yaml"), choices("", name, args))
     inner = f"{group}/{wanted.partition('/')[0]}"

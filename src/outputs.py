@@ -352,7 +352,8 @@ def check_layer(model: nn.Module, layer: int) -> None:
 
 
 def _config(model: nn.Module) -> Any:
-    while not hasattr(model, "config") and hasattr(model, "module"):
+    # DeepSpeed's wrapper has a config that is its own
+    while not hasattr(getattr(model, "config", None), "get_text_config"):
         model = model.module
     return model.config
 

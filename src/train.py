@@ -4,6 +4,7 @@ python src/train.py --config-name=unlearn experiment=unlearn/tofu/lora
 """
 
 import logging
+import math
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,15 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
             "Set model.model_args.torch_dtype=float32.",
             dtype,
         )
+    layout = {
+        "rows": args.train_batch_size,
+        "accumulation": args.gradient_accumulation_steps,
+        "processes": args.world_size,
+    }
+    logger.info(
+        "a step has %d rows: %d at once, in %d micro-batches, by %d processes",
+        math.prod(layout.values()), *layout.values(),
+    )  # fmt: skip
     set_seed(args.seed)
     model, tokenizer = get_model(config.model)
     penalty, vector = None, None
@@ -181,7 +191,8 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
         size=size,
         seed=args.seed,
         data={part: fingerprint(rows) for part, rows in parts.rows.items()},
-        effective_batch=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        effective_batch=math.prod(layout.values()),
+        batch_layout=layout,
         optimiser_steps=trainer.state.global_step,
         training=trainer.state.log_history,
         summary=summary,

@@ -71,7 +71,9 @@ def environment(folder: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "UNLORA_CACHE": str(folder / "cache"),
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(ZYGOTE.parent),
+        "PYTHONPATH": os.pathsep.join(
+            [str(ZYGOTE.parent), *os.environ.get("PYTHONPATH", "").split()]
+        ),
     }
 
 

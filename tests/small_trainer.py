@@ -16,18 +16,25 @@ METHODS = {
     "BLADE": ("BLADE", RETAIN | {"inner_lr": 1e-2}, {}),
     "GRU+SAM": ("NPO", RETAIN, {"GRU": {}, "SAM": {}}),
 }
+MORE = {
+    "GradDiff": ("GradDiff", RETAIN, {}),
+    "DPO": ("DPO", RETAIN, {}),
+    "BalDRO": ("NPO", RETAIN, {"BalDRO": {}}),
+}
 
 
 def small_trainer(folder, method="NPO", *, callbacks=(), dropout=0.0, penalty=None,
                   divergence=None, parts=None, **args):  # fmt: skip
-    """A trainer of one of METHODS; ``args`` are TrainingArguments."""
-    handler, method_args, plugins = METHODS[method]
+    """A trainer of one of METHODS or MORE; ``args`` are TrainingArguments."""
+    handler, method_args, plugins = (METHODS | MORE)[method]
     loss = UnlearningLoss.build(handler, **method_args)
     model = get_peft_model(
         llama(), LoraConfig(**{**LORA, "lora_dropout": dropout}, task_type="CAUSAL_LM")
     )
     model.lineage = Lineage("tiny")
-    data = {part: rows(LENGTHS[part], seed=i) for i, part in enumerate(loss.parts)}
+    if parts is None:
+        data = {part: rows(LENGTHS[part], seed=i) for i, part in enumerate(loss.parts)}
+        parts = Parts(data, "forget")
     defaults = {
         "learning_rate": 1e-2, "max_steps": 4, "optim": "adamw_torch", "logging_steps": 1,
         "lr_scheduler_type": "linear", "save_strategy": "no", "report_to": "none",
@@ -37,7 +44,7 @@ def small_trainer(folder, method="NPO", *, callbacks=(), dropout=0.0, penalty=No
         model=model,
         args=training_arguments(defaults | args, output_dir=str(folder)),
         loss=loss,
-        parts=parts or Parts(data, "forget"),
+        parts=parts,
         plugins=Plugins.build(plugins, loss, use_lora=True),
         penalty=penalty,
         divergence=divergence,

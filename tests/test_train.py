@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from tiny import llama, tokenizer
@@ -11,8 +12,10 @@ from unlora import eval as evaluation
 from unlora import train
 from unlora.cli import normalised
 from unlora.errors import GuardError, InputError
+from unlora.evals.passes import batches
 from unlora.model import get_model
 from unlora.model.guards import Probe
+from unlora.trainer import UnlearningTrainer
 
 METRICS = ("forget_Q_A_Prob", "retain_Q_A_Prob", "exact_memorization", "forget_Q_A_ROUGE")
 COMMON = (
@@ -153,3 +156,34 @@ def test_divergence_ends_the_run_in_words(folder):
     with pytest.raises(GuardError, match="divergence: retain_loss is"):
         finetune("task_name=full", "trainer.args.learning_rate=1e30", "trainer.args.optim=sgd",
                  "trainer.args.max_grad_norm=0.0")  # fmt: skip
+
+
+def test_where_memory_runs_out_log_and_manifest_say_so_and_the_result_is_the_same(
+    folder, monkeypatch, caplog
+):
+    start = weights("root")
+    whole = unlearn(start, "task_name=whole")
+    losses, asked = UnlearningTrainer.losses, batches._with_memory
+
+    def little_for_training(self, model, inputs, *args, **kwargs):
+        if len(inputs["forget"]["number"]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return losses(self, model, inputs, *args, **kwargs)
+
+    def little_for_evaluation(ask, batch):
+        def fail(batch):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        return asked(fail if len(batch) > 1 else ask, batch)
+
+    monkeypatch.setattr(UnlearningTrainer, "losses", little_for_training)
+    monkeypatch.setattr(batches, "_with_memory", little_for_evaluation)
+    summary = unlearn(start, "task_name=halved", "eval.tofu.cache=false")
+    assert summary == pytest.approx(whole, rel=1e-4)
+    run = folder / "saves" / "unlearn"
+    assert "memory_ran_out" not in manifest(run / "whole")
+    said = manifest(run / "halved")["memory_ran_out"]
+    assert said["training"] == {"rows_at_once": 1, "of": 2, "from_step": 1}
+    assert said["evaluation"] and all("going on with half" in line for line in said["evaluation"])
+    assert all(line in caplog.text for line in said["evaluation"])
+    assert "Memory ran out at step 1 on 2 rows" in caplog.text

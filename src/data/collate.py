@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from unlora.data.chat import Encoded
+from unlora.data.pairs import BLANK
 from unlora.outputs import IGNORE_INDEX
 
 
@@ -33,5 +34,9 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
 def collate_parts(
     items: Sequence[Mapping[str, Encoded]], pad_id: int
 ) -> dict[str, dict[str, Tensor]]:
-    """One batch for each part of the data: ``{"forget": batch, "retain": batch, ...}``."""
-    return {part: collate([item[part] for item in items], pad_id) for part in items[0]}
+    """One batch for each part of the data: ``{"forget": batch, "retain": batch, ...}``.
+
+    Blank rows are left out; but a process that has no others keeps one, to take part in the step.
+    """
+    kept = [item for item in items if next(iter(item.values())).number != BLANK] or items[:1]
+    return {part: collate([item[part] for item in kept], pad_id) for part in items[0]}

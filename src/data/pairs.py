@@ -8,6 +8,8 @@ import numpy as np
 
 from unlora.data.chat import Encoded
 
+BLANK = -1  # number of a row that stands where there is none, and has no loss
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -26,7 +28,11 @@ class Parts:
         return len(self.rows[self.anchor])
 
     def __getitem__(self, index: Mapping[str, int]) -> dict[str, Encoded]:
-        return {part: replace(rows[i := index[part]], number=i) for part, rows in self.rows.items()}
+        """One row of each part; for the index BLANK, a stand-in of that number."""
+        return {
+            part: replace(rows[max(index[part], 0)], number=index[part])
+            for part, rows in self.rows.items()
+        }
 
 
 class KeyedSampler:
@@ -35,17 +41,21 @@ class KeyedSampler:
     It reads no global random state, so it is the same for any number of processes and workers,
     and after a resumption. Every part runs through a permutation of its rows before one repeats;
     the anchor starts a new permutation with every epoch.
+
+    Args:
+        at_once: the rows of one micro-batch of all processes. An epoch is filled up with blanks to
+            a multiple of it, so that all processes make as many steps, and no row comes twice.
     """
 
-    def __init__(self, parts: Parts, seed: int):
-        self.parts, self.seed, self.epoch = parts, seed, 0
+    def __init__(self, parts: Parts, seed: int, at_once: int = 1):
+        self.parts, self.seed, self.at_once, self.epoch = parts, seed, at_once, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by accelerate and the trainer at the start of each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.parts)
+        return -(-len(self.parts) // self.at_once) * self.at_once
 
     def __iter__(self) -> Iterator[dict[str, int]]:
         drawn = {
@@ -54,14 +64,16 @@ class KeyedSampler:
             if part != "alternate"
         }
         choices, first_choice = self._alternates()
-        for i in range(len(self)):
+        for i in range(len(self.parts)):
             index = {part: int(rows[i]) for part, rows in drawn.items()}
             if choices:
                 # every alternate of a row has its turn before one comes again
-                seen_before = (self.epoch * len(self) + i) // len(self.parts.rows["forget"])
+                seen_before = (self.epoch * len(self.parts) + i) // len(self.parts.rows["forget"])
                 turn = (seen_before + first_choice[index["forget"]]) % choices
                 index["alternate"] = index["forget"] * choices + int(turn)
             yield index
+        for _ in range(len(self.parts), len(self)):
+            yield dict.fromkeys(self.parts.rows, BLANK)
 
     def _alternates(self) -> tuple[int, np.ndarray]:
         """How many alternates each forget row has, and which is its first."""
@@ -74,10 +86,11 @@ class KeyedSampler:
 
     def _draws(self, part: str, size: int) -> np.ndarray:
         """The rows of ``part`` for each step of this epoch."""
-        first = self.epoch * len(self)
-        cycles = range(first // size, (first + len(self) - 1) // size + 1)
+        length = len(self.parts)
+        first = self.epoch * length
+        cycles = range(first // size, (first + length - 1) // size + 1)
         order = np.concatenate([self._permutation(part, cycle, size) for cycle in cycles])
-        return order[first % size :][: len(self)]
+        return order[first % size :][:length]
 
     def _permutation(self, part: str, cycle: int, size: int) -> np.ndarray:
         return np.random.default_rng([self.seed, zlib.crc32(part.encode()), cycle]).permutation(

@@ -207,6 +207,9 @@ def evaluation_is_pure(model: nn.Module) -> Iterator[None]:
 
 
 def _state(model: nn.Module) -> dict[str, object]:
+    for module in model.modules():
+        if hasattr(module, "reshard"):  # FSDP: a pass leaves some weights gathered
+            module.reshard()
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     drawn: Any = np.random.get_state(legacy=False)
     return {

@@ -59,7 +59,7 @@ class Guards(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         # DeepSpeed shows no gradients, and says that it steps when it has; what moves is seen
-        if args.deepspeed and "gradients alive" not in self.findings and not self._before:
+        if args.deepspeed_plugin and "gradients alive" not in self.findings and not self._before:
             if any(lr_scheduler.get_last_lr()):
                 self._faults, self._before = [], lora_b(model)
 
@@ -72,7 +72,7 @@ class Guards(TrainerCallback):
         lr_scheduler: Any,
         **kwargs: Any,
     ) -> None:
-        if "gradients alive" in self.findings or args.deepspeed:
+        if "gradients alive" in self.findings or args.deepspeed_plugin:
             return
         if self._divergence is not None and self._divergence.now:
             return
@@ -98,7 +98,7 @@ class Guards(TrainerCallback):
         if self._before or not lora_b(model):
             still = unmoved(model, self._before)
             finding = gradients_alive(self._faults, still)
-            if args.deepspeed:
+            if args.deepspeed_plugin:
                 moved = f"{len(self._before)} lora_B moved" if self._before else "not checked"
                 finding = f"{moved}; DeepSpeed keeps the gradients to itself"
             self.found("gradients alive", finding)

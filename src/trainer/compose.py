@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from unlora.data.collate import collate
+from unlora.data.pairs import BLANK
 from unlora.trainer import constraint as constraints
 from unlora.trainer.constraint import AugmentedLagrangian
 from unlora.trainer.loss import Totals
@@ -52,7 +53,10 @@ class ComposedStep:
         self._note_before()
         if constraint is not None:
             self._inner_steps = 0
-            sizes = [len(batch["retain"]["input_ids"]) for batch in batches]
+            sizes = [
+                0 if self.trainer.is_blank(batch) else len(batch["retain"]["input_ids"])
+                for batch in batches
+            ]
             constraint.prepare(partial(self._inner_step, model, sizes))
         if self.loss.retain is not None:
             gradients["retain"], values["retain"] = self._gradient(model, batches, totals, "retain")
@@ -149,24 +153,35 @@ class ComposedStep:
         for batch in batches:
             views = self.trainer.views(model, batch, ("forget",))
             losses = self.loss.forget(views, self.trainer.drawn)
-            found.append(self.loss.by_row(losses, views, empty=-math.inf))
-        mine = torch.cat(found)
-        everywhere = self.trainer.accelerator.gather(mine)
-        first = self.trainer.args.process_index * len(mine)
-        weights = robust_weights(everywhere, self.plugins.dro)[first : first + len(mine)]
-        return list(weights.split([len(rows) for rows in found]))
+            by_row = self.loss.by_row(losses, views, empty=-math.inf)
+            blank = self.trainer.is_blank(batch)
+            found.append(torch.full_like(by_row, -math.inf) if blank else by_row)
+        accelerator, mine = self.trainer.accelerator, torch.cat(found)
+        # the last step of an epoch may have fewer rows in some processes
+        padded = accelerator.pad_across_processes(mine, pad_index=-math.inf)
+        first = self.trainer.args.process_index * len(padded)
+        weights = robust_weights(accelerator.gather(padded), self.plugins.dro)
+        return list(weights[first : first + len(mine)].split([len(rows) for rows in found]))
 
     def _inner_step(self, model: nn.Module, sizes: Sequence[int], learning_rate: float) -> float:
         """One step of plain gradient descent on fresh retain rows; returns their loss before it."""
         trainer, rows = self.trainer, self.trainer.parts.rows["retain"]
         self._inner_steps += 1
-        key = (trainer.args.process_index, trainer.state.global_step, self._inner_steps)
-        draw = np.random.default_rng([trainer.args.seed, *key])
+        mine = torch.tensor([sum(sizes)], device=trainer.args.device)
+        counts = trainer.accelerator.gather(mine).tolist()
+        # all processes draw the same rows, and each takes its own of them
+        draw = np.random.default_rng(
+            [trainer.args.seed, 0, trainer.state.global_step, self._inner_steps]
+        )
+        drawn = draw.integers(len(rows), size=sum(counts))
+        own = drawn[sum(counts[: trainer.args.process_index]) :][: sum(sizes)]
+        # where there is no row for this process, a blank one takes part in the step
+        numbers = [part.tolist() or [BLANK] for part in np.split(own, np.cumsum(sizes)[:-1])]
         batches = [
             trainer._prepare_inputs(
                 {"retain": collate([replace(rows[i], number=i) for i in part], trainer.pad_id)}
             )
-            for part in np.split(draw.integers(len(rows), size=sum(sizes)), np.cumsum(sizes)[:-1])
+            for part in numbers
         ]
         totals = trainer.totals(batches, ("retain",))
         gradient, value = self._gradient(model, batches, totals, "retain")

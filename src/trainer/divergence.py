@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from unlora.data.pairs import BLANK
 from unlora.errors import GuardError, InputError
 from unlora.trainer.checkpoints import whole_checkpoints
 from unlora.trainer.memory import Copy
@@ -165,7 +166,8 @@ class Divergence(TrainerCallback):
         rows: dict[str, list[int]] = {}
         for batch in batches:
             for part, one in batch.items():
-                rows.setdefault(part, []).extend(one["number"].tolist())
+                numbers = one["number"].tolist()
+                rows.setdefault(part, []).extend(n for n in numbers if n != BLANK)
         named = [
             ", ".join(map(str, numbers[:MOST_NAMED]))
             + (f", ... ({len(numbers)} in all)" if len(numbers) > MOST_NAMED else "")

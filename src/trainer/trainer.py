@@ -20,11 +20,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from unlora.data.collate import collate_parts
-from unlora.data.pairs import KeyedSampler, Parts
+from unlora.data.pairs import BLANK, KeyedSampler, Parts
 from unlora.errors import InputError
 from unlora.model.guards import evaluation_is_pure
 from unlora.model.lora import save_adapter
-from unlora.model.reference import as_reference, frozen_copy, rest_above
+from unlora.model.reference import POLICY, as_reference, frozen_copy, rest_above
 from unlora.model.start import has_start, load_with_start
 from unlora.objectives import View
 from unlora.outputs import (
@@ -45,7 +45,7 @@ from unlora.trainer import constraint as constraints
 from unlora.trainer.compose import ComposedStep
 from unlora.trainer.divergence import Divergence, StepDiverged
 from unlora.trainer.known import known_logps
-from unlora.trainer.loss import Totals, UnlearningLoss
+from unlora.trainer.loss import SUBTRACTED, Totals, UnlearningLoss
 from unlora.trainer.memory import Pieces
 from unlora.trainer.plugins import Plugins
 from unlora.trainer.way import found_way
@@ -104,20 +104,26 @@ class UnlearningTrainer(Trainer):
         self.plugins, self.penalty = plugins, penalty
         composes = plugins.compose_gradients or loss.constraint is not None
         self.composed = ComposedStep(self) if composes else None
-        if composes and (self.args.fp16 or self.is_deepspeed_enabled or self.is_fsdp_enabled):
+        split = (
+            self.is_deepspeed_enabled or self.is_fsdp_enabled
+        )  # weights are there in passes only
+        if composes and (self.args.fp16 or split):
             raise InputError(
                 "A step that is composed of several gradients (SAM, GRU, BalDRO, PDU, BLADE) needs "
                 "them as they are: set trainer.args.bf16 in place of fp16, without deepspeed or "
                 "fsdp."
+            )
+        started = isinstance(self.model, PeftModel) and has_start(self.model)
+        if split and (loss.handler in SUBTRACTED or started):
+            raise InputError(
+                "Task vectors (Negation, PerTA) and adapters that do not start from zero (FILA, "
+                "ReGLU, PiSSA, OLoRA) need whole weights: train without deepspeed or fsdp."
             )
         if self.args.gradient_checkpointing and isinstance(self.model, PeftModel):
             # re-entrant checkpointing stops the gradient where no input requires one
             self.model.enable_input_require_grads()
         # our loss brings its own share of the effective batch, see compute_loss
         self.model_accepts_loss_kwargs = False
-        split = (
-            self.is_deepspeed_enabled or self.is_fsdp_enabled
-        )  # weights are there in a pass only
         self.way = PLAIN if split else found_way(self.model, self.args.device)
         live = loss.asked_of_reference(TokenLogps, Outputs, Hidden, Padded)
         needs_copy = bool(live) and not isinstance(self.model, PeftModel)
@@ -152,7 +158,9 @@ class UnlearningTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Parts | None = None) -> Sampler:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return KeyedSampler(self.parts, seed)
+        one = self.args.world_size == 1 or self.args.dataloader_drop_last
+        at_once = 1 if one else self.args.world_size * self.args.train_batch_size
+        return KeyedSampler(self.parts, seed, at_once)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
@@ -173,7 +181,11 @@ class UnlearningTrainer(Trainer):
     ) -> Totals:
         counted = {name: t for name, t in self.loss.terms.items() if terms is None or name in terms}
         counts = [
-            sum(term.count(batch[term.part]["labels"]) for batch in batches)
+            sum(
+                term.count(batch[term.part]["labels"])
+                for batch in batches
+                if not self.is_blank(batch)
+            )
             for term in counted.values()
         ]
         local = torch.tensor(counts, device=self.args.device)
@@ -214,7 +226,13 @@ class UnlearningTrainer(Trainer):
     ) -> dict[str, Tensor]:
         """The losses of these terms on one micro-batch; asks the models what the terms declare."""
         views = self.views(model, inputs, terms)
-        return self.loss.losses(views, totals, drawn=self.drawn, row_weights=row_weights)
+        found = self.loss.losses(views, totals, drawn=self.drawn, row_weights=row_weights)
+        return {name: 0 * x for name, x in found.items()} if self.is_blank(inputs) else found
+
+    def is_blank(self, inputs: Mapping[str, Mapping[str, Tensor]]) -> bool:
+        """Whether this process has no row of its own here, at the end of an epoch."""
+        several = self.args.world_size > 1  # elsewhere no GPU is waited for
+        return several and all(int(batch["number"][0]) == BLANK for batch in inputs.values())
 
     def views(
         self, model: nn.Module, inputs: Mapping[str, Mapping[str, Tensor]], terms: Sequence[str]
@@ -412,6 +430,18 @@ class UnlearningTrainer(Trainer):
         handler = self.callback_handler
         self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's, with what rests of the adapter: under ZeRO-3 it leaves out what is frozen."""
+        named = self.model.named_parameters() if isinstance(self.model, PeftModel) else ()
+        resting = [p for name, p in named if f".{POLICY}." in name and not p.requires_grad]
+        for parameter in resting:
+            parameter.requires_grad_(True)
+        try:
+            super().save_model(*args, **kwargs)
+        finally:
+            for parameter in resting:
+                parameter.requires_grad_(False)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         model = self.accelerator.unwrap_model(self.model)

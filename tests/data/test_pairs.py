@@ -76,3 +76,16 @@ def test_an_item_knows_which_row_of_each_part_it_is():
         for part, number in index.items():
             assert batch[part]["number"].tolist() == [number, number]
     assert all(row.number == 0 for row in drawing.parts.rows["retain"]), "the data are unchanged"
+
+
+def test_an_epoch_is_filled_up_with_blanks_for_many_processes():
+    whole, filled = sampler(11, 14), sampler(11, 14)
+    filled.at_once = 4
+    blank = {"forget": -1, "retain": -1}
+    for epoch in range(3):
+        whole.set_epoch(epoch), filled.set_epoch(epoch)
+        assert len(filled) == len(list(filled)) == 12
+        assert list(filled) == [*whole, blank], "no row comes twice"
+    row, stand_in = (filled.parts[i] for i in ({"forget": 3, "retain": 5}, blank))
+    assert collate_parts([row, stand_in], 0)["retain"]["number"].tolist() == [5]
+    assert collate_parts([stand_in, stand_in], 0)["forget"]["number"].tolist() == [-1]

@@ -25,6 +25,7 @@ def test_a_setting_that_is_learnt_changes_it_and_one_that_is_shown_does_not():
     before = keys("seed0-target-train")
     assert keys("seed0-target-train", target=target("trainer.args.learning_rate=0.5")) != before
     assert keys("seed0-target-train", target=target("model.lora_config.r=2")) != before
+    assert keys("seed0-target-train", target=target("global_batch_size=2")) != before
     assert keys("seed0-target-train", target=target("trainer.args.logging_steps=7")) == before
     assert keys("seed0-target-train", target=target("trainer.args.save_steps=7")) == before
 

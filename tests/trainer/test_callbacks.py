@@ -13,7 +13,7 @@ from unlora.trainer import Guards
 def step(guards, model, *, rate, moves):
     """One step of a run under DeepSpeed: when Trainer tells of it, gradients are gone."""
     common = {
-        "args": SimpleNamespace(deepspeed="zero.json", fp16=False),
+        "args": SimpleNamespace(deepspeed_plugin=object(), fp16=False),
         "state": None,
         "control": None,
         "model": model,

@@ -1,0 +1,82 @@
+"""Short trainings by one of several processes: ``fault_training.py FOLDER CASES``.
+
+``CASES`` is JSON, name -> settings: ``method`` of ``small_trainer``, ``rows`` of the forget part,
+``deepspeed`` or other TrainingArguments. Each leaves its adapter in ``FOLDER/name``, and for every
+process the rows of each step, in ``rows-<rank>.json``. In a test it is a function.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+SEEN = "rows-{}.json"
+
+
+def train(folder: Path, method="NPO", rows=11, double=False, **args):
+    """Train in this process, alone or with others; returns the trainer."""
+    import tiny
+    from small_trainer import LENGTHS, small_trainer
+
+    from unlora.data.pairs import Parts
+
+    lengths = {"forget": LENGTHS["forget"][:rows], "retain": LENGTHS["retain"][: rows + 3]}
+    if method == "DPO":
+        lengths["alternate"] = LENGTHS["retain"][:rows]
+    data = {part: tiny.rows(ns, seed=i) for i, (part, ns) in enumerate(lengths.items())}
+    args = {"max_steps": 5, "learning_rate": 1e-3, **args}
+    trainer = small_trainer(folder, method, parts=Parts(data, "forget"), **args)
+    if double:
+        trainer.model.double()
+    samples, seen = trainer.get_batch_samples, []
+
+    def noted(*args):
+        batches, totals = samples(*args)
+        seen.append(
+            {
+                part: [n for batch in batches for n in batch[part]["number"].tolist() if n >= 0]
+                for part in batches[0]
+            }
+        )
+        return batches, totals
+
+    trainer.get_batch_samples = noted
+    trainer.train()
+    trainer.save_model()
+    trainer.accelerator.wait_for_everyone()
+    (folder / SEEN.format(trainer.args.process_index)).write_text(json.dumps(seen))
+    return trainer
+
+
+def fsdp_on_cpus() -> None:
+    """Have accelerate shard a model over CPUs, where it would choose DDP without a word."""
+    from accelerate.state import AcceleratorState, DistributedType
+
+    made, plugins = AcceleratorState.__init__, []
+
+    def make(self, *args, fsdp_plugin=None, **kwargs):
+        made(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        plugins.extend([fsdp_plugin] if fsdp_plugin else [])
+        if plugins:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, plugins[-1]
+
+    AcceleratorState.__init__ = make
+
+
+def main(folder: str, cases: str) -> None:
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    torch.set_num_threads(1)
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if fsdp:
+        fsdp_on_cpus()
+    for name, settings in json.loads(cases).items():
+        trainer = train(Path(folder) / name, **settings)
+        assert all(isinstance(p, DTensor) == fsdp for p in trainer.model.parameters())
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(__file__))
+    main(*sys.argv[1:])
