@@ -4,7 +4,7 @@ PIP = -m pip --disable-pip-version-check --quiet install
 PARALLEL = --numprocesses auto --dist loadfile
 INSTALL_SELF = $(PIP) --no-build-isolation --no-deps --editable .
 
-.PHONY: demo picture methods memory bench-eval test test-floor test-slow faults check clean
+.PHONY: demo picture methods memory bench bench-gpu bench-eval test test-floor test-slow faults fuzz check clean
 
 demo: .venv/.run  ## the whole main job on the embedded benchmark
 	.venv/bin/python src/study.py --config-name=study experiment=study/pocket/lora
@@ -17,6 +17,12 @@ methods: .venv/.run  ## docs/methods.md: every method on the embedded benchmark;
 
 memory: .venv/.run  ## peak memory of every method on one model, against GradAscent
 	.venv/bin/python benchmarks/memory.py
+
+bench: .venv/.run  ## every figure of docs/performance.md on a CPU; results in benchmarks/results/latest.json
+	.venv/bin/python benchmarks/bench.py
+
+bench-gpu: .venv/.run  ## the same on a GPU
+	.venv/bin/python benchmarks/bench.py --only 3B
 
 bench-eval: .venv/.run  ## a whole evaluation, beside one that asks anew for every metric
 	.venv/bin/python benchmarks/evaluate.py
@@ -32,6 +38,9 @@ test-slow: .venv/.test
 
 faults: .venv/.test  ## real processes that are killed, run at once, or share a run; last line: N passed, N failed
 	.venv/bin/python -m pytest -q -rs -m faults $(PARALLEL) tests/faults
+
+fuzz: .venv/.test  ## 2,000 odd command lines: each is a config or ends in a message; in about ten minutes
+	UNLORA_EXAMPLES=2000 .venv/bin/python -m pytest -q -n0 --timeout 3600 tests/bad_input/test_fuzz.py
 
 check: .venv/.test  ## what a change must pass
 	.venv/bin/ruff format --check

@@ -104,10 +104,9 @@ def refuse_broken_stack() -> None:
 def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequence[str]) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+    from hydra.errors import MissingConfigException, OverrideParseException
     from hydra.types import RunMode
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     started = False
     collects = gc.isenabled()
@@ -145,9 +144,10 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
         raise InputError(unreadable(error.override.removeprefix("++"))) from error
     except MissingConfigException as error:
         raise InputError(missing_config(str(error.missing_cfg_file), name, args)) from error
-    except (HydraException, OmegaConfBaseException) as error:
+    except Exception as error:
         if started:
             raise
+        # Hydra's own kinds, and what slips through it from odd values
         raise InputError(composition_mistake(str(error), name, args)) from error
     finally:
         sys.argv = before

@@ -34,7 +34,7 @@ from typing_extensions import TypedDict
 from unlora.errors import InputError
 from unlora.registry import unknown
 
-STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
+STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 DTYPES = ("auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16")
 OWN_DATA = ("forget", "retain", "holdout")  # data.* that may be a file, to be evaluated on
 DEVICE_MAP = re.compile(r"auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:\d+)?")
@@ -297,7 +297,7 @@ class ModelSection(Section):
     targets: dict[str, Any] = Field(default_factory=dict)
 
 
-@with_config(ConfigDict(extra="allow", strict=True))
+@with_config(ConfigDict(extra="allow", strict=True, allow_inf_nan=False))
 class TrainerArgs(TypedDict, total=False):
     """The usual ones; ``unlora.trainer`` checks all names against the TrainingArguments."""
 

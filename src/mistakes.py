@@ -97,6 +97,11 @@ def composition_mistake(message: str, name: str, args: Sequence[str]) -> str:
         if key in known:
             return f"{key} has no use in this experiment; it would change nothing."
         return unknown("key", key, known)
+    if "Config group override must be" in message:
+        return (
+            "A group of configs is given no name. Write group=NAME or group=[A,B], or ~group to "
+            f"leave it out. Given: {' '.join(word for word in args if '=' in word)}."
+        )
     if found := re.search(r"Ambiguous value for argument '\+*(.+?)'", message):
         return (
             f"{found[1]!r} holds several values. Runs with each of them need --multirun; a list is "

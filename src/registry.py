@@ -2,11 +2,21 @@
 
 import difflib
 import importlib
+import math
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar, get_type_hints
+
+from annotated_types import Ge, Gt, Le
 
 from unlora.errors import InputError
+
+# of settings, where their types are declared: beta: Positive = 0.1
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+UpToOne = Annotated[float, Ge(0), Le(1)]
+Index = Annotated[int, Ge(0)]
+AtLeastOne = Annotated[int, Ge(1)]
 
 Entry = TypeVar("Entry")
 
@@ -60,13 +70,20 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
 
 
 def check_settings(
-    owner: str, defaults: Mapping[str, object], given: Mapping[str, object]
+    owner: str,
+    defaults: Mapping[str, object],
+    given: Mapping[str, object],
+    declared: Any = None,
 ) -> dict[str, object]:
     """The settings that a config gives to something with these defaults.
 
+    Args:
+        declared: the function or class whose annotations say in which range a setting may be.
+
     Raises:
-        InputError: ``owner`` has no setting of that name, or it wants a number.
+        InputError: ``owner`` has no setting of that name, it wants a number, or another one.
     """
+    hints = get_type_hints(declared, include_extras=True) if declared and given else {}
     for name, value in given.items():
         if name not in defaults:
             raise InputError(unknown(f"parameter of {owner}", name, defaults))
@@ -78,4 +95,22 @@ def check_settings(
             raise InputError(f"{name} of {owner} is {value!r}; it must be a number.")
         elif isinstance(default, int) and type(value) is not int:
             raise InputError(f"{name} of {owner} is {value!r}; it must be a whole number.")
+        allowed = getattr(hints.get(name), "__metadata__", ())
+        if number and (wanted := out_of_range(value, allowed)):
+            raise InputError(f"{name} of {owner} is {value!r}; it must be {wanted}.")
     return dict(given)
+
+
+def out_of_range(value: Any, allowed: Iterable[Any] = ()) -> str | None:
+    """What a number must be, in words, if it is not finite or breaks one of these bounds."""
+    bounds = [bound for bound in allowed if isinstance(bound, (Gt, Ge, Le))]
+    words = {Gt: "above {}", Ge: "{} or more", Le: "{} or less"}
+    kept = {
+        Gt: lambda bound: value > bound.gt,
+        Ge: lambda bound: value >= bound.ge,
+        Le: lambda bound: value <= bound.le,
+    }
+    if math.isfinite(value) and all(kept[type(bound)](bound) for bound in bounds):
+        return None
+    limit = [words[type(b)].format(getattr(b, type(b).__name__.lower())) for b in bounds]
+    return " and ".join(limit) or "a finite number"

@@ -61,6 +61,7 @@ class Term:
         draws: tensors that are drawn once, before the first step: name -> function of the model's
             width and a seed.
         choices: the values of a hyper-parameter that is one of a few words.
+        declared: the function, whose annotations say in which range a hyper-parameter may be.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Term:
     skips: str | None = None
     draws: Mapping[str, Draw] = field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    declared: Callable[..., Tensor] | None = None
 
     def __call__(self, views: Mapping[str, View], drawn: Mapping[str, Tensor] = EMPTY) -> Tensor:
         """One loss per row or token or in all, see ``unit``.
@@ -111,7 +113,7 @@ class Term:
         Raises:
             InputError: the term has no such parameter, or it wants a number.
         """
-        check_settings(f"objective {self.name}", self.hyper, hyper)
+        check_settings(f"objective {self.name}", self.hyper, hyper, declared=self.declared)
         for name, allowed in self.choices.items():
             if hyper.get(name, allowed[0]) not in allowed:
                 raise InputError(unknown(f"{name} of objective {self.name}", hyper[name], allowed))
@@ -159,7 +161,7 @@ def objective(
         if Hidden in views.values() and "layer" not in hyper:
             raise TypeError(f"{fn.__name__} looks at hidden states, so it needs a keyword layer.")
         choices = {key: get_args(hints[key]) for key in hyper if get_origin(hints[key]) is Literal}
-        TERMS.add(name, Term(name, fn, views, unit, hyper, skips, draws or {}, choices))
+        TERMS.add(name, Term(name, fn, views, unit, hyper, skips, draws or {}, choices, fn))
         return fn
 
     return register

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from unlora.objectives import objective
 from unlora.outputs import TokenLogps
+from unlora.registry import AtLeastOne, Positive
 
 
 @objective("Negation")
-def negation(policy_forget: TokenLogps, *, scale: float = 1.0) -> Float[Tensor, " tokens"]:
+def negation(policy_forget: TokenLogps, *, scale: Positive = 1.0) -> Float[Tensor, " tokens"]:
     """Negative log-likelihood of the forget answers; afterwards theta - scale * what was learnt.
 
     Task arithmetic, Ilharco et al. 2022, arXiv:2212.04089; for adapters Zhang et al. 2023,
@@ -26,7 +27,7 @@ def negation(policy_forget: TokenLogps, *, scale: float = 1.0) -> Float[Tensor, 
 
 @objective("PerTA")
 def per_parameter(
-    policy_forget: TokenLogps, *, scale: float = 1.0, num_rows: int = 64
+    policy_forget: TokenLogps, *, scale: Positive = 1.0, num_rows: AtLeastOne = 64
 ) -> Float[Tensor, " tokens"]:
     """Like Negation, with a share of its own for every weight.
 

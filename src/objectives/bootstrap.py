@@ -5,11 +5,12 @@ from torch import Tensor
 
 from unlora.objectives import objective
 from unlora.outputs import Outputs
+from unlora.registry import AtLeastOne, UpToOne
 
 
 @objective("BST")
 def bootstrapping_token(
-    policy_forget: Outputs, *, lambda_bst: float = 0.2, top_k: int = 20
+    policy_forget: Outputs, *, lambda_bst: UpToOne = 0.2, top_k: AtLeastOne = 20
 ) -> Float[Tensor, " rows"]:
     """sum_v t_v log p_v, where t mixes the answer with the policy's own likeliest tokens (BS-T).
 

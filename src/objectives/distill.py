@@ -12,11 +12,12 @@ from torch import Tensor
 
 from unlora.objectives import objective
 from unlora.outputs import Outputs, ScoredTokens
+from unlora.registry import Index, NotNegative
 
 
 @objective("UNDIAL")
 def undial(
-    policy_forget: Outputs, reference_forget: Outputs, *, beta: float = 10.0
+    policy_forget: Outputs, reference_forget: Outputs, *, beta: NotNegative = 10.0
 ) -> Float[Tensor, " tokens"]:
     """Cross-entropy to the reference with the answer's logit lowered by beta.
 
@@ -33,7 +34,7 @@ def undial(
 
 @objective("CEU", skips="ignore_first_n_answer_tokens")
 def ceu(
-    policy_forget: Outputs, *, ignore_first_n_answer_tokens: int = 0
+    policy_forget: Outputs, *, ignore_first_n_answer_tokens: Index = 0
 ) -> Float[Tensor, " tokens"]:
     """Cross-entropy to the policy's own distribution without the answer's token (CE-U).
 

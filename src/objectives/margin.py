@@ -8,6 +8,7 @@ from torch import Tensor
 
 from unlora.objectives import objective
 from unlora.outputs import Outputs
+from unlora.registry import UpToOne
 
 
 @objective("IHL")
@@ -38,7 +39,7 @@ def logit_margin(policy_forget: Outputs) -> Float[Tensor, " tokens"]:
 
 
 @objective("BLADE")
-def clamped_entropy(policy_forget: Outputs, *, tau: float = 0.7) -> Float[Tensor, " tokens"]:
+def clamped_entropy(policy_forget: Outputs, *, tau: UpToOne = 0.7) -> Float[Tensor, " tokens"]:
     """max(0, tau log V - H(p)), H the entropy in nats: 0 once the model is unsure enough.
 
     BLADE's forget loss, arXiv:2608.22557, from the authors' working code; what holds the retain

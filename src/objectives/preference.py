@@ -6,11 +6,12 @@ from torch import Tensor
 
 from unlora.objectives import objective
 from unlora.outputs import SequenceLogps, TokenLogps
+from unlora.registry import Positive
 
 
 @objective("NPO")
 def npo(
-    policy_forget: TokenLogps, reference_forget: SequenceLogps, *, beta: float = 0.1
+    policy_forget: TokenLogps, reference_forget: SequenceLogps, *, beta: Positive = 0.1
 ) -> Float[Tensor, " rows"]:
     """Negative preference optimisation. Zhang et al. 2024, arXiv:2404.05868.
 
@@ -23,7 +24,7 @@ def npo(
 
 @objective("SimNPO")
 def simnpo(
-    policy_forget: TokenLogps, *, beta: float = 4.5, delta: float = 1.0
+    policy_forget: TokenLogps, *, beta: Positive = 4.5, delta: float = 1.0
 ) -> Float[Tensor, " rows"]:
     """Reference-free NPO on the mean log-likelihood. Fan et al. 2024, arXiv:2410.07163.
 
@@ -43,7 +44,7 @@ def dpo(
     policy_alternate: TokenLogps,
     reference_alternate: SequenceLogps,
     *,
-    beta: float = 0.1,
+    beta: Positive = 0.1,
 ) -> Float[Tensor, " rows"]:
     """Prefer the alternate answer (IdkDPO: a refusal) to the one to forget.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unlora.objectives import objective
 from unlora.outputs import Hidden
+from unlora.registry import Index, Positive
 
 
 def unit_vector(width: int, seed: int) -> Float[Tensor, " width"]:
@@ -24,7 +25,7 @@ def rmu(
     policy_forget: Hidden,
     *,
     control: Float[Tensor, " width"],
-    layer: int = 7,
+    layer: Index = 7,
     steering_coeff: float = 2.0,
 ) -> Float[Tensor, " rows"]:
     """Mean squared distance of each token's state to one far point (representation misdirection).
@@ -47,8 +48,8 @@ def adaptive_rmu(
     reference_forget: Hidden,
     *,
     control: Float[Tensor, " width"],
-    layer: int = 7,
-    beta: float = 5.0,
+    layer: Index = 7,
+    beta: Positive = 5.0,
 ) -> Float[Tensor, " rows"]:
     """RMU whose far point is beta times as far as the row's states are long in the reference.
 
@@ -67,7 +68,7 @@ def adaptive_rmu(
 
 @objective("EMBED_DIFF")
 def embed_diff(
-    policy_retain: Hidden, reference_retain: Hidden, *, layer: int = 7
+    policy_retain: Hidden, reference_retain: Hidden, *, layer: Index = 7
 ) -> Float[Tensor, " rows"]:
     """Mean squared change of each token's state. RMU's retain term, arXiv:2403.03218."""
     gap = policy_retain.states - reference_retain.states

@@ -12,11 +12,12 @@ from torch import Tensor
 from unlora.objectives import objective
 from unlora.objectives.representation import unit_vector
 from unlora.outputs import IGNORE_INDEX, Hidden, Padded
+from unlora.registry import Index, NotNegative
 
 
 @objective("UNDIAL_upstream")
 def undial(
-    policy_forget: Padded, reference_forget: Padded, *, beta: float = 10.0
+    policy_forget: Padded, reference_forget: Padded, *, beta: NotNegative = 10.0
 ) -> Float[Tensor, ""]:
     """UNDIAL's cross-entropy as a mean over prompt, answer and padding.
 
@@ -46,7 +47,7 @@ def rmu(
     policy_forget: Hidden,
     *,
     control: Float[Tensor, " width"],
-    layer: int = 7,
+    layer: Index = 7,
     steering_coeff: float = 2.0,
 ) -> Float[Tensor, ""]:
     """RMU's distance, each row's sum divided by every row's length."""
@@ -56,7 +57,7 @@ def rmu(
 
 @objective("EMBED_DIFF_upstream")
 def embed_diff(
-    policy_retain: Hidden, reference_retain: Hidden, *, layer: int = 7
+    policy_retain: Hidden, reference_retain: Hidden, *, layer: Index = 7
 ) -> Float[Tensor, ""]:
     """RMU's retain term, each row's sum divided by every row's length."""
     return _mixed_mean(policy_retain, policy_retain.states - reference_retain.states)

@@ -6,11 +6,12 @@ from torch import Tensor
 
 from unlora.objectives import objective
 from unlora.outputs import TokenLogps
+from unlora.registry import NotNegative
 
 
 @objective("WGA")
 def weighted_gradient_ascent(
-    policy_forget: TokenLogps, *, beta: float = 1.0
+    policy_forget: TokenLogps, *, beta: NotNegative = 1.0
 ) -> Float[Tensor, " tokens"]:
     """Ascent that stops at tokens already forgotten. Wang et al. 2025, arXiv:2502.19301.
 
@@ -25,7 +26,7 @@ def weighted_gradient_ascent(
 
 @objective("SatImp")
 def satimp(
-    policy_forget: TokenLogps, *, beta1: float = 5.0, beta2: float = 1.0
+    policy_forget: TokenLogps, *, beta1: NotNegative = 5.0, beta2: NotNegative = 1.0
 ) -> Float[Tensor, " tokens"]:
     """Saturation and importance as weights. Yang et al. 2025, arXiv:2505.11953.
 

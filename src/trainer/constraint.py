@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
+from annotated_types import Ge
+
 from unlora.errors import InputError
-from unlora.registry import check_settings
+from unlora.registry import check_settings, out_of_range
 
 InnerStep = Callable[[float], float]  # learning rate -> the retain loss before that step
 
@@ -180,8 +182,8 @@ def build(handler: str, given: Mapping[str, object], alpha: float) -> Constraint
     kind: Any = CONSTRAINTS[handler]
     settings = check_settings(handler, settings_of(kind), given)
     for name, value in settings.items():
-        if isinstance(value, (int, float)) and value < 0:
-            raise InputError(f"{name} of {handler} is {value}; it must be 0 or more.")
+        if isinstance(value, (int, float)) and (wanted := out_of_range(value, [Ge(0)])):
+            raise InputError(f"{name} of {handler} is {value}; it must be {wanted}.")
     constraint: Constraint = kind(**settings)
     constraint.multiplier = float(alpha)
     return constraint

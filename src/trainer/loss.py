@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from unlora.errors import InputError
 from unlora.objectives import EMPTY, TERMS, Term, View
 from unlora.outputs import Hidden, Padded, ScoredTokens
-from unlora.registry import unknown
+from unlora.registry import out_of_range, unknown
 from unlora.trainer import constraint as constraints
 from unlora.trainer.constraint import CONSTRAINTS, Constraint
 
@@ -53,6 +54,8 @@ class UnlearningLoss:
         for name, weight in (("gamma", gamma), ("alpha", alpha)):
             if isinstance(weight, bool) or not isinstance(weight, (int, float)):
                 raise InputError(f"method_args.{name} is {weight!r}; it must be a number.")
+            if wanted := out_of_range(weight, [Ge(0)]):
+                raise InputError(f"method_args.{name} is {weight!r}; it must be {wanted}.")
         if handler == FINETUNE:
             forget, retain_loss_type = None, retain_loss_type or "NLL"
             if hyper:
