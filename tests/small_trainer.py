@@ -20,6 +20,7 @@ MORE = {
     "GradDiff": ("GradDiff", RETAIN, {}),
     "DPO": ("DPO", RETAIN, {}),
     "BalDRO": ("NPO", RETAIN, {"BalDRO": {}}),
+    "Negation": ("Negation", {"alpha": 0}, {}),
 }
 
 

@@ -15,7 +15,7 @@ from unlora.config import read
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-STARTS = ("unlora", "python", "torchrun")
+STARTS = ("unlora", "python", "torchrun", "accelerate")
 FILES = ("forget.jsonl", "retain.jsonl", "retain.csv", "facts.jsonl", "holdout.jsonl")
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
 HELPERS = ("export", "doctor", "chat", "report", "completion", "--help")

@@ -6,10 +6,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from small_trainer import small_trainer
 
 from unlora.compose import composed
 from unlora.config import read
 from unlora.errors import InputError
+from unlora.mistakes import missing_config
+from unlora.trainer import UnlearningTrainer
 
 FILES = Path(__file__).parents[1] / "configs" / "accelerate"
 
@@ -83,6 +86,39 @@ def test_every_file_for_accelerate_is_tested_and_explained():
     assert {file.stem for file in FILES.glob("*.yaml")} == names
     page = (FILES.parents[1] / "docs" / "scaling.md").read_text("utf-8")
     assert all(f"configs/accelerate/{name}.yaml" in page for name in names)
+
+
+@pytest.mark.parametrize(
+    "method, why",
+    [(method, "composed of several gradients") for method in ("PDU", "BLADE", "GRU+SAM", "BalDRO")]
+    + [("Negation", "need whole weights")],
+)
+def test_what_needs_whole_weights_is_refused_where_they_are_split(
+    tmp_path, monkeypatch, method, why
+):
+    small_trainer(tmp_path, method)  # goes
+    begin = UnlearningTrainer.create_accelerator_and_postprocess
+
+    def split(self):
+        begin(self)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(UnlearningTrainer, "create_accelerator_and_postprocess", split)
+    small_trainer(tmp_path)  # goes, too
+    with pytest.raises(InputError, match=f"{why}.* without deepspeed or fsdp"):
+        small_trainer(tmp_path, method)
+
+
+@pytest.mark.parametrize(
+    "launcher, sentence",
+    [
+        ("submitit_slurm", "is not installed. Install it: pip install hydra-submitit-launcher"),
+        ("ray", "is not installed. Install it: pip install hydra-ray-launcher"),
+        ("jobli", "Did you mean 'joblib'?"),
+    ],
+)
+def test_a_launcher_that_is_not_there_is_a_sentence(launcher, sentence):
+    assert sentence in missing_config(f"hydra/launcher/{launcher}", "study", [])
 
 
 @pytest.mark.parametrize("launcher", ["submitit_slurm", "submitit_local"])

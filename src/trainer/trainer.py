@@ -104,9 +104,8 @@ class UnlearningTrainer(Trainer):
         self.plugins, self.penalty = plugins, penalty
         composes = plugins.compose_gradients or loss.constraint is not None
         self.composed = ComposedStep(self) if composes else None
-        split = (
-            self.is_deepspeed_enabled or self.is_fsdp_enabled
-        )  # weights are there in passes only
+        # then weights are there in a pass only
+        split = self.is_deepspeed_enabled or self.is_fsdp_enabled
         if composes and (self.args.fp16 or split):
             raise InputError(
                 "A step that is composed of several gradients (SAM, GRU, BalDRO, PDU, BLADE) needs "

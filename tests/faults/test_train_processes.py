@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -138,3 +140,26 @@ def compare(folder, kind):
     assert weights[0].keys() == weights[1].keys()
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_preempted_go_on_to_the_same_bits(one, tmp_path):
+    """One of them is told; both write the checkpoint, and stop."""
+    settings = ("global_batch_size=2", "trainer.args.max_steps=40", "trainer.args.eval_steps=100",
+                "trainer.args.save_steps=100", "trainer.args.resume_from_checkpoint=auto",
+                "model.lora_config.lora_dropout=0.1")  # fmt: skip
+    whole = unlearn(one, "whole", *settings, launcher=TORCHRUN)
+    finished(whole)
+    stopped = unlearn(one, "stopped", *settings, launcher=TORCHRUN)
+    log = one / "stopped" / "logs"
+    while stopped.poll() is None and not list(log.rglob("events*")):
+        time.sleep(0.05)  # the training has begun
+    workers = Path(f"/proc/{stopped.pid}/task/{stopped.pid}/children").read_text().split()
+    os.kill(int(workers[-1]), signal.SIGTERM)
+    said = stopped.communicate(timeout=300)[0]
+    assert stopped.returncode != 0 and "Stopped by SIGTERM. The checkpoint" in said, said[-3000:]
+    checkpoints = [int(path.name.partition("-")[2]) for path in (one / "stopped").glob("check*")]
+    assert len(checkpoints) == 1 and checkpoints[0] < 40
+    finished(unlearn(one, "stopped", *settings, launcher=TORCHRUN))
+    adapters = [(one / n / "adapter_model.safetensors").read_bytes() for n in ("whole", "stopped")]
+    assert adapters[0] == adapters[1]
