@@ -95,8 +95,11 @@ class Lineage:
     fingerprint: str | None = None
 
     @classmethod
-    def read(cls, path: str) -> "Lineage":
+    def read(cls, path: str, *, above: tuple[Path, ...] = ()) -> "Lineage":
         """The lineage of a run folder, an adapter folder, a model folder or a hub repository.
+
+        Args:
+            above: adapters that name this as their base model.
 
         Raises:
             InputError: the folder holds no model, or a link or the root is missing or changed.
@@ -112,7 +115,7 @@ class Lineage:
         if (folder / FILE).is_file():
             lineage = cls.parse(folder)
         elif (folder / ADAPTER_CONFIG).is_file():
-            lineage = cls._of_foreign_adapter(folder)
+            lineage = cls._of_foreign_adapter(folder, above)
         elif (folder / "config.json").is_file():
             return cls(path)
         else:
@@ -170,11 +173,12 @@ class Lineage:
             raise InputError(f"{folder / FILE} is not a lineage: {error!r}.") from error
 
     @classmethod
-    def _of_foreign_adapter(cls, folder: Path) -> "Lineage":
+    def _of_foreign_adapter(cls, folder: Path, above: tuple[Path, ...]) -> "Lineage":
         base = adapter_config(folder).get("base_model_name_or_path")
         if not base:
             raise InputError(f"The adapter folder {str(folder)!r} names no base model.")
-        if os.path.isdir(base) and os.path.samefile(base, folder):
+        above = (*above, folder)
+        if os.path.isdir(base) and any(os.path.samefile(base, one) for one in above):
             raise InputError(f"The adapter in {str(folder)!r} names itself as its base model.")
         if os.path.isdir(base) and not near(base, folder):
             raise InputError(
@@ -182,12 +186,7 @@ class Lineage:
                 "folders that it is in. Copy one beside the other, or work in a folder that holds "
                 "both."
             )
-        try:
-            below = cls.read(base)
-        except RecursionError as error:
-            raise InputError(
-                f"The adapter in {str(folder)!r} names itself as its base model, over others."
-            ) from error
+        below = cls.read(base, above=above)
         return cls(below.root, (*below.links, Link.of(folder)), below.fingerprint)
 
     @property
