@@ -13,7 +13,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,7 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
     from unlora.config import resolution_mistake, without_environment
 
     started = False
+    sweeps: list[str] = []
     collects = gc.isenabled()
 
     def task(cfg: Any) -> Any:
@@ -134,8 +135,8 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
         _leave_talking_to_the_first_process()
         settings = HydraConfig.get()
         several = settings.mode == RunMode.MULTIRUN
-        if several:
-            _hide_secrets_in(Path(settings.sweep.dir) / "multirun.yaml")
+        for sweep in sweeps:
+            _hide_secrets_in(Path(sweep) / "multirun.yaml")
         if several and not _has_own_folder(cfg, args):  # jobs never share a folder
             OmegaConf.update(cfg, "paths.output_dir", f"{cfg.paths.output_dir}/{settings.job.num}")
         try:
@@ -150,7 +151,7 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are
     gc.disable()  # a config is many small things that stay: looking through them takes a fifth
     try:
-        with _composed_once(args), _only_known_callables(), without_environment():
+        with _composed_once(args), _only_known_callables(sweeps), without_environment():
             hydra.main(config_path="pkg://unlora.configs", config_name=default, version_base=None)(
                 task
             )()
@@ -190,13 +191,17 @@ def _composed_once(args: Sequence[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _only_known_callables() -> Iterator[None]:
+def _only_known_callables(sweeps: list[str]) -> Iterator[None]:
     """Hydra calls what a config names: callbacks, launchers, sweepers, handlers of logs.
 
     None but those of Hydra, its plug-ins and logging are called.
+
+    Args:
+        sweeps: told the folder of every multirun.
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     load = ConfigLoaderImpl.load_configuration
 
@@ -205,10 +210,15 @@ def _only_known_callables() -> Iterator[None]:
         content = OmegaConf.to_container(found, resolve=False)
         for key, name in _called(content):
             if not KNOWN_CALLABLES.fullmatch(name):
-                raise InputError(
+                mistake = InputError(
                     f"The config would have {name!r} called ({key}). Only Hydra's own launchers, "
                     "sweepers and log handlers may be named. Leave it out."
                 )
+                _say(mistake)
+                raise mistake
+        with suppress(OmegaConfBaseException):
+            if str(found.hydra.mode or "").endswith("MULTIRUN"):
+                sweeps.append(str(found.hydra.sweep.dir))
         return found
 
     ConfigLoaderImpl.load_configuration = checked  # type: ignore[method-assign]

@@ -64,7 +64,7 @@ def model(saved, tmp_path):
 def run(model, tmp_path):
     """A run folder whose adapter stands on the model beside it."""
     folder = tmp_path / "run"
-    adapted(target_modules=["q_proj"]).save_pretrained(folder)
+    adapted(target_modules=["q_proj"]).save_pretrained(folder, save_embedding_layers=False)
     tokenizer().save_pretrained(folder)
     root = Lineage.read(str(model))
     from unlora.model.lineage import fingerprint
@@ -370,7 +370,9 @@ def test_a_link_to_another_tree_is_followed_before_it_is_judged(sent, elsewhere)
 
 
 def test_an_adapter_of_a_lineage_has_its_hash_wherever_it_is(sent, elsewhere):
-    adapted(seed=7, target_modules=["q_proj"]).save_pretrained(elsewhere)
+    adapted(seed=7, target_modules=["q_proj"]).save_pretrained(
+        elsewhere, save_embedding_layers=False
+    )
     content = lineage_of(sent)
     content["links"][0]["path"] = os.path.relpath(elsewhere, sent)
     edit(sent / "lineage.json", **content)
@@ -401,7 +403,9 @@ def test_the_base_of_a_foreign_adapter_lies_near_by(sent, elsewhere, way, monkey
 
 def test_adapters_that_name_each_other_end(tmp_path):
     for one, other in (("a", "b"), ("b", "a")):
-        adapted(target_modules=["q_proj"]).save_pretrained(tmp_path / one)
+        adapted(target_modules=["q_proj"]).save_pretrained(
+            tmp_path / one, save_embedding_layers=False
+        )
         base = str(tmp_path / other)
         edit(tmp_path / one / "adapter_config.json", base_model_name_or_path=base)
     with pytest.raises(InputError, match="names itself as its base model"):

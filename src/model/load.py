@@ -47,8 +47,6 @@ def load_args(section: ModelSection) -> dict[str, Any]:
     args.pop("torch_dtype", None)
     args["dtype"] = DTYPES[name] if isinstance(name, str) else name
     args["pretrained_model_name_or_path"] = resolve(args["pretrained_model_name_or_path"])
-    args.setdefault("trust_remote_code", False)  # unset, transformers would ask and wait
-    args["use_safetensors"] = True
     return args
 
 
@@ -83,8 +81,10 @@ def root_config(lineage: Lineage, model_args: Mapping[str, Any]) -> PretrainedCo
 
 def load_root(lineage: Lineage, model_args: Mapping[str, Any]) -> tuple[PreTrainedModel, Lineage]:
     """The root model's weights, and the lineage with the root's fingerprint filled in."""
-    args = pinned(lineage, dict(model_args))
-    root_config(lineage, args)
+    root_config(lineage, model_args)
+    # without a word on code of theirs, transformers would ask and wait
+    believing_nothing = {"trust_remote_code": False, **model_args, "use_safetensors": True}
+    args = pinned(lineage, believing_nothing)
     if isinstance(args.get("quantization_config"), Mapping):
         args["quantization_config"] = _quantisation(args["quantization_config"])
     if args.get("device_map"):
