@@ -59,7 +59,7 @@ audit: .venv-tools/.all .venv/.test  ## known holes in what is installed, and wh
 	@for file in lock test tools torch; do \
 		echo "requirements/$$file.txt"; \
 		$(AUDIT) -r requirements/$$file.txt > .venv-tools/audit.txt 2>&1; code=$$?; \
-		if grep -qiE 'not found on|connection|resolve|timed out' .venv-tools/audit.txt; then \
+		if grep -qE '^ERROR|^Traceback' .venv-tools/audit.txt; then \
 			echo "The vulnerability service cannot be reached (it is asked about each package" \
 				"over the network), so nothing is known of the packages. Run make audit online."; \
 			exit 2; fi; \
