@@ -88,11 +88,14 @@ def read_mapping(file: Path) -> Mapping[str, Any]:
 def near(path: str | Path, run: Path) -> bool:
     """Whether a path that a file in the folder ``run`` names may be followed.
 
-    Links are followed first. It may lie below the working directory, or below the tree that the
-    run is in: the folder ``saves`` above it, or else the second folder above it.
+    Links are followed first. It may lie below the working directory, below the tree that the run is
+    in (the folder ``saves`` above it, or else the second folder above it), or below a folder that
+    the user names in ``UNLORA_MODELS``, several with a colon between them.
     """
     real, place = Path(os.path.realpath(path)), Path(os.path.realpath(run))
     saves = [parent for parent in place.parents if parent.name == "saves"]
     tree = saves[0] if saves else place.parents[min(1, len(place.parents) - 1)]
     roots = [root for root in (tree, Path.cwd().resolve()) if root != Path(root.anchor)]
+    named = os.environ.get("UNLORA_MODELS", "").split(os.pathsep)
+    roots += [Path(os.path.realpath(one)) for one in named if one]
     return any(real == root or root in real.parents for root in roots)

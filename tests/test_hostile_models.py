@@ -16,6 +16,7 @@ from tiny import adapted, llama, tokenizer
 
 from unlora import cli
 from unlora.config import model_section
+from unlora.data.chat import Chat
 from unlora.errors import InputError
 from unlora.evals.cache import Kept
 from unlora.evals.passes.reading import legible
@@ -287,6 +288,18 @@ def test_a_foreign_run_cannot_ask_for_code(run, with_code):
     assert "trust_remote_code" not in found.tokenizer_args
 
 
+@pytest.mark.parametrize(
+    "template",
+    ["{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ raise_exception('no') }}", "{% x %}",
+     "{{ messages.__init__.__globals__ }}", "{{ (lipsum or cycler).__globals__.os }}"],
+)  # fmt: skip
+def test_a_chat_template_stays_in_its_sandbox(template):
+    asked = tokenizer()
+    asked.chat_template = template
+    with pytest.raises(InputError, match="chat template of the tokenizer .* cannot be used"):
+        Chat(asked, {"apply_chat_template": True}).prompt("Who is it?")
+
+
 def test_a_kernel_of_the_hub_is_code(model):
     with pytest.raises(InputError, match="the attention 'someone/kernel', which is code from else"):
         load(model, attn_implementation="someone/kernel")
@@ -432,6 +445,8 @@ def test_near_is_below_the_tree_of_the_run_or_where_one_works(tmp_path, monkeypa
     assert not near("link", run)
     monkeypatch.chdir("/")
     assert not near("/etc", run)
+    monkeypatch.setenv("UNLORA_MODELS", f"{tmp_path / 'none'}:/etc")
+    assert near("/etc/x", run) and not near("/usr", run)
 
 
 def test_a_study_reports_its_own_runs(tmp_path):

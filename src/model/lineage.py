@@ -154,7 +154,7 @@ class Lineage:
                 raise InputError(
                     f"{folder / FILE} names the root model {path!r}, outside of the folders that "
                     "the run is in and without a hash by which it could be known. Copy the model "
-                    "beside the run, or work in a folder that holds both."
+                    "beside the run, or name its folder in UNLORA_MODELS."
                 )
             if root["local"]:
                 if not os.path.isdir(path):
@@ -183,8 +183,8 @@ class Lineage:
         if os.path.isdir(base) and not near(base, folder):
             raise InputError(
                 f"The adapter in {str(folder)!r} names the base model {base!r}, outside of the "
-                "folders that it is in. Copy one beside the other, or work in a folder that holds "
-                "both."
+                "folders that it is in. Copy one beside the other, or name the model's folder in "
+                "UNLORA_MODELS."
             )
         below = cls.read(base, above=above)
         return cls(below.root, (*below.links, Link.of(folder)), below.fingerprint)
