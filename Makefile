@@ -1,10 +1,15 @@
 # PYTHON=python3.12 make demo   chooses the interpreter; versions 3.11 to 3.13 work.
 PYTHON ?= python3
 PIP = -m pip --disable-pip-version-check --quiet install
+# every file that is installed has a hash that is listed; torch comes after it, without one
+LOCKED = $(PIP) --require-hashes --no-deps
+TORCH = $(PIP) -r requirements/torch.txt
+LOCKS = $(addprefix requirements/,lock.txt floor.txt test.txt tools.txt)
+AUDIT = .venv-tools/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off
 PARALLEL = --numprocesses auto --dist loadfile
 INSTALL_SELF = $(PIP) --no-build-isolation --no-deps --editable .
 
-.PHONY: demo picture methods memory bench bench-gpu bench-eval test test-floor test-slow faults fuzz check clean
+.PHONY: demo picture methods memory bench bench-gpu bench-eval test test-floor test-slow faults fuzz check lock audit clean
 
 demo: .venv/.run  ## the whole main job on the embedded benchmark
 	.venv/bin/python src/study.py --config-name=study experiment=study/pocket/lora
@@ -49,27 +54,55 @@ check: .venv/.test  ## what a change must pass
 	MYPYPATH=.mypy_cache/path .venv/bin/mypy
 	.venv/bin/python -m pytest -q $(PARALLEL)
 
+lock: .venv-tools/.all  ## the hashes anew, of all files of the versions that requirements/*.txt name
+	@set -e; for file in $(LOCKS); do \
+		sed -nE '/^#/d; s/^([^ \]+==[^ \]+).*/\1/p' $$file > $$file.versions; \
+		.venv-tools/bin/uv pip compile --quiet --no-deps --universal --python-version 3.11 \
+			--generate-hashes --no-header --no-annotate $$file.versions -o $$file.hashes; \
+		{ sed -n '/^#/p' $$file; cat $$file.hashes; } > $$file.new; \
+		mv $$file.new $$file; rm $$file.versions $$file.hashes; \
+	done
+
+audit: .venv-tools/.all .venv/.test  ## known holes in what is installed, and what our own code must not do
+	.venv/bin/ruff check src
+	@for file in lock test tools torch; do \
+		echo "requirements/$$file.txt"; \
+		$(AUDIT) -r requirements/$$file.txt > .venv-tools/audit.txt 2>&1; code=$$?; \
+		if grep -qE '^ERROR|^Traceback' .venv-tools/audit.txt; then \
+			echo "The vulnerability service cannot be reached (it is asked about each package" \
+				"over the network), so nothing is known of the packages. Run make audit online."; \
+			exit 2; fi; \
+		cat .venv-tools/audit.txt; [ $$code = 0 ] || exit $$code; \
+	done
+
 clean:  ## environments and caches; runs in saves/ stay
-	rm -rf .venv .venv-floor build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-floor .venv-tools build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # a stamp is written when an environment is whole, so that an interrupted installation is repeated
-.venv/.run: requirements/lock.txt pyproject.toml
+.venv/.run: requirements/lock.txt requirements/torch.txt pyproject.toml
 	$(call new_environment,.venv)
 	@echo "Installing the packages of requirements/lock.txt into .venv"
-	.venv/bin/python $(PIP) -r requirements/lock.txt
+	.venv/bin/python $(LOCKED) -r requirements/lock.txt
+	.venv/bin/python $(TORCH)
 	.venv/bin/python $(INSTALL_SELF)
 	@touch $@
 
 .venv/.test: .venv/.run requirements/test.txt
-	.venv/bin/python $(PIP) -r requirements/test.txt
+	.venv/bin/python $(LOCKED) -r requirements/test.txt
 	@touch $@
 
-.venv-floor/.test: requirements/floor.txt requirements/test.txt pyproject.toml
+.venv-floor/.test: requirements/floor.txt requirements/test.txt requirements/torch.txt pyproject.toml
 	$(call new_environment,.venv-floor)
 	@echo "Installing the packages of requirements/floor.txt into .venv-floor"
-	.venv-floor/bin/python $(PIP) -r requirements/floor.txt -r requirements/test.txt
+	.venv-floor/bin/python $(LOCKED) -r requirements/floor.txt -r requirements/test.txt
+	.venv-floor/bin/python $(TORCH)
 	.venv-floor/bin/python $(INSTALL_SELF)
+	@touch $@
+
+.venv-tools/.all: requirements/tools.txt
+	$(call new_environment,.venv-tools)
+	.venv-tools/bin/python $(LOCKED) -r requirements/tools.txt
 	@touch $@
 
 define new_environment

@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import Any
 
 from unlora.errors import InputError
+from unlora.shown import printable
 
 GAP = "  │  "
 HELP = """\
@@ -216,21 +217,6 @@ def side_by_side(names: Sequence[str], answers: Sequence[str], width: int) -> st
         row = [cell[i] if i < len(cell) else "" for cell in cells]
         rows.append(GAP.join(text + " " * (column - cells_of(text)) for text in row).rstrip())
     return "\n".join(rows)
-
-
-def printable(text: str) -> str:
-    """The text without what a terminal obeys: escape sequences, control and direction signs.
-
-    Each is shown as what it is, so that nothing is hidden: ``\\x1b`` for an escape. Line breaks
-    stay, and a tab is four spaces.
-    """
-    shown = []
-    for sign in text.replace("\r\n", "\n").replace("\t", "    "):
-        kind = unicodedata.category(sign)
-        joins = sign in "\u200c\u200d"  # of emoji, and of scripts that need them
-        obeyed = kind in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") and not joins
-        shown.append(sign.encode("unicode_escape").decode() if obeyed and sign != "\n" else sign)
-    return "".join(shown)
 
 
 def wrapped(text: str, width: int) -> list[str]:

@@ -9,11 +9,13 @@ must not wait for torch.
 import gc
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from unlora.commandline import (
@@ -32,16 +34,24 @@ from unlora.mistakes import (
     unknown_command,
     unreadable,
 )
-from unlora.run import is_main_process
+from unlora.run import is_main_process, write_text
+from unlora.shown import guard_logs, safe, without_setting
 from unlora.usage import COMMANDS, overview, usage
 
 HELP = {"-h", "--help"}
+# what a config may have called
+KNOWN_CALLABLES = re.compile(
+    r"hydra\._internal\.core_plugins\.[\w.]+|hydra_plugins\.[\w.]+|colorlog\.ColoredFormatter"
+    r"|logging\.(StreamHandler|FileHandler|NullHandler|Formatter|handlers\.RotatingFileHandler)"
+    r"|ext://sys\.std(out|err)"
+)
 # of a command, where it is not called like it; unlora.export is the function of the API
 MODULES = {"report": "unlora.report.command", "export": "unlora.exporting"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command ``unlora``."""
+    guard_logs()
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in (*HELP, "help"):
         print(usage(rest[0]) if rest and rest[0] in COMMANDS else overview())
@@ -67,6 +77,7 @@ def launch(run: Callable[[Any], Any], config_name: str, argv: Sequence[str] | No
         config_name: the config if ``--config-name`` does not name another.
         argv: the command line without the program; that of this process if not given.
     """
+    guard_logs()
     typed = sys.argv[1:] if argv is None else argv
     args = normalised(typed)
     name = (flag(args, "--config-name", "-cn") or config_name).removesuffix(".yaml")
@@ -107,8 +118,12 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
     from hydra.errors import MissingConfigException, OverrideParseException
     from hydra.types import RunMode
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from unlora.config import resolution_mistake, without_environment
 
     started = False
+    sweeps: list[str] = []
     collects = gc.isenabled()
 
     def task(cfg: Any) -> Any:
@@ -120,6 +135,8 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
         _leave_talking_to_the_first_process()
         settings = HydraConfig.get()
         several = settings.mode == RunMode.MULTIRUN
+        for sweep in sweeps:
+            _hide_secrets_in(Path(sweep) / "multirun.yaml")
         if several and not _has_own_folder(cfg, args):  # jobs never share a folder
             OmegaConf.update(cfg, "paths.output_dir", f"{cfg.paths.output_dir}/{settings.job.num}")
         try:
@@ -134,7 +151,7 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are
     gc.disable()  # a config is many small things that stay: looking through them takes a fifth
     try:
-        with _composed_once(args):
+        with _composed_once(args), _only_known_callables(sweeps), without_environment():
             hydra.main(config_path="pkg://unlora.configs", config_name=default, version_base=None)(
                 task
             )()
@@ -145,6 +162,9 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
     except MissingConfigException as error:
         raise InputError(missing_config(str(error.missing_cfg_file), name, args)) from error
     except Exception as error:
+        composing = not started or isinstance(error, OmegaConfBaseException)
+        if composing and (said := resolution_mistake(error)):
+            raise InputError(said) from error
         if started:
             raise
         # Hydra's own kinds, and what slips through it from odd values
@@ -170,6 +190,65 @@ def _composed_once(args: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         Hydra.get_mode = looks  # type: ignore[method-assign]
+
+
+@contextmanager
+def _only_known_callables(sweeps: list[str]) -> Iterator[None]:
+    """Hydra calls what a config names: callbacks, launchers, sweepers, handlers of logs.
+
+    None but those of Hydra, its plug-ins and logging are called.
+
+    Args:
+        sweeps: told the folder of every multirun.
+    """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    load = ConfigLoaderImpl.load_configuration
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        found = load(*args, **kwargs)
+        content = OmegaConf.to_container(found, resolve=False)
+        for key, name in _called(content):
+            if not KNOWN_CALLABLES.fullmatch(name):
+                mistake = InputError(
+                    f"The config would have {name!r} called ({key}). Only Hydra's own launchers, "
+                    "sweepers and log handlers may be named. Leave it out."
+                )
+                _say(mistake)
+                raise mistake
+        with suppress(OmegaConfBaseException):
+            if str(found.hydra.mode or "").endswith("MULTIRUN"):
+                sweeps.append(str(found.hydra.sweep.dir))
+        return found
+
+    ConfigLoaderImpl.load_configuration = checked  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ConfigLoaderImpl.load_configuration = load  # type: ignore[method-assign]
+
+
+def _called(content: Any, above: str = "") -> Iterator[tuple[str, str]]:
+    """Every key below which stands the name of something to call or import, and that name."""
+    pairs: Any = content.items() if isinstance(content, dict) else ()
+    pairs = enumerate(content) if isinstance(content, list) else pairs
+    for key, value in pairs:
+        if isinstance(value, str):
+            logs = above.startswith(("hydra.job_logging.", "hydra.hydra_logging."))
+            if key == "_target_" or (logs and key in ("()", "class")):
+                yield f"{above}{key}", value
+            elif logs and value.startswith(("ext://", "cfg://")):
+                yield f"{above}{key}", value
+        yield from _called(value, f"{above}{key}.")
+
+
+def _hide_secrets_in(file: Path) -> None:
+    """Hydra has written the command line of a multirun, tokens and all."""
+    if is_main_process() and file.is_file():
+        lines = file.read_text("utf-8").splitlines()
+        write_text(file, "".join(f"{without_setting(line)}\n" for line in lines))
 
 
 def _flag_of_own_configs(args: Sequence[str]) -> str | None:
@@ -217,7 +296,7 @@ def _mistakes_in_one_message() -> Iterator[None]:
 
 
 def _say(error: Exception) -> None:
-    print(error, file=sys.stderr)
+    print(safe(str(error)), file=sys.stderr)
 
 
 def _exit_code(error: Exception) -> int:

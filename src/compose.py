@@ -44,10 +44,15 @@ def _composed(name: str, args: tuple[str, ...], folders: tuple[str, ...]) -> Any
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
+    from unlora.config import resolution_mistake, without_environment
+
     state = GlobalHydra.get_state() if GlobalHydra.instance().is_initialized() else None
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_module("unlora.configs", version_base=None):
+        with (
+            without_environment(),
+            initialize_config_module("unlora.configs", version_base=None),
+        ):
             places = ",".join(quoted(f"file://{folder}") for folder in folders)
             more = [f"hydra.searchpath=[{places}]"] if folders else []
             return compose(name, overrides=[*args, *more])
@@ -58,6 +63,8 @@ def _composed(name: str, args: tuple[str, ...], folders: tuple[str, ...]) -> Any
             mistakes.missing_config(str(error.missing_cfg_file), name, args)
         ) from error
     except (HydraException, OmegaConfBaseException) as error:
+        if said := resolution_mistake(error):
+            raise InputError(said) from error
         raise InputError(mistakes.composition_mistake(str(error), name, args)) from error
     finally:
         if state is not None:

@@ -12,6 +12,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from importlib.metadata import PackageNotFoundError, distribution
@@ -115,6 +116,15 @@ def _init_lora_weights(value: Any) -> Any:
     return value
 
 
+def _use_safetensors(value: bool) -> bool:
+    if not value:
+        raise ValueError(
+            "weights that are pickled can run code when they are read. Leave it out, and take "
+            "weights that are safetensors."
+        )
+    return value
+
+
 def _task_name(value: Any) -> Any:
     return str(value) if type(value) in (int, float) else value
 
@@ -151,7 +161,7 @@ class ModelArgs(TypedDict, total=False):
     token: Any
     cache_dir: str | None
     local_files_only: bool
-    use_safetensors: bool
+    use_safetensors: Annotated[bool, AfterValidator(_use_safetensors)]
     use_cache: bool
     rope_scaling: dict[str, Any] | None
 
@@ -415,6 +425,15 @@ def model_section(cfg: Mapping[str, Any] | ModelSection) -> ModelSection:
     return checked(ModelSection, _with_lora_default(plain(cfg)), "model")
 
 
+def section_as_written(content: Mapping[str, Any]) -> ModelSection:
+    """The checked section ``model`` of a file that a run left, in which ``${...}`` is only text.
+
+    Raises:
+        InputError: every mistake found, one a line.
+    """
+    return checked(ModelSection, _with_lora_default(content), "model")
+
+
 def plain(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """A copy in plain Python with every interpolation resolved.
 
@@ -427,7 +446,8 @@ def plain(cfg: Mapping[str, Any]) -> dict[str, Any]:
         missing = list(_missing(OmegaConf.to_container(cfg)))
         if missing:
             raise InputError("\n".join(f"{key} has no value. Give {key}=..." for key in missing))
-        content: Any = OmegaConf.to_container(cfg, resolve=True)
+        with without_environment():
+            content: Any = OmegaConf.to_container(cfg, resolve=True)
         return content
     except InterpolationKeyError as error:
         if "targets." in str(error):
@@ -437,7 +457,36 @@ def plain(cfg: Mapping[str, Any]) -> dict[str, Any]:
             ) from error
         raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}.") from error
     except OmegaConfBaseException as error:
-        raise InputError(" ".join(str(error).split())) from error
+        raise InputError(resolution_mistake(error) or " ".join(str(error).split())) from error
+
+
+@contextmanager
+def without_environment() -> Iterator[None]:
+    """No value of a config is read from the environment: it would be written with the config."""
+    from omegaconf.resolvers import oc
+
+    def refuse(name: str, *_: Any) -> None:
+        raise InputError(
+            f"${{oc.env:{name}}} would read a variable of the environment into a config, which is "
+            "written beside the results. Have the shell do it: KEY=$" + name
+        )
+
+    OmegaConf.register_new_resolver("oc.env", refuse, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, use_cache=False, replace=True)
+
+
+def resolution_mistake(error: BaseException) -> str | None:
+    """What a resolver of ours said, out of what OmegaConf made of it."""
+    key = getattr(error, "full_key", None)
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, InputError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return None
+    return f"{key}: {cause}" if key else str(cause)
 
 
 def _missing(content: Any, above: str = "") -> Iterator[str]:

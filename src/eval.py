@@ -104,11 +104,13 @@ def run(cfg: Any) -> dict[str, float]:
 
 def lines(summary: Mapping[str, float], bounds: Mapping[str, tuple[float, float]]) -> str:
     """One line for each metric: its value, and the 95 % interval where it has one."""
+    from unlora.shown import printable
+
     width = max(map(len, summary), default=0)
     found = []
     for name, value in sorted(summary.items()):
         interval = "  [{:.4g}, {:.4g}]".format(*bounds[name]) if name in bounds else ""
-        found.append(f"{name:{width}}  {value:.6g}{interval}")
+        found.append(f"{printable(name):{width}}  {value:.6g}{interval}")
     return "\n".join(found)
 
 

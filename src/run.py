@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from unlora.errors import InputError
+from unlora.shown import secrets, without_secrets, without_setting, without_values
 
 PACKAGES = ("unlora", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
 # what an earlier run leaves and a reader would take for this one's
 OF_A_RUN = ("*.json", "*.safetensors", "*.bin", "checkpoint-*", "logs/events.*")
 LEFT_OF_A_FULL_DISK = 1 << 16  # bytes
-SECRET = ("token", "password", "secret", "api_key")
 logger = logging.getLogger(__name__)
 
 
@@ -46,7 +46,7 @@ class Run:
         self.started = time.time()
         _forget_peak_memory()
         self.manifest: dict[str, Any] = {
-            "command": " ".join(map(_without_value, sys.argv)),
+            "command": " ".join(map(without_setting, sys.argv)),
             "git_commit": _git_commit(),
             "versions": _versions(),
             "python": platform.python_version(),
@@ -74,7 +74,7 @@ class Run:
                 with whole_files(own_data) as new:  # it is repeated on its own rows
                     shutil.copytree(kept / "data", new, dirs_exist_ok=True)
         name = f"{self.kind}_config.json" if self.kind else "run_config.json"
-        write_json(self.folder / name, _without_secrets(self.config))
+        write_json(self.folder / name, without_secrets(self.config))
 
     def finish(self, **facts: Any) -> None:
         """Write the manifest; a folder without it holds an unfinished run."""
@@ -83,7 +83,7 @@ class Run:
         self.manifest["peak_memory_bytes"] = peak_memory()
         if is_main_process():
             name = f"{self.kind}_manifest.json" if self.kind else "manifest.json"
-            write_json(self.folder / name, self.manifest)
+            write_json(self.folder / name, without_secrets(self.manifest))
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -169,13 +169,14 @@ def is_main_process() -> bool:
 
 def write_json(file: Path, content: Any) -> None:
     """Write a file that is either the old or the new one, whole."""
-    written = json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str)
+    content = _finite(content, secrets())
+    written = json.dumps(content, indent=2, ensure_ascii=False, default=str)
     write_text(file, written + "\n")
 
 
 def write_text(file: Path, content: str) -> None:
     """Write a file that is either the old or the new one, whole, with these line ends."""
-    write_bytes(file, content.encode("utf-8"))
+    write_bytes(file, without_values(content, secrets()).encode("utf-8"))
 
 
 def write_bytes(file: Path, content: bytes) -> None:
@@ -238,12 +239,14 @@ def _sync(file: Path) -> None:
         os.close(number)
 
 
-def _finite(content: Any) -> Any:
-    """JSON has no NaN: what is not a number is null."""
+def _finite(content: Any, hidden: tuple[str, ...]) -> Any:
+    """JSON has no NaN: what is not a number is null; and no file has a secret."""
     if isinstance(content, Mapping):
-        return {key: _finite(value) for key, value in content.items()}
+        return {key: _finite(value, hidden) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [_finite(value) for value in content]
+        return [_finite(value, hidden) for value in content]
+    if isinstance(content, str):
+        return without_values(content, hidden)
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
@@ -295,7 +298,7 @@ def _hardware() -> dict[str, Any]:
 def _git_commit() -> str | None:
     try:
         answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
+            ["git", "rev-parse", "HEAD"],  # noqa: S607 - the git of whoever runs this
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
@@ -304,22 +307,3 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None
-
-
-def _without_value(word: str) -> str:
-    """An argument of the command line, with the value hidden where it is a secret."""
-    key, equals, _ = word.partition("=")
-    return f"{key}=(hidden)" if equals and key.lower().endswith(SECRET) else word
-
-
-def _without_secrets(config: Any) -> Any:
-    if isinstance(config, Mapping):
-        return {
-            key: "(hidden)"
-            if isinstance(value, str) and str(key).lower().endswith(SECRET)
-            else _without_secrets(value)
-            for key, value in config.items()
-        }
-    if isinstance(config, (list, tuple)):
-        return [_without_secrets(value) for value in config]
-    return config

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from importlib.metadata import version
 
 import pytest
 import small_tofu
@@ -103,7 +104,8 @@ def test_output_for_programs(output, folder, capfd):
     assert not re.search("tok/s|Loading weights|it/s|examples", said.err), said.err  # no bar
     assert is_progress_bar_enabled()  # for what comes after it in this process
     evaluation.run(config("eval.tofu.max_new_tokens=4"))
-    assert "Loading weights" in capfd.readouterr().err  # so it would have shown
+    if version("transformers") >= "5":  # earlier ones have no bar for a single file of weights
+        assert "Loading weights" in capfd.readouterr().err  # so it would have shown
 
 
 def test_lines_and_tables_are_aligned():

@@ -11,9 +11,15 @@ DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 
 def pins(file: str) -> dict[str, str]:
-    """Package -> version of a requirements file."""
-    lines = (ROOT / "requirements" / file).read_text("utf-8").splitlines()
-    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    """Package -> version of a requirements file, and of torch.txt, which belongs to each."""
+    lines = [line for name in (file, "torch.txt") for line in requirements(name)]
+    return dict(re.match(r"([\w.-]+)==(\S+)", line).groups() for line in lines)
+
+
+def requirements(file: str) -> list[str]:
+    """The lines of a requirements file, each with its hashes."""
+    text = (ROOT / "requirements" / file).read_text("utf-8").replace("\\\n", " ")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
 def test_every_folder_with_code_is_a_declared_package():
@@ -64,6 +70,15 @@ def test_pinned_versions_are_plain():
         for package, version in pins(file).items():
             assert re.fullmatch(r"[\w.]+", version), f"{file}: {package}=={version}"
     assert pins("lock.txt")["torch"] == pins("floor.txt")["torch"] == "2.13.0"
+
+
+def test_every_file_that_is_installed_has_a_hash_but_torch():
+    for file in ("lock.txt", "floor.txt", "test.txt", "tools.txt"):
+        for line in requirements(file):
+            name, *hashes = line.split()
+            assert hashes, f"{file}: {name} has no hash. Run: make lock"
+            assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", one) for one in hashes), name
+    assert [line.split("==")[0] for line in requirements("torch.txt")] == ["torch"]
 
 
 def test_floor_is_the_promised_one():

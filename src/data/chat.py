@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from unlora.errors import InputError
@@ -187,12 +188,18 @@ class Chat:
 
     def _render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         date = self.template_args.get("date_string")
-        return self.tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            **({"date_string": date} if date else {}),
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **({"date_string": date} if date else {}),
+            )
+        except TemplateError as error:  # it runs in a sandbox, from which it may try to get out
+            raise InputError(
+                f"The chat template of the tokenizer {self.tokenizer.name_or_path!r} cannot be "
+                f"used: {error}. Set model.template_args.apply_chat_template=false."
+            ) from error
 
 
 def encode_text(

@@ -142,7 +142,10 @@ def read_file(file: Path) -> list[dict[str, Any]]:
         elif file.suffix == ".txt":
             rows = [{"text": line} for line in text.splitlines() if line.strip()]
         else:
-            rows = _read_json(file, text)
+            try:
+                rows = _read_json(file, text)
+            except RecursionError as error:
+                raise InputError(f"{file} holds JSON that is nested too deeply.") from error
     if not rows:
         raise InputError(f"{file} holds no rows.")
     return rows

@@ -105,7 +105,9 @@ class HarnessSuite:
         if self.missing:
             logger.warning("%s: nothing will be computed: %s", name, self.missing)
         else:
-            self.tasks = load_tasks(name, config["tasks"], _folders(config))
+            trusted = bool(self.args.get("confirm_run_unsafe_code"))
+            folders = _folders(config)
+            self.tasks = load_tasks(name, config["tasks"], folders, run_code=trusted)
 
     @property
     def output_dir(self) -> Path:

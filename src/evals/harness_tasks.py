@@ -1,6 +1,7 @@
 """The tasks of lm-evaluation-harness that a config names: its own, or YAML in local folders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,51 @@ class Tasks:
     manager: Any
 
 
-def load_tasks(name: str, tasks: Sequence[str], folders: Sequence[str]) -> Tasks:
-    """Tasks and groups with their data: from local folders alone where these have them all.
+@contextmanager
+def code_of_lm_eval_only(name: str) -> Iterator[None]:
+    """No function that a YAML outside of the package names (``!function``) is imported.
 
     Raises:
-        InputError: there is no such task, or its data cannot be read.
+        InputError: one is named.
     """
+    import lm_eval
+    from lm_eval.tasks import _yaml_loader
+
+    package = Path(lm_eval.__file__).resolve().parent
+    load = _yaml_loader._import_func_in_yml
+
+    def checked(function: str, folder: Path) -> Any:
+        if package not in Path(folder).resolve().parents:
+            raise InputError(
+                f"eval.{name}: the tasks in {str(folder)!r} name code, !function {function}, which "
+                "is not run. If you trust it, set "
+                f"eval.{name}.simple_evaluate_args.confirm_run_unsafe_code=true."
+            )
+        return load(function, folder)
+
+    _yaml_loader._import_func_in_yml = checked
+    try:
+        yield
+    finally:
+        _yaml_loader._import_func_in_yml = load
+
+
+def load_tasks(
+    name: str, tasks: Sequence[str], folders: Sequence[str], *, run_code: bool = False
+) -> Tasks:
+    """Tasks and groups with their data: from local folders alone where these have them all.
+
+    Args:
+        run_code: whether functions beside tasks of one's own may be called.
+
+    Raises:
+        InputError: there is no such task, its data cannot be read, or it would run code.
+    """
+    with nullcontext() if run_code else code_of_lm_eval_only(name):
+        return _load_tasks(name, tasks, folders)
+
+
+def _load_tasks(name: str, tasks: Sequence[str], folders: Sequence[str]) -> Tasks:
     from lm_eval.tasks import TaskManager
 
     # the 14,000 names that come with the package take seconds to read
@@ -40,6 +80,8 @@ def load_tasks(name: str, tasks: Sequence[str], folders: Sequence[str]) -> Tasks
     try:
         asked = [one for task in tasks for one in _first(manager.load([task]))]
         manager.load(asked)  # refuses a task given twice
+    except InputError:
+        raise
     except Exception as error:  # whatever the readers of data sets raise
         reason = f"{type(error).__name__}: {error}"
         if missing := set(_missing(tasks, manager)) - set(tasks):

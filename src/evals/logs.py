@@ -21,6 +21,7 @@ from unlora.errors import InputError
 from unlora.evals.records import Value
 from unlora.registry import unknown
 from unlora.run import write_json
+from unlora.trust import read_json
 
 # what stands in a log and not in an evaluation -> the key of the config that names the log
 KEYS = {"reference": "retain_logs_path", "target": "target_logs_path"}
@@ -105,7 +106,7 @@ class Log:
         self.entries: dict[str, Any] = {}
         if self.file:
             try:
-                self.entries = json.loads(self.file.read_text("utf-8"))
+                self.entries = read_json(self.file)
             except (ValueError, OSError) as error:
                 raise InputError(f"{key} {str(self.file)!r} is not JSON: {error}") from error
             if not isinstance(self.entries, dict) or not any(

@@ -4,17 +4,17 @@ A run folder says in ``run_config.json`` with which template, tokenizer and dtyp
 another folder or a repository has at least a tokenizer, which may have a chat template.
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unlora.config import ModelSection, model_section, shipped
+from unlora.config import ModelSection, section_as_written, shipped
 from unlora.errors import InputError
 from unlora.model.lineage import Lineage
 from unlora.model.load import load_args
 from unlora.model.tokenizer import load_tokenizer
+from unlora.trust import read_json
 
 RUN = "run_config.json"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
@@ -94,9 +94,9 @@ def _last_run(folders: Sequence[Path]) -> tuple[Path | None, ModelSection | None
 
 def _read(file: Path) -> ModelSection:
     try:
-        model = json.loads(file.read_text("utf-8")).get("model") or {}
+        model = read_json(file).get("model") or {}
         args, tokenizer_args = model.get("model_args") or {}, model.get("tokenizer_args") or {}
-        return model_section(
+        return section_as_written(
             {
                 "model_args": {"pretrained_model_name_or_path": str(file.parent)}
                 | _kept(args, OF_MODEL),

@@ -72,7 +72,9 @@ def export(run: str, form: str, output: str | None = None) -> Path:
 def _write_merged(model: PeftModel, lineage: Lineage, folder: Path) -> dict[str, torch.nn.Module]:
     merged = merge_adapters(model)
     merged.save_pretrained(str(folder))
-    reloaded = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto")
+    reloaded = AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype="auto", trust_remote_code=False, use_safetensors=True
+    )
     return {"merged": merged, "merged_and_reloaded": reloaded}
 
 

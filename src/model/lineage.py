@@ -21,6 +21,7 @@ from typing import Any
 
 from unlora.errors import InputError
 from unlora.run import write_json
+from unlora.trust import near, read_json, refuse_pickle
 
 FILE = "lineage.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -47,6 +48,8 @@ class Link:
         Raises:
             InputError: it holds no adapter.
         """
+        if folder.is_dir():
+            refuse_pickle(folder, ADAPTER_WEIGHTS)
         for file in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
             if not (folder / file).is_file():
                 raise InputError(
@@ -92,8 +95,11 @@ class Lineage:
     fingerprint: str | None = None
 
     @classmethod
-    def read(cls, path: str) -> "Lineage":
+    def read(cls, path: str, *, above: tuple[Path, ...] = ()) -> "Lineage":
         """The lineage of a run folder, an adapter folder, a model folder or a hub repository.
+
+        Args:
+            above: adapters that name this as their base model.
 
         Raises:
             InputError: the folder holds no model, or a link or the root is missing or changed.
@@ -109,7 +115,7 @@ class Lineage:
         if (folder / FILE).is_file():
             lineage = cls.parse(folder)
         elif (folder / ADAPTER_CONFIG).is_file():
-            lineage = cls._of_foreign_adapter(folder)
+            lineage = cls._of_foreign_adapter(folder, above)
         elif (folder / "config.json").is_file():
             return cls(path)
         else:
@@ -135,13 +141,22 @@ class Lineage:
             InputError: it is not a lineage, or names a root folder that is not there.
         """
         try:
-            content = json.loads((folder / FILE).read_text("utf-8"))
+            content = read_json(folder / FILE)
             root, links = content["root"], content["links"]
             path = root["path"]
+            _refuse_absolute(folder, [path, *(x["path"] for x in links)])
             if root["local"]:
                 path = _from_relative(path, folder)
                 if not os.path.isdir(path) and os.path.isdir(root["given"]):
                     path = root["given"]
+            known = root["local"] and root.get("fingerprint")  # then its content decides
+            if os.path.isdir(path) and not known and not near(path, folder):
+                raise InputError(
+                    f"{folder / FILE} names the root model {path!r}, outside of the folders that "
+                    "the run is in and without a hash by which it could be known. Copy the model "
+                    "beside the run, or name its folder in UNLORA_MODELS."
+                )
+            if root["local"]:
                 if not os.path.isdir(path):
                     raise InputError(
                         f"The root model of {str(folder)!r} is not there: neither {path!r} nor "
@@ -152,19 +167,26 @@ class Lineage:
                 for x in links
             )
             return cls(path, found, root.get("fingerprint"))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{folder / FILE} is not a lineage: {error!r}.") from error
 
     @classmethod
-    def _of_foreign_adapter(cls, folder: Path) -> "Lineage":
+    def _of_foreign_adapter(cls, folder: Path, above: tuple[Path, ...]) -> "Lineage":
         base = adapter_config(folder).get("base_model_name_or_path")
         if not base:
             raise InputError(f"The adapter folder {str(folder)!r} names no base model.")
-        if os.path.isdir(base) and os.path.samefile(base, folder):
+        above = (*above, folder)
+        if os.path.isdir(base) and any(os.path.samefile(base, one) for one in above):
             raise InputError(f"The adapter in {str(folder)!r} names itself as its base model.")
-        below = cls.read(base)
+        if os.path.isdir(base) and not near(base, folder):
+            raise InputError(
+                f"The adapter in {str(folder)!r} names the base model {base!r}, outside of the "
+                "folders that it is in. Copy one beside the other, or name the model's folder in "
+                "UNLORA_MODELS."
+            )
+        below = cls.read(base, above=above)
         return cls(below.root, (*below.links, Link.of(folder)), below.fingerprint)
 
     @property
@@ -206,10 +228,25 @@ def adapter_config(folder: Path) -> dict[str, Any]:
         InputError: they are not JSON.
     """
     try:
-        content: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
-        return content
+        content: dict[str, Any] = read_json(folder / ADAPTER_CONFIG)
     except ValueError as error:
         raise InputError(f"{folder / ADAPTER_CONFIG} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{folder / ADAPTER_CONFIG} holds no settings of an adapter.")
+    if content.get("megatron_config"):  # peft would import the module that stands beside it
+        raise InputError(
+            f"{folder / ADAPTER_CONFIG} has a megatron_config, which this program does not load."
+        )
+    return content
+
+
+def _refuse_absolute(folder: Path, paths: list[str]) -> None:
+    for path in paths:
+        if os.path.isabs(path):
+            raise InputError(
+                f"{folder / FILE} names {path!r}. The paths in it must be relative to its folder, "
+                "as this program writes them."
+            )
 
 
 def looks_local(path: str) -> bool:

@@ -20,8 +20,14 @@ from unlora.config import ModelSection
 from unlora.errors import InputError
 from unlora.model.lineage import Lineage, fingerprint
 from unlora.registry import unknown
+from unlora.trust import CONVERT, refuse_pickle
 
 HUB = ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only")
+NEEDS_CODE = (
+    "The model {root!r} needs {what}, which is code from elsewhere and is not run. Choose a model "
+    "that transformers knows; or, if you trust that code, set model.model_args.trust_remote_code="
+    "true."
+)
 DTYPES = {
     "auto": "auto",
     "float32": torch.float32,
@@ -57,18 +63,28 @@ def root_config(lineage: Lineage, model_args: Mapping[str, Any]) -> PretrainedCo
     """The architecture of a lineage's root model, read before any weights.
 
     Raises:
-        InputError: the repository is unknown, gated or out of reach; one sentence says which.
+        InputError: the repository is unknown, gated or out of reach, has pickled weights, or needs
+            code that nobody allowed; one sentence says which.
     """
-    passed = {key: model_args[key] for key in HUB if key in model_args}
+    if lineage.local_root:
+        refuse_pickle(Path(lineage.root) / (model_args.get("subfolder") or ""))
+    passed = {"trust_remote_code": False} | {k: model_args[k] for k in HUB if k in model_args}
     try:
-        return AutoConfig.from_pretrained(lineage.root, **pinned(lineage, passed))
-    except (OSError, ValueError, KeyError) as error:
+        found = AutoConfig.from_pretrained(lineage.root, **pinned(lineage, passed))
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise InputError(_why_not_loaded(lineage.root, error)) from error
+    kernel = model_args.get("attn_implementation") or getattr(found, "_attn_implementation", None)
+    if "/" in str(kernel) and not passed["trust_remote_code"]:
+        raise InputError(NEEDS_CODE.format(root=lineage.root, what=f"the attention {kernel!r}"))
+    return found
 
 
 def load_root(lineage: Lineage, model_args: Mapping[str, Any]) -> tuple[PreTrainedModel, Lineage]:
     """The root model's weights, and the lineage with the root's fingerprint filled in."""
-    args = pinned(lineage, dict(model_args))
+    root_config(lineage, model_args)
+    # without a word on code of theirs, transformers would ask and wait
+    believing_nothing = {"trust_remote_code": False, **model_args, "use_safetensors": True}
+    args = pinned(lineage, believing_nothing)
     if isinstance(args.get("quantization_config"), Mapping):
         args["quantization_config"] = _quantisation(args["quantization_config"])
     if args.get("device_map"):
@@ -198,6 +214,13 @@ def _why_not_loaded(root: str, error: Exception) -> str:
     """One sentence for what transformers and huggingface_hub say in many."""
     names = {type(e).__name__ for e in _causes(error)}
     text = str(error)
+    if "trust_remote_code" in text:
+        return NEEDS_CODE.format(root=root, what="code of its own (auto_map in its config.json)")
+    if "safetensors" in text and ("no file named" in text or "not appear to have" in text):
+        where = "model.safetensors"
+        return f"The model {root!r} has no weights that are safetensors. {CONVERT}".format(
+            file=where
+        )
     if isinstance(error, ImportError):
         return f"A package is missing: {' '.join(text.split())}"
     if isinstance(error, SafetensorError):

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 from unlora.config import ModelSection
 from unlora.errors import InputError
 from unlora.model.lineage import Lineage, looks_local
-from unlora.model.load import HUB, load_args, resolve, root_config
+from unlora.model.load import HUB, NEEDS_CODE, load_args, resolve, root_config
 
 RUN_FILES = ("lineage.json", "manifest.json", "run_config.json")
 
@@ -40,7 +40,7 @@ def get_tokenizer(
     Raises:
         InputError: there is no tokenizer, or it has more tokens than the model.
     """
-    args = dict(tokenizer_args or {})
+    args = {"trust_remote_code": False, **(tokenizer_args or {})}
     named = args.pop("pretrained_model_name_or_path", None) or model_path
     if looks_local(named) and not os.path.exists(named):
         raise InputError(
@@ -50,7 +50,10 @@ def get_tokenizer(
     path = model_path if _brings_tokenizer(model_path) and not os.path.isdir(named) else named
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **args)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
+        if "trust_remote_code" in str(error):
+            what = f"code of its own for the tokenizer {path!r} (auto_map in its files)"
+            raise InputError(NEEDS_CODE.format(root=model_path, what=what)) from error
         raise InputError(
             f"No tokenizer could be loaded from {path!r}: {str(error).splitlines()[0]} "
             "Set model.tokenizer_args.pretrained_model_name_or_path."

@@ -28,6 +28,7 @@ from unlora.references.advice import how_to_make_gold
 from unlora.references.gold import RUN_CONFIG, History, find_gold, same, start_of
 from unlora.references.logs import fitting_log, log_in
 from unlora.references.model import RETAIN, TARGET, evaluate, own_path, why_unusable
+from unlora.trust import near
 
 FOLDERS = {RETAIN: "reference", TARGET: "target"}
 logger = logging.getLogger("unlora.references")
@@ -220,7 +221,8 @@ def _pending(config: Config, suite: str, key: str, model: str) -> Pending:
     folder, output = Path(model), config.paths.output_dir
     is_run = any((folder / file).is_file() for file in (RUN_CONFIG, FILE))
     kind = KINDS[config.eval[suite]["handler"]]
-    if is_run and log_in(folder, kind) is None and os.access(folder, os.W_OK):
+    near_by = near(folder, Path(output))  # a run may name any folder as its start
+    if is_run and near_by and log_in(folder, kind) is None and os.access(folder, os.W_OK):
         return Pending(suite, key, model, folder / "evals")
     separator = "/" if config.mode == "eval" else "."
     return Pending(suite, key, model, Path(f"{output}{separator}{FOLDERS[key]}"))

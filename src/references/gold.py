@@ -4,7 +4,6 @@ Content decides, not names: every row that a run and the runs below it were trai
 with the forget rows of the evaluation.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from unlora.errors import InputError
 from unlora.evals.sources import ReadRows
 from unlora.model.lineage import FILE, Lineage, fingerprint, looks_local
 from unlora.run import files_below
+from unlora.trust import near, read_json
 
 RUN_CONFIG = "run_config.json"
 PROBE = 120  # letters of a running text by which it is known again
@@ -146,7 +146,7 @@ def find_gold(
 def run_config(folder: Path) -> dict[str, Any] | None:
     """The config of the training run that a folder holds, None where it holds none."""
     try:
-        content = json.loads((folder / RUN_CONFIG).read_text("utf-8"))
+        content = read_json(folder / RUN_CONFIG)
         content["model"]["model_args"]["pretrained_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -156,10 +156,14 @@ def run_config(folder: Path) -> dict[str, Any] | None:
 def start_of(folder: Path, config: Mapping[str, Any]) -> str:
     """The model that a run started from; where its folder was moved, as the lineage has it."""
     given = str(config["model"]["model_args"]["pretrained_model_name_or_path"])
-    if os.path.isdir(given) or not looks_local(given) or not (folder / FILE).is_file():
+    there = os.path.isdir(given) and near(given, folder)
+    if there or not looks_local(given) or not (folder / FILE).is_file():
         return given
     lineage = Lineage.parse(folder)
-    return str(lineage.links[-2].path) if len(lineage.links) > 1 else lineage.root
+    if len(lineage.links) < 2:
+        return lineage.root
+    lineage.links[-2].verify()
+    return str(lineage.links[-2].path)
 
 
 def data_sets(data: Mapping[str, Any], *parts: str) -> Iterator[Mapping[str, Any]]:
@@ -213,5 +217,4 @@ def _loads(folder: Path) -> bool:
         lineage = Lineage.read(str(folder))
     except InputError:
         return False
-    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    return bool(lineage.links or weights)
+    return bool(lineage.links) or any(folder.glob("*.safetensors"))

@@ -1,6 +1,5 @@
 """The log of a suite in the folder of a run, and whether it may be compared with."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from unlora.evals.logs import KEYS, find_log
 from unlora.evals.suite import KINDS
 from unlora.references.gold import RUN_CONFIG
 from unlora.references.model import RETAIN, TARGET, build
+from unlora.trust import read_json
 
 
 def fitting_log(config: Config, suite: str, key: str, folder: Path) -> Path | None:
@@ -42,7 +42,7 @@ def _settings_of(log: Path, folder: Path, handler: str) -> Mapping[str, Any] | N
     """The settings of the suite that a log was made with, where the run has kept them."""
     for file in (log.parent / "eval_config.json", folder / RUN_CONFIG):
         try:
-            suites = json.loads(file.read_text("utf-8"))["eval"].values()
+            suites = read_json(file)["eval"].values()
             return next(one for one in suites if one["handler"] == handler and one["data"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
             continue

@@ -126,12 +126,9 @@ def collect(rows: Sequence[Row], kind: str) -> Answers:
 def script_json(content: Any) -> str:
     """JSON that may stand inside a ``<script>`` element, whatever its texts are."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for unsafe in "<>&\u2028\u2029":
-        text = text.replace(unsafe, f"\\u{ord(unsafe):04x}")
-    # half a surrogate pair cannot be written as UTF-8
-    return "".join(f"\\u{ord(c):04x}" if 0xD800 <= ord(c) < 0xE000 else c for c in text) if any(
-        0xD800 <= ord(c) < 0xE000 for c in text
-    ) else text  # fmt: skip
+    # also what a terminal obeys, and half a surrogate pair, which cannot be written as UTF-8
+    acting = r"[<>&\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    return re.sub(acting, lambda sign: f"\\u{ord(sign[0]):04x}", text)
 
 
 def _generations(result: Result, kind: str) -> dict[str, list[tuple[str, str, str, float | None]]]:

@@ -10,6 +10,7 @@ from unlora.errors import InputError
 from unlora.report import write
 from unlora.report.results import Entry
 from unlora.report.roles import STUDY, entries_of, read_study
+from unlora.shown import safe
 
 RUNS = "folder of a run, of a study, or of Open-Unlearning's saves/"
 TARGET = "the model before unlearning; else what the runs say"
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.output, entries, title=title, trials=trials, budget=" ".join(budgets) or None,
         missing=missing,
     )  # fmt: skip
-    print(_summary(entries, page))
+    print(safe(_summary(entries, page)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unlora.report.findings import Findings, Point
+from unlora.report.text import one_line
 
 # drawn with these, shown with the variables of the page's style sheet
 COLOURS = {
@@ -165,7 +166,8 @@ def _limits(ax: Any, lines: Sequence[Any], share: bool) -> None:
 
 
 def _name(line: Any) -> str:
-    name = line.name if len(line.name) <= 32 else line.name[:31] + "…"
+    name = one_line(line.name)
+    name = name if len(name) <= 32 else name[:31] + "…"
     return name + (" (collapsed)" if line.collapsed else "")
 
 

@@ -13,6 +13,7 @@ from unlora.report.findings import Findings, Line, find
 from unlora.report.results import Entry, Row, kinds_of, read_rows
 from unlora.report.suites import AIM_WORDS
 from unlora.run import write_text
+from unlora.shown import redacted
 
 
 def write(
@@ -47,9 +48,10 @@ def write(
     runs = ran.facts(rows)
     page = folder / "report.html"
     written = text.as_markdown(title, found, answers, rows, runs, trials, budget, missing)
-    write_text(folder / "report.md", written)
-    write_text(folder / "table.csv", text.as_csv(found))
-    write_text(page, _html(title, found, answers, rows, runs, trials, budget, missing))
+    write_text(folder / "report.md", redacted(written))
+    write_text(folder / "table.csv", redacted(text.as_csv(found)))
+    html = _html(title, found, answers, rows, runs, trials, budget, missing)
+    write_text(page, redacted(html))
     return page
 
 
@@ -69,6 +71,7 @@ def _html(
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_source),
         autoescape=True,
+        finalize=lambda value: text.harmless(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,6 +1,5 @@
 """Runs as a report reads them: folders with logs, and what is beside them."""
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from unlora.errors import InputError
+from unlora.trust import read_json as json_in
 
 Role = Literal["target", "gold", "method"]
 KINDS = ("TOFU", "MUSE", "RWKU", "OWN", "LMEval")
@@ -215,8 +215,8 @@ def read_records(folder: Path, *logs: Path) -> dict[str, Mapping[str, Any]]:
 def read_json(file: Path) -> Mapping[str, Any]:
     """Raises InputError if the file is no JSON with a mapping."""
     try:
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = json_in(file)
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{str(file)!r} is not JSON: {error}. Was the run interrupted? Repeat it, or leave it "
             "out of the report."
@@ -298,8 +298,11 @@ def _read_yaml(file: Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = file.read_text("utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("it refers to parts of itself, which may stand for any number of them")
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(
             f"{str(file)!r} is not YAML: {error}. Put it right, or leave it out."
         ) from error

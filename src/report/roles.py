@@ -9,6 +9,7 @@ from typing import Any
 
 from unlora.errors import InputError
 from unlora.report.results import Entry, Role, find_logs, read_json, read_records
+from unlora.trust import near
 
 STUDY = "study.json"
 # a folder that only holds logs is called by the one above it
@@ -41,7 +42,7 @@ def read_study(folder: Path) -> Study:
             Entry(
                 str(run["run"]),
                 {"target": "target", "gold": "gold"}.get(run["role"], "method"),  # type: ignore[arg-type]
-                folder / run["folder"],
+                _inside(folder, file, run["folder"]),
                 run.get("seed"),
             )
             for run in content["runs"]
@@ -56,6 +57,15 @@ def read_study(folder: Path) -> Study:
         str(content.get("name", folder.name)), entries, tuple(trials), content.get("budget"),
         tuple(map(str, content.get("missing") or ())),
     )  # fmt: skip
+
+
+def _inside(study: Path, file: Path, run: str) -> Path:
+    if not near(study / run, study):
+        raise InputError(
+            f"{str(file)!r} names {run!r} as a run, which is outside of the folders that the study "
+            "is in. Give that run yourself, if it is to be reported: unlora report STUDY RUN"
+        )
+    return study / run
 
 
 def entries_of(
@@ -101,7 +111,7 @@ def _said(given: Sequence[Path], role: str) -> Path | None:
                     return place
             for base in (Path(), *_above_saves(folder)):
                 found = _run_of(base / path)
-                if found is not None and found != folder:
+                if found is not None and found != folder and near(found, folder):
                     return found
     return None
 

@@ -6,6 +6,7 @@ from statistics import fmean
 
 from unlora.collapse import why_collapsed
 from unlora.report.suites import SUITES
+from unlora.shown import safe
 
 Results = Mapping[str, Mapping[str, Mapping[str, object]]]  # run -> metric -> {"mean", "seeds"}
 
@@ -57,7 +58,7 @@ def as_text(results: Results) -> str:
     rows = [["", *(COLUMNS[metric] for metric in names), ""]]
     for run, row in results.items():
         cells = [_number(row.get(metric, {}).get("mean")) for metric in names]
-        rows.append([run, *cells, label(run, results)])
+        rows.append([safe(run), *cells, label(run, results)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(

@@ -127,14 +127,20 @@ def code(text: str) -> str:
 
 def one_line(text: str) -> str:
     """Without line breaks, and without characters that reorder what stands beside them."""
+    return " ".join(harmless(text).split())
+
+
+def harmless(text: str) -> str:
+    """Without characters that no page shows, and that act on what stands beside them."""
     text = re.sub(r"[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]", "", text)
-    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", " ", text).split())
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", " ", text)
 
 
 def plain(text: str) -> str:
     """A cell of text that no spreadsheet takes for a formula."""
-    text = re.sub(r"[\ud800-\udfff]", "\ufffd", text)
-    return "'" + text if text.lstrip()[:1] in tuple("=+-@") or text[:1] in "\t\r" else text
+    start = text[:1]  # also before what is no sign of a text
+    text = harmless(text)
+    return "'" + text if text.lstrip()[:1] in tuple("=+-@") or start in ("\t", "\r") else text
 
 
 def _number(value: Any) -> float | None:

@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 from unlora.config import STRICT, Count, Paths, Section, checked, plain
 from unlora.errors import InputError
 from unlora.registry import unknown
+from unlora.shown import without_setting
 
 logger = logging.getLogger(__name__)
 TAKEN = ("target", "gold")
@@ -131,7 +132,13 @@ def read(cfg: Mapping[str, Any]) -> Study:
     """
     study: Study = checked(Study, plain(cfg))
     search = study.search
-    wrong = []
+    wrong = [
+        f"{without_setting(word)} would be written into the files of the study. Log in with "
+        "`hf auth login`, or set HF_TOKEN, and leave it out."
+        for words in (study.target, study.gold, study.unlearn, *study.methods.values())
+        for word in (words if isinstance(words, list) else ())
+        if without_setting(word) != word
+    ]
     if search["trials"]:
         known = (EVERY, *study.methods)
         for name in (name for name in search["space"] if name not in known):

@@ -9,7 +9,6 @@ import shlex
 import shutil
 import sys
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,10 @@ from unlora.commandline import quoted
 from unlora.compose import composed
 from unlora.errors import GuardError, InputError
 from unlora.run import set_aside, write_json, write_text
+from unlora.shown import guard_logs, safe, traceback_of
 from unlora.stages import content
 from unlora.stages.plan import Stage
+from unlora.trust import read_json
 
 BELONGS = "stage.key"  # in a run folder: the key of what is in it
 
@@ -46,7 +47,7 @@ class Record:
     def read(self) -> dict[str, Any]:
         """Its content; a damaged file says nothing."""
         try:
-            content: dict[str, Any] = json.loads(self.file.read_text("utf-8"))
+            content: dict[str, Any] = read_json(self.file)
             return content if isinstance(content, dict) else {}
         except (OSError, ValueError):
             return {}
@@ -92,10 +93,10 @@ def do(stage: Stage, record: Record) -> str | None:
             left = {name: content.sha256(file) for name, file in _outputs(stage).items()}
             facts |= {"state": "finished", "outputs": left}
         except (InputError, GuardError) as mistake:
-            print(mistake, file=sys.stderr)
+            print(safe(str(mistake)), file=sys.stderr)
             facts |= {"state": "failed", "error": str(mistake)}
         except Exception as mistake:
-            traceback.print_exc()
+            print(traceback_of(mistake), end="", file=sys.stderr)
             facts |= {"state": "failed", "error": f"{type(mistake).__name__}: {mistake}"}
         seconds, error = round(time.time() - facts["started"], 1), facts.get("error")
         record.write(stage, seconds=seconds, **facts)
@@ -115,6 +116,7 @@ def _run(stage: Stage, key: str) -> None:
     from unlora import train
     from unlora.trainer.checkpoints import whole_checkpoints
 
+    guard_logs()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
     config = content.config_of(stage)
     if stage.kind == "eval":

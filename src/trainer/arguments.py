@@ -2,9 +2,10 @@
 
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from functools import partial
+from functools import cache, partial
 from types import NoneType, UnionType
 from typing import Any, Protocol, Union, get_args, get_origin
 
@@ -20,6 +21,7 @@ IGNORED = ("logging_dir", "overwrite_output_dir", "save_safetensors", "do_train"
 OURS = ("warmup_epochs", "warmup_ratio")
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 TRUE_TOO = ("resume_from_checkpoint", "fsdp")  # true is allowed, though they are declared as text
+PRECISION = "ACCELERATE_MIXED_PRECISION"
 logger = logging.getLogger(__name__)
 
 
@@ -83,6 +85,10 @@ def training_arguments(
             args["dataloader_pin_memory"] = False
     if args.get("label_smoothing_factor"):
         raise InputError("trainer.args.label_smoothing_factor has no effect on these objectives.")
+    if (precision := _precision_of_the_launcher()) is None:
+        os.environ.pop(PRECISION, None)
+    else:
+        os.environ[PRECISION] = precision
     try:
         made = TrainingArguments(**args)
     except (ValueError, TypeError, ImportError) as error:
@@ -93,6 +99,16 @@ def training_arguments(
         made._n_gpu = 1
         logger.warning("Of several GPUs one is used. Start with torchrun to use them all.")
     return made
+
+
+@cache
+def _precision_of_the_launcher() -> str | None:
+    """What ``accelerate launch`` has set for this process.
+
+    transformers 4 writes there what a run asks for, and takes it for what the next one in this
+    process asks for.
+    """
+    return os.environ.get(PRECISION)
 
 
 def _refused(value: Any, annotation: Any) -> str | None:

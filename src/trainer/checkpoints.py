@@ -1,6 +1,6 @@
 """Which checkpoint a run goes on from, and where a run may not be written."""
 
-import json
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 
 from unlora.errors import InputError
 from unlora.model.lineage import FILE, Lineage
+from unlora.trust import read_json, read_mapping, refuse_pickle
 
 
 def checkpoint_to_resume(args: TrainingArguments, lineage: Lineage) -> str | None:
@@ -39,6 +40,14 @@ def checkpoint_to_resume(args: TrainingArguments, lineage: Lineage) -> str | Non
             f"trainer.args.resume_from_checkpoint is {wanted!r}, which is no checkpoint: it has "
             "no trainer_state.json. Give a folder such as saves/unlearn/mine/checkpoint-100."
         )
+    refuse_pickle(Path(folder))
+    best = read_mapping(Path(folder) / "trainer_state.json").get("best_model_checkpoint")
+    if best and os.path.exists(best):  # of a run that was moved it does not
+        if os.path.realpath(os.path.dirname(best)) != os.path.realpath(Path(folder).parent):
+            raise InputError(
+                f"The checkpoint {folder!r} names {best!r} as the best one, which is not beside "
+                "it. Resume from another checkpoint, or train again."
+            )
     if (Path(folder) / FILE).is_file():
         stands_on = Lineage.parse(Path(folder))
         before = [link.sha256 for link in stands_on.links[:-1]]
@@ -61,7 +70,7 @@ def whole_checkpoints(folder: Path) -> list[Path]:
     found = []
     for state in folder.glob("checkpoint-*/trainer_state.json"):
         with suppress(ValueError, KeyError, TypeError):
-            found.append((int(json.loads(state.read_text("utf-8"))["global_step"]), state.parent))
+            found.append((int(read_json(state)["global_step"]), state.parent))
     return [checkpoint for _, checkpoint in sorted(found)]
 
 

@@ -5,6 +5,7 @@
 the evaluations, during training and after it, as ``eval/<metric>``.
 """
 
+import copy
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from transformers.integrations import integration_utils
 
 from unlora.errors import InputError
 from unlora.registry import unknown
+from unlora.shown import redacted
 from unlora.trainer.callbacks import Guards
 
 FOLDER = "logs"  # of tensorboard, in the run folder
@@ -69,6 +71,10 @@ class Trackers(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
+        args = copy.copy(args)  # trackers keep them all
+        for name, value in vars(args).items():
+            if isinstance(value, str):
+                vars(args)[name] = redacted(value)
         self._run = (args, state, control)
         self._common = {key: kwargs.get(key) for key in ("model", "processing_class")}
         self._foreign_wandb = _wandb_run() is not None

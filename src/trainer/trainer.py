@@ -2,10 +2,11 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -383,6 +384,14 @@ class UnlearningTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._recall(Path(resume_from_checkpoint))
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _pickles_of_numbers(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _pickles_of_numbers(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _load_best_model(self) -> None:
         if isinstance(self.model, PeftModel) and has_start(self.model):
             load_with_start(self.model, Path(str(self.state.best_model_checkpoint)))
@@ -478,6 +487,23 @@ class UnlearningTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             sync_files(Path(output_dir))
+
+
+@contextmanager
+def _pickles_of_numbers(checkpoint: str | None) -> Iterator[None]:
+    """transformers keeps the optimiser and the random state as pickles, and reads only numbers.
+
+    Raises:
+        InputError: something else is in one of them.
+    """
+    try:
+        yield
+    except UnpicklingError as error:
+        raise InputError(
+            f"The checkpoint {str(checkpoint)!r} holds more than tensors and numbers in its "
+            "optimizer.pt, scheduler.pt or rng_state.pth, and is not read: such a file can run "
+            "code. Resume from a checkpoint of your own."
+        ) from error
 
 
 def _write_state(state: TrainerState, file: str) -> None:

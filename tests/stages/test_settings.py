@@ -26,6 +26,8 @@ def searching(**changes):
         ({"target": 3}, "or a model that is there already"),
         ({"search": searching(trial=1)}, "Unknown key of search 'trial'. Did you mean 'trials'"),
         ({"search": searching(seed=1)}, "which is one of seeds"),
+        ({"unlearn": ["model.model_args.token=s3cret"]}, r"token=\(hidden\) would be written"),
+        ({"methods": {"NPO": ["trainer.args.hub_token=s3cret"]}}, "set HF_TOKEN, and leave it out"),
         ({"search": searching(), "gold": None}, "search.trials needs gold"),
         ({"search": searching(space={"NPO": {"x": [1]}})}, "GradDiff has nothing to search"),
         ({"search": searching(space={"every": {"x": {"low": 2, "high": 1}}})}, "list of choices"),

@@ -1,7 +1,10 @@
+import os
+
 import pytest
 import torch
 
 from unlora.errors import InputError
+from unlora.trainer import arguments
 from unlora.trainer.arguments import choose_best_by, set_warmup, training_arguments
 from unlora.trainer.checkpoints import whole_checkpoints
 
@@ -109,6 +112,20 @@ def test_bfloat16_is_not_forced_on_a_machine_without_a_gpu(tmp_path):
         pytest.skip("a GPU is here")
     args = training_arguments({"report_to": "none"}, output_dir=str(tmp_path), dtype=torch.bfloat16)
     assert not args.bf16 and args.use_cpu
+
+
+def test_the_precision_of_a_run_is_its_own(tmp_path, monkeypatch):
+    arguments._precision_of_the_launcher.cache_clear()
+    monkeypatch.delenv(arguments.PRECISION, raising=False)
+    build(tmp_path, bf16=True)
+    assert os.environ.get(arguments.PRECISION) in (None, "bf16")
+    build(tmp_path)
+    assert os.environ.get(arguments.PRECISION) in (None, "no")
+    arguments._precision_of_the_launcher.cache_clear()
+    monkeypatch.setenv(arguments.PRECISION, "bf16")  # by accelerate launch
+    build(tmp_path)
+    assert os.environ[arguments.PRECISION] == "bf16"
+    arguments._precision_of_the_launcher.cache_clear()
 
 
 class Suite:

@@ -52,7 +52,8 @@ def recorder(monkeypatch):
 
 
 def test_tensorboard_has_the_log_of_training_the_guards_and_the_evaluation(tmp_path):
-    trainer, tracked = train(tmp_path, "tensorboard")
+    # transformers 4 has no norm to tell where nothing is clipped
+    trainer, tracked = train(tmp_path, "tensorboard", max_grad_norm=1e9)
     tracked.evaluated({"forget_Q_A_Prob": 0.25, "empty": float("nan")})
     tracked.close()
     found = scalars(tmp_path / "logs")

@@ -12,6 +12,7 @@ from unlora.evals.passes.batches import Budget, Progress, answer_all
 from unlora.evals.records import Legible
 from unlora.model.lineage import fingerprint
 from unlora.model.load import commit_of, read_whole
+from unlora.trust import refuse_pickle
 
 CLEAN = ("clean", "LABEL_0")  # what classifiers of gibberish call text that is none
 
@@ -70,7 +71,9 @@ def identity_of(classifier: str) -> str | None:
     if Path(classifier).is_dir():
         return fingerprint(classifier)
     try:
-        AutoConfig.from_pretrained(classifier)  # brings it into the local cache
+        AutoConfig.from_pretrained(
+            classifier, trust_remote_code=False
+        )  # brings it into the local cache
     except (OSError, ValueError):
         return None  # said when it is loaded
     commit = commit_of(classifier, {})
@@ -81,10 +84,14 @@ def _loaded(classifier: str) -> tuple[Any, Any]:
     """Tokenizer and model."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    if Path(classifier).is_dir():
+        refuse_pickle(Path(classifier))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(classifier)
+        tokenizer = AutoTokenizer.from_pretrained(classifier, trust_remote_code=False)
         with read_whole():
-            model = AutoModelForSequenceClassification.from_pretrained(classifier).eval()
+            model = AutoModelForSequenceClassification.from_pretrained(
+                classifier, trust_remote_code=False, use_safetensors=True
+            ).eval()
     except (OSError, ValueError) as error:
         raise InputError(
             f"fluency_classifier {classifier!r} cannot be loaded: {str(error).splitlines()[0]}"

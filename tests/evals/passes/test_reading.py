@@ -4,10 +4,12 @@ import logging
 import shutil
 
 import huggingface_hub.constants
+import huggingface_hub.file_download
 import numpy as np
 import pytest
 import small_tofu
 import torch
+import transformers
 from transformers import BertForSequenceClassification
 
 from unlora.errors import InputError
@@ -99,6 +101,11 @@ def hub(classifier, tmp_path, monkeypatch):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMITS[0])
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    # older packages have copies of it
+    for place in (huggingface_hub.file_download, transformers.utils.hub):
+        for name in ("HF_HUB_CACHE", "TRANSFORMERS_CACHE"):
+            if hasattr(place, name):
+                monkeypatch.setattr(place, name, str(tmp_path / "hub"))
     return repository
 
 

@@ -1,0 +1,116 @@
+"""What may be shown in a terminal, a log, a file: no secret, and nothing a terminal obeys."""
+
+import logging
+import os
+import re
+import sys
+import traceback
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+HIDDEN = "(hidden)"
+WORDS = r"token|passw(?:or)?d|passphrase|secret|api_?key|access_?key|private_?key|credentials?"
+KEY = re.compile(rf"(?:{WORDS})$", re.IGNORECASE)  # hub_token, but not pad_token_id
+VARIABLE = re.compile(rf"(?:^|_)(?:{WORDS})(?:_|$)", re.IGNORECASE)
+SETTING = re.compile(rf"([\w.]*(?:{WORDS})\s*[=:]\s*)[^\s,}}\]]+", re.IGNORECASE)
+USER_INFO = re.compile(r"(?<=://)[^\s/@'\"]+(?=@)")
+SHAPES = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{20,}|gh[a-z]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16})\b"
+)
+SHORTEST = 8  # letters: a shorter value is found in texts that have nothing to do with it
+_of_configs: set[str] = set()
+
+
+def is_secret(key: object, value: object) -> bool:
+    """Whether a setting is a secret by its name: ``token``, ``hub_token``, ``api_key``."""
+    return isinstance(value, str) and KEY.search(str(key)) is not None
+
+
+def without_secrets(content: Any) -> Any:
+    """A config or manifest as it may be written; the secrets in it are remembered as such."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            if is_secret(key, value) and len(value) >= SHORTEST:
+                _of_configs.add(value)
+        return {
+            key: HIDDEN if is_secret(key, value) else without_secrets(value)
+            for key, value in content.items()
+        }
+    if isinstance(content, (list, tuple)):
+        return [without_secrets(value) for value in content]
+    return redacted(content) if isinstance(content, str) else content
+
+
+def without_setting(word: str) -> str:
+    """A word of a command line, with the value hidden where it is a secret."""
+    return redacted(SETTING.sub(rf"\1{HIDDEN}", word))
+
+
+def redacted(text: str) -> str:
+    """A text without the secrets of this process, names and passwords in URLs, and hub tokens."""
+    return SHAPES.sub(HIDDEN, USER_INFO.sub(HIDDEN, without_values(text, secrets())))
+
+
+def without_values(text: str, values: tuple[str, ...]) -> str:
+    """A text in which none of these is left."""
+    for value in values:
+        if value in text:
+            text = text.replace(value, HIDDEN)
+    return text
+
+
+def secrets() -> tuple[str, ...]:
+    """The secrets in the environment, by the names of their variables, and those of configs."""
+    found = set(_of_configs)
+    for name, value in os.environ.items():
+        if VARIABLE.search(name) and not os.path.exists(value):
+            found.add(value)
+        found |= set(USER_INFO.findall(value))
+    return tuple(sorted((one for one in found if len(one) >= SHORTEST), key=len, reverse=True))
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal obeys: escape sequences, control and direction signs.
+
+    Each is shown as what it is, so that nothing is hidden: ``\\x1b`` for an escape. Line breaks
+    stay, and a tab is four spaces.
+    """
+    shown = []
+    for sign in text.replace("\r\n", "\n").replace("\t", "    "):
+        kind = unicodedata.category(sign)
+        joins = sign in "\u200c\u200d"  # of emoji, and of scripts that need them
+        obeyed = kind in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") and not joins
+        shown.append(sign.encode("unicode_escape").decode() if obeyed and sign != "\n" else sign)
+    return "".join(shown)
+
+
+def safe(text: str) -> str:
+    """A message as a terminal or a log may show it."""
+    return redacted(printable(text))
+
+
+def guard_logs() -> None:
+    """From here on, every message of a log and every traceback of this process is safe to show."""
+    make = logging.getLogRecordFactory()
+    if getattr(make, "safe", False):
+        return
+
+    def made(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        try:
+            record.msg, record.args = safe(record.getMessage()), ()
+        except (TypeError, ValueError):  # logging says so itself, without the message's values
+            record.msg, record.args = safe(str(record.msg)), ()
+        if record.exc_info and record.exc_info[1] is not None:
+            record.exc_text = safe(traceback_of(record.exc_info[1]))
+        return record
+
+    made.safe = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(made)
+    sys.excepthook = lambda _, error, __: print(traceback_of(error), end="", file=sys.stderr)
+
+
+def traceback_of(error: BaseException) -> str:
+    """Its traceback, safe to show."""
+    return safe("".join(traceback.format_exception(error)))

@@ -1,0 +1,101 @@
+"""What is believed of models and files that others made: weights without code, paths near by."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unlora.errors import InputError
+
+INDEX = "*.safetensors.index.json"
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
+NOT_WEIGHTS = (
+    "training_args.bin", "optimizer*.bin", "pytorch_model_fsdp*.bin", "optimizer.pt",
+    "scheduler.pt", "scaler.pt", "rng_state*.pth",
+)  # fmt: skip
+CONVERT = (
+    "A pickle can run code when it is read. Convert it where you trust it, with "
+    "torch.load(FILE, weights_only=True) and safetensors.torch.save_file(WEIGHTS, {file!r}), or "
+    "take weights that are safetensors."
+)
+
+
+def pickled_weights(folder: Path) -> list[Path]:
+    """The files of a folder in which weights may be pickled."""
+    found = {file for pattern in PICKLED for file in folder.glob(pattern)}
+    return sorted(f for f in found if not any(f.match(other) for other in NOT_WEIGHTS))
+
+
+def refuse_pickle(folder: Path, wanted: str = "model.safetensors") -> None:
+    """Stop where the weights in a folder are pickled.
+
+    Raises:
+        InputError: there are pickles and no safetensors, or an index of safetensors names a file
+            of another kind or in another folder.
+    """
+    pickles = pickled_weights(folder)
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"The weights {str(pickles[0])!r} are pickled and are not read. "
+            + CONVERT.format(file=str(folder / wanted))
+        )
+    for index in folder.glob(INDEX):
+        for name in _shards(index):
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise InputError(
+                    f"{str(index)!r} names {name!r} as a part of the weights. It may name nothing "
+                    "but .safetensors files in its own folder. Download the model again."
+                )
+
+
+def _shards(index: Path) -> set[str]:
+    content = read_mapping(index)
+    shards = content.get("weight_map")
+    if not isinstance(shards, Mapping):
+        raise InputError(f"{str(index)!r} has no weight_map. Download the model again.")
+    return {str(name) for name in shards.values()}
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file says.
+
+    Raises:
+        ValueError: it is no JSON, or is nested deeper than Python reads.
+        OSError: it cannot be read.
+    """
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_mapping(file: Path) -> Mapping[str, Any]:
+    """What a JSON file says that holds keys.
+
+    Raises:
+        InputError: it does not.
+    """
+    try:
+        content = read_json(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(file)!r} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{str(file)!r} holds no keys and values.")
+    return content
+
+
+def near(path: str | Path, run: Path) -> bool:
+    """Whether a path that a file in the folder ``run`` names may be followed.
+
+    Links are followed first. It may lie below the working directory, below the tree that the run is
+    in (the folder ``saves`` above it, or else the second folder above it), or below a folder that
+    the user names in ``UNLORA_MODELS``, several with a colon between them.
+    """
+    real, place = Path(os.path.realpath(path)), Path(os.path.realpath(run))
+    saves = [parent for parent in place.parents if parent.name == "saves"]
+    tree = saves[0] if saves else place.parents[min(1, len(place.parents) - 1)]
+    roots = [root for root in (tree, Path.cwd().resolve()) if root != Path(root.anchor)]
+    named = os.environ.get("UNLORA_MODELS", "").split(os.pathsep)
+    roots += [Path(os.path.realpath(one)) for one in named if one]
+    return any(real == root or root in real.parents for root in roots)
