@@ -6,7 +6,7 @@ python benchmarks/bench.py --only S,growth   some parts again; the others keep t
 
 Writes benchmarks/results/latest.json, a list of {workload, figure, value, target, met, command,
 machine}, and the tables of docs/performance.md. Parts: S and M (one step of training), S-r128,
-memory, eval (all metrics on S and M, the default ones on S), growth, start, and 3B on a GPU.
+steps (ours without one thing each), memory, eval (all metrics on S and M, the default ones on S), growth, start, and 3B on a GPU.
 """
 
 import argparse
@@ -30,6 +30,12 @@ OVER_FLOOR = {("M", "GradDiff"): 1.8}
 MEMORY = {"NPO": 0.45, "RMU": 0.25}
 EVALUATION = {("S", "all"): 6.5, ("M", "all"): 7.0, ("S", "default"): 5.5}
 EVALUATED = {"S": 20, "M": 6}  # rows of each set
+WITHOUT = {
+    "known": "the reference asked once",
+    "packs": "rows packed, parts in one pass",
+    "joined": "parts in one pass",
+    "chunks": "log-probabilities in chunks",
+}
 LOSSES, METRICS, STARTED, LINEAR, FLAT = 1e-4, 1e-4, 1.0, 0.99, 1.25
 Figure = dict[str, Any]
 
@@ -67,6 +73,20 @@ def training(
             ]
         about = {"command": command, "machine": f"{one['machine']}, {one['versions']}"}
         figures += [{"workload": f"{size} {method} r {rank}", **row, **about} for row in rows]
+    return figures
+
+
+def steps() -> list[Figure]:
+    """What each part of a fast step is worth: ours against ours without it."""
+    figures = []
+    for name, words in WITHOUT.items():
+        found, command = run("training.py", ["--size", "S", "--methods", "NPO", "--against", name])
+        about = {"command": command, "machine": f"{found[0]['machine']}, {found[0]['versions']}"}
+        rows = [
+            figure("times as fast as without", found[0]["faster"]),
+            figure("loss differs by", found[0]["difference"], LOSSES),
+        ]
+        figures += [{"workload": f"S NPO r 16, {words}", **row, **about} for row in rows]
     return figures
 
 
@@ -139,6 +159,7 @@ PARTS: Mapping[str, Callable[[], list[Figure]]] = {
     "S": lambda: training("S"),
     "S-r128": lambda: training("S", "--ranks", "128", methods="NPO,GradDiff"),
     "M": lambda: training("M"),
+    "steps": steps,
     "memory": memory,
     "eval": evaluation,
     "growth": growth,
