@@ -6,7 +6,8 @@ python benchmarks/bench.py --only S,growth   some parts again; the others keep t
 
 Writes benchmarks/results/latest.json, a list of {workload, figure, value, target, met, command,
 machine}, and the tables of docs/performance.md. Parts: S and M (one step of training), S-r128,
-steps (ours without one thing each), memory, eval (all metrics on S and M, the default ones on S), growth, start, and 3B on a GPU.
+steps (ours without one thing each), memory, eval (all metrics on S and M, the default ones on S),
+growth, start, and 3B on a GPU.
 """
 
 import argparse
