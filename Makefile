@@ -54,7 +54,9 @@ check: .venv/.test  ## what a change must pass
 	MYPYPATH=.mypy_cache/path .venv/bin/mypy
 	.venv/bin/python -m pytest -q $(PARALLEL)
 
-lock: .venv-tools/.all  ## the hashes anew, of all files of the versions that requirements/*.txt name
+lock:  ## the hashes anew, of all files of the versions that requirements/*.txt name
+	$(call new_environment,.venv-tools)
+	.venv-tools/bin/python $(PIP) $$(grep -o '^uv==[^ ]*' requirements/tools.txt)
 	@set -e; for file in $(LOCKS); do \
 		sed -nE '/^#/d; s/^([^ \]+==[^ \]+).*/\1/p' $$file > $$file.versions; \
 		.venv-tools/bin/uv pip compile --quiet --no-deps --universal --python-version 3.11 \
@@ -63,8 +65,8 @@ lock: .venv-tools/.all  ## the hashes anew, of all files of the versions that re
 		mv $$file.new $$file; rm $$file.versions $$file.hashes; \
 	done
 
-audit: .venv-tools/.all .venv/.test  ## known holes in what is installed, and what our own code must not do
-	.venv/bin/ruff check src
+audit: .venv-tools/.all  ## known holes in what is installed, and what our own code must not do
+	.venv-tools/bin/ruff check src
 	@for file in lock test tools torch; do \
 		echo "requirements/$$file.txt"; \
 		$(AUDIT) -r requirements/$$file.txt > .venv-tools/audit.txt 2>&1; code=$$?; \

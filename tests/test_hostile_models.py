@@ -134,6 +134,18 @@ def test_an_index_names_safetensors_in_its_own_folder_alone(model, bait, name):
         load(model)
 
 
+def test_a_repository_with_pickles_alone_is_refused(model, bait, tmp_path):
+    snapshot = tmp_path / "hub" / "models--someone--evil" / "snapshots" / ("a" * 40)
+    (model / "model.safetensors").unlink()
+    pickled(model / "pytorch_model.bin", bait)
+    shutil.copytree(model, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
+    with pytest.raises(InputError) as caught:
+        load("someone/evil", cache_dir=str(tmp_path / "hub"))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_pickled_adapter_is_refused(run, bait, kept):
     pickled(run / "adapter_model.bin", bait)

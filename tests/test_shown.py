@@ -19,6 +19,7 @@ SECRETS = {
     "MY_SERVICE_PASSWORD": "planted-in-a-variable",
     "MLFLOW_TRACKING_URI": "https://me:planted-in-a-url@tracker.invalid/api",
 }
+ROOT = "model.model_args.pretrained_model_name_or_path"
 TYPED = "planted-on-the-command-line"
 PLANTED = re.compile("planted", re.IGNORECASE)
 
@@ -77,6 +78,9 @@ def test_no_secret_is_in_anything_that_a_train_an_evaluation_and_a_report_leave(
         f"model.model_args.token={TYPED}",
     ) == 0  # fmt: skip
     assert main("report", "saves/unlearn/x", "--title", "about https://me:planted-in-a-url@x") == 0
+    # all weights, of which Trainer would pickle all settings
+    assert main(*training, "task_name=full", "model=any", "model.use_lora=false", *secrets,
+                f"{ROOT}=root", "~eval.own") == 0  # fmt: skip
     # two jobs, whose command line Hydra writes down itself
     assert main(*training, "task_name=y,z", "~eval.own", *secrets, "--multirun") == 0
     # a mistake that quotes what was typed
@@ -85,6 +89,9 @@ def test_no_secret_is_in_anything_that_a_train_an_evaluation_and_a_report_leave(
     written = [file for file in (planted / "saves").rglob("*") if file.is_file()]
     assert len(written) > 30 and "finished" in said and (planted / "saves/report").is_dir()
     assert any(file.name == "multirun.yaml" for file in written)
+    assert (planted / "saves/unlearn/full/model.safetensors").is_file()
+    pickles = {file.name for file in written if file.suffix in (".bin", ".pt", ".pth")}
+    assert pickles == {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
     assert not files_with_it(planted) and not PLANTED.search(said)
     text = (planted / "saves" / "unlearn" / "x" / "run_config.json").read_text()
     assert text.count("(hidden)") >= 4, "so they were there"

@@ -221,7 +221,8 @@ def _pending(config: Config, suite: str, key: str, model: str) -> Pending:
     folder, output = Path(model), config.paths.output_dir
     is_run = any((folder / file).is_file() for file in (RUN_CONFIG, FILE))
     kind = KINDS[config.eval[suite]["handler"]]
-    near_by = near(folder, Path(output))  # a run may name any folder as its start
+    # a run may name any folder as its start, and any folder may be a link
+    near_by = near(folder / "evals", Path(output))
     if is_run and near_by and log_in(folder, kind) is None and os.access(folder, os.W_OK):
         return Pending(suite, key, model, folder / "evals")
     separator = "/" if config.mode == "eval" else "."

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 
 from unlora.data.collate import collate_parts
@@ -463,9 +463,9 @@ class UnlearningTrainer(Trainer):
             if isinstance(model, PeftModel):
                 self.processing_class.save_pretrained(str(new))
             else:
-                # training_args.bin would carry the token along
-                self.args.hub_token = None
                 super()._save(str(new), state_dict)
+                # a pickle of all settings, tokens and all, that nobody reads
+                (new / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         if isinstance(model, PeftModel):
             save_adapter(model, folder, state_dict)
 
