@@ -132,10 +132,10 @@ BEFORE_WEIGHTS = {
                                "No tokenizer could be loaded from 'root'"),
     "a chat template that is broken": (
         "root", lambda: Path("root/chat_template.jinja").write_text("{% for m in %}"),
-        "chat template of the tokenizer 'root' fails .* Use another tokenizer, or set"),
+        "chat template of the tokenizer 'root' cannot be used .* Use another tokenizer, or set"),
     "a chat template that refuses": (
         "root", lambda: Path("root/chat_template.jinja").write_text("{{ raise_exception('no') }}"),
-        r"fails \(no\). Use another tokenizer"),
+        r"used \(no\). Use another tokenizer"),
     "a chat template without the question": (
         "root", lambda: Path("root/chat_template.jinja").write_text("Hello!"),
         "leaves out what the user says"),
@@ -159,7 +159,7 @@ BEFORE_WEIGHTS = {
 
 # what only the weights themselves show
 WITH_WEIGHTS = {
-    "no weights": ("root", lambda: os.remove(ROOT), "no file named model.safetensors"),
+    "no weights": ("root", lambda: os.remove(ROOT), "has no weights that are safetensors"),
     "weights are of another size": ("root", lambda: edit("root/config.json", intermediate_size=52),
                                     "have other shapes than its config.json says"),
     "a layer is missing": ("root", lambda: without(ROOT, "layers.1.mlp.up"),
