@@ -87,8 +87,8 @@ def run(cfg: Any) -> dict[str, float]:
         halved = guard.enter_context(halvings())
         guard.enter_context(alone(folder, "eval"))
         record = Run(folder, plain(cfg) | {"model": dict(config.model)}, kind="eval")
-        record.begin(fresh=False)
         summary = evaluate_all(suites, subject, quiet=config.output != "lines")
+        record.begin(fresh=False)  # one that fails leaves an earlier one as it was
     ran_out = {"memory_ran_out": {"evaluation": halved}} if halved else {}
     record.finish(lineage=str(lineage), **ran_out, summary=summary)
     if is_main_process():

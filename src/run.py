@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -38,7 +39,7 @@ class Run:
             ``eval_manifest.json`` and ``eval_config.json`` of an evaluation.
 
     Raises:
-        InputError: the folder cannot be made.
+        InputError: the folder cannot be made or written.
     """
 
     def __init__(self, folder: str, config: Mapping[str, Any], *, kind: str = ""):
@@ -53,9 +54,11 @@ class Run:
         }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass  # a folder that can be made or is there may be read-only all the same
         except OSError as error:
             raise InputError(
-                f"The run folder {folder!r} cannot be made: {error.strerror}. "
+                f"The run folder {folder!r} cannot be made or written: {error.strerror}. "
                 "Set paths.output_dir to a folder that can be written."
             ) from error
 

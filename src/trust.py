@@ -79,7 +79,9 @@ def read_mapping(file: Path) -> Mapping[str, Any]:
     try:
         content = read_json(file)
     except (OSError, ValueError) as error:
-        raise InputError(f"{str(file)!r} is not JSON: {error}.") from error
+        raise InputError(
+            f"{str(file)!r} is not JSON ({error}). Download or copy it again."
+        ) from error
     if not isinstance(content, dict):
         raise InputError(f"{str(file)!r} holds no keys and values.")
     return content

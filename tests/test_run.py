@@ -64,7 +64,7 @@ def test_the_manifest_says_what_ran_and_no_secret(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be made.*paths.output_dir"):
+    with pytest.raises(InputError, match="cannot be made or written.*paths.output_dir"):
         Run(str(tmp_path / "file" / "run"), {})
 
 

@@ -32,6 +32,7 @@ def load_part(
     part: Mapping[str, Mapping[str, Any]],
     chat: Chat,
     *,
+    of: str = "",
     datasets_dir: str | None = None,
     idk_seed: int | None = None,
 ) -> list[Encoded]:
@@ -39,6 +40,7 @@ def load_part(
 
     Args:
         part: name -> ``{"handler": ..., "args": {"hf_args": ..., ...}}``.
+        of: what messages call the part, e.g. ``data.forget``.
         idk_seed: with it, refusals to the questions instead of their answers.
     """
     encoded: list[Encoded] = []
@@ -50,11 +52,14 @@ def load_part(
             rows = load_rows(**args.pop("hf_args"), datasets_dir=datasets_dir)
             found = _encode(handler, rows, args, chat, idk_seed)
         except InputError as error:
-            raise InputError(f"Data set {name}: {error}") from error
+            raise InputError(f"Data set {name}{of and f' of {of}'}: {error}") from error
         if not found:
             raise InputError(f"Data set {name} has no rows.")
         cut = sum(row.cut > 0 for row in found)
-        logger.info("%s: %d rows, %d of them cut to the maximal length", name, len(found), cut)
+        level = logging.WARNING if cut else logging.INFO
+        logger.log(
+            level, "%s: %d rows, %d of them cut to the maximal length", name, len(found), cut
+        )
         encoded += found
     return encoded
 
@@ -91,7 +96,10 @@ def load_parts(
                 f"The objective needs {part} data, but data.{part} is not set. "
                 f"Add it with data/datasets@data.{part}=NAME."
             )
-        loaded[part] = load_part(source, chat, datasets_dir=datasets_dir, idk_seed=idk_seed)
+        loaded[part] = load_part(
+            source, chat, of=f"data.{part}", datasets_dir=datasets_dir, idk_seed=idk_seed
+        )
+    _check_not_the_same(loaded)
     if "alternate" in loaded and len(loaded["alternate"]) % len(loaded["forget"]):
         raise InputError(
             f"There are {len(loaded['alternate'])} alternate answers for "
@@ -103,6 +111,20 @@ def load_parts(
     if anchor not in ("forget", "retain"):
         raise InputError(unknown("data.anchor", anchor, ("forget", "retain")))
     return Parts(loaded, anchor if anchor in loaded else next(iter(loaded)))
+
+
+def _check_not_the_same(loaded: Mapping[str, Sequence[Encoded]]) -> None:
+    """Raises InputError where all that is to be kept is to be forgotten; warns of a part of it."""
+    forget = {tuple(row.input_ids) for row in loaded.get("forget", ())}
+    retain = [tuple(row.input_ids) for row in loaded.get("retain", ())]
+    same = sum(row in forget for row in retain)
+    if same and same == len(retain):
+        raise InputError(
+            f"All {same} rows of data.retain are also in data.forget, so that the same is to be "
+            "kept and forgotten. Give other rows for one of them."
+        )
+    if same:
+        logger.warning("%d of %d rows of data.retain are in data.forget, too", same, len(retain))
 
 
 def _check_same_questions(forget: Sequence[Encoded], alternate: Sequence[Encoded]) -> None:

@@ -19,6 +19,10 @@ from transformers import PreTrainedTokenizerBase
 from unlora.errors import InputError
 from unlora.outputs import IGNORE_INDEX
 
+OTHER_TEMPLATE = (
+    "Use another tokenizer, or set model.template_args.apply_chat_template=false and give the "
+    "*_tag strings."
+)
 STAND_IN = "A"  # answers begin with a letter; stands for the answer where only the prompt is wanted
 
 
@@ -66,6 +70,11 @@ class Chat:
                 "has no chat template. Set model.template_args.apply_chat_template=false and give "
                 "the *_tag strings, or use a tokenizer with a template."
             )
+        if self._uses_template and STAND_IN * 8 not in self._prompt_text(STAND_IN * 8, ()):
+            raise InputError(
+                f"The chat template of the tokenizer {self.tokenizer.name_or_path!r} leaves out "
+                f"what the user says. {OTHER_TEMPLATE}"
+            )
 
     @cached_property
     def end_id(self) -> int:
@@ -109,9 +118,9 @@ class Chat:
         """Question and answer as tokens; the answer and one end token are scored.
 
         Args:
-            max_length: in tokens. A row that is longer loses the beginning of its prompt but for
-                the begin token (the question stands at the end of it), down to half of the length,
-                then the end of its answer, end token included.
+            max_length: in tokens, and never more than the model reads. A row that is longer loses
+                the beginning of its prompt but for the begin token (the question stands at the end
+                of it), down to half of the length, then the end of its answer, end token included.
             examples: (question, answer) pairs shown before the question.
 
         Raises:
@@ -129,7 +138,10 @@ class Chat:
         """:meth:`encode` of many questions and answers, which is faster than one by one."""
         for question, answer in pairs:
             if not answer.strip():
-                raise InputError(f"The answer to {question!r} is empty; there is nothing to score.")
+                raise InputError(
+                    f"The answer to {question[:200]!r} is empty; there is nothing to score. Give "
+                    "one, or leave the row out."
+                )
         if not pairs:
             return []
         questions = dict.fromkeys(question for question, _ in pairs)
@@ -138,7 +150,9 @@ class Chat:
             [prompts[question] + answer for question, answer in pairs],
             add_special_tokens=not self._uses_template,
             return_offsets_mapping=True,
+            verbose=False,  # of rows that are too long, the number that is cut is said
         )
+        room = min(max_length, self.tokenizer.model_max_length)
         eos, bos, end = self.tokenizer.eos_token_id, self.tokenizer.bos_token_id, self.end_id
         encoded = []
         for (question, _), found, places in zip(
@@ -151,7 +165,7 @@ class Chat:
                 ids, offsets = ids[1:], offsets[1:]  # the text brought its own
             length = len(prompts[question])
             start = next(i for i, (_, until) in enumerate(offsets) if until > length)
-            encoded.append(_fit(ids[:start], [*ids[start:], end], max_length, bos))
+            encoded.append(_fit(ids[:start], [*ids[start:], end], room, bos))
         return encoded
 
     def prompt(self, question: str, *, examples: Sequence[tuple[str, str]] = ()) -> list[int]:
@@ -197,8 +211,8 @@ class Chat:
             )
         except TemplateError as error:  # it runs in a sandbox, from which it may try to get out
             raise InputError(
-                f"The chat template of the tokenizer {self.tokenizer.name_or_path!r} cannot be "
-                f"used: {error}. Set model.template_args.apply_chat_template=false."
+                f"The chat template of the tokenizer {self.tokenizer.name_or_path!r} cannot be used "
+                f"({str(error).rstrip('.')}). {OTHER_TEMPLATE}"
             ) from error
 
 
@@ -206,7 +220,7 @@ def encode_text(
     tokenizer: PreTrainedTokenizerBase, text: str, *, max_length: int, prefix: str = ""
 ) -> Encoded:
     """Plain text as tokens, all of it scored except ``prefix``; no end token is added."""
-    encoding = tokenizer(prefix + text, return_offsets_mapping=True)
+    encoding = tokenizer(prefix + text, return_offsets_mapping=True, verbose=False)
     start = next(
         (i for i, (_, end) in enumerate(encoding.offset_mapping) if end > len(prefix)),
         len(encoding.input_ids),
@@ -215,8 +229,9 @@ def encode_text(
     if ids and ids[-1] == tokenizer.eos_token_id and encoding.offset_mapping[-1] == (0, 0):
         ids.pop()
     if start >= len(ids):
-        raise InputError(f"The text {text!r} is empty; there is nothing to score.")
-    return _fit(ids[:start], ids[start:], max_length, tokenizer.bos_token_id)
+        raise InputError(f"The text {text!r} is empty; there is nothing to score. Leave it out.")
+    room = min(max_length, tokenizer.model_max_length)
+    return _fit(ids[:start], ids[start:], room, tokenizer.bos_token_id)
 
 
 def _fit(prompt: list[int], answer: list[int], max_length: int, bos: int | None) -> Encoded:

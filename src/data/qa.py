@@ -31,6 +31,11 @@ def answers(
                     "Set question_key and answer_key to the columns of your data."
                 )
         question, given = text_of(row[question_key], question_key, number), row[answer_key]
+        if not question.strip():
+            raise InputError(
+                f"Row {number} has an empty question in column {question_key!r}. Give it one, or "
+                "leave the row out."
+            )
         # an empty list is refused as it is: its question would go missing
         for answer in given if isinstance(given, (list, tuple)) and given else [given]:
             text = text_of(answer, answer_key, number)
@@ -41,7 +46,10 @@ def answers(
 def text_of(value: object, key: str, number: int) -> str:
     """A text or a number as text; whatever else would be trained on as its name in Python."""
     if not isinstance(value, (str, int, float)) or value != value:
-        raise InputError(f"Row {number} has {value!r} in column {key!r}; it must be text.")
+        raise InputError(
+            f"Row {number} has {repr(value)[:80]} in column {key!r}; it must be text. Correct the "
+            "row, or leave it out."
+        )
     return str(value)
 
 

@@ -1,17 +1,14 @@
 """Rows of a data set: from the hub, from local files, or from the embedded benchmark."""
 
-import csv
-import io
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unlora.data.files import SUFFIXES, read_file
 from unlora.errors import InputError
 from unlora.registry import unknown
 
-SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".txt")
 SPLIT = re.compile(r"([^\[\]:+]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 
 
@@ -123,94 +120,6 @@ def column(rows: Sequence[Mapping[str, Any]], key: str, source: str) -> list[Any
     return [row[key] for row in rows]
 
 
-def read_file(file: Path) -> list[dict[str, Any]]:
-    """The rows of a .json (one array, or a row a line), .jsonl, .parquet, .csv or .txt file.
-
-    A line of plain text is a row with the column ``text``.
-
-    Raises:
-        InputError: the file is empty, damaged, or holds something other than rows.
-    """
-    if file.suffix == ".parquet":
-        rows = _read_parquet(file)
-    elif file.suffix not in SUFFIXES:
-        raise InputError(f"{file} is of an unknown kind; it must be one of {', '.join(SUFFIXES)}.")
-    else:
-        text = _read_text(file)
-        if file.suffix == ".csv":
-            rows = _read_csv(file, text)
-        elif file.suffix == ".txt":
-            rows = [{"text": line} for line in text.splitlines() if line.strip()]
-        else:
-            try:
-                rows = _read_json(file, text)
-            except RecursionError as error:
-                raise InputError(f"{file} holds JSON that is nested too deeply.") from error
-    if not rows:
-        raise InputError(f"{file} holds no rows.")
-    return rows
-
-
-def _read_csv(file: Path, text: str) -> list[dict[str, Any]]:
-    csv.field_size_limit(2**31 - 1)  # a cell may hold a whole book
-    try:
-        # newline="": only line ends end a line, not the other separators that splitlines() knows
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
-    except csv.Error as error:
-        raise InputError(f"{file} cannot be read: {error}.") from error
-    for number, row in enumerate(rows, start=1):
-        if None in row:
-            raise InputError(
-                f"{file}, row {number} has more cells than the header has names. Put double quotes "
-                "around text that holds a comma."
-            )
-    return rows
-
-
-def _read_json(file: Path, text: str) -> list[dict[str, Any]]:
-    if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{file}, line {error.lineno}: {error.msg}.") from error
-    else:
-        rows = []
-        # only "\n" ends a line: JSON text may hold other separators that splitlines() knows
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise InputError(
-                        f"{file}, line {number}: {error.msg}. Each line must hold one row as "
-                        "JSON, or the whole file one array of rows."
-                    ) from error
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise InputError(
-                f"{file}, row {number} is {row!r}; a row must be an object with columns."
-            )
-    return rows
-
-
-def _read_parquet(file: Path) -> list[dict[str, Any]]:
-    from pyarrow import ArrowInvalid, parquet
-
-    try:
-        return parquet.read_table(file).to_pylist()
-    except (ArrowInvalid, OSError) as error:
-        raise InputError(f"{file} is not a parquet file: {error}") from error
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text (byte {error.start}). Convert it.") from error
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}.") from error
-
-
 def _folders(datasets_dir: str, path: str) -> list[Path]:
     """The folders that may stand for a hub data set, the likeliest first.
 
@@ -267,11 +176,12 @@ def _from_hub(
     hub_args: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     import datasets
+    from datasets.exceptions import DatasetsError
 
     given = {"name": name, "split": split, "data_files": data_files, **hub_args}
     try:
         found = datasets.load_dataset(path, **{k: v for k, v in given.items() if v is not None})
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, DatasetsError) as error:
         raise InputError(_why_not_loaded(path, error)) from error
     return found.to_list()
 
@@ -289,4 +199,7 @@ def _why_not_loaded(path: str, error: Exception) -> str:
             f"The data set {path!r} is not in the local cache and the hub cannot be reached. Give "
             "local files with paths.datasets_dir=FOLDER."
         )
-    return f"The data set {path!r} cannot be loaded: {text}"
+    return (
+        f"The data set {path!r} cannot be loaded: {text[:250].rstrip('.')}. Check its path, name "
+        "and split in hf_args."
+    )

@@ -21,8 +21,8 @@ def chunks(
     """
     ids = tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False).input_ids
     if not ids:
-        raise InputError("The text data set holds no text.")
+        raise InputError("The text data set holds no text. Give a file with at least one.")
     bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-    width = max_length - len(bos)
+    width = min(max_length, tokenizer.model_max_length) - len(bos)
     rows = [bos + ids[start : start + width] for start in range(0, len(ids), width)]
     return [Encoded(row, list(row)) for row in rows if len(row) > 1]

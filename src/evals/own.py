@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unlora.data.qa import text_of
 from unlora.errors import InputError
 from unlora.registry import unknown
 
@@ -29,21 +30,29 @@ def not_given(name: str, config: Mapping[str, Any]) -> str | None:
 def without_column(
     name: str, config: Mapping[str, Any], columns: Mapping[str, str], rows: Sequence[Mapping]
 ) -> str | None:
-    """Why a data set cannot be used, where none of its rows has a column that is optional.
+    """Why a data set cannot be used, where none of its rows has anything in an optional column.
 
     Args:
         columns: key of the config -> the column it names.
 
     Raises:
-        InputError: there is no such column, and it is needed.
+        InputError: there is no such column, or nothing in it, and it is needed.
     """
     there = {column for row in rows for column in row}
+    filled = {
+        key for row in rows for key, cell in row.items() if not _is_empty(cell) and cell != []
+    }
     for key, column in columns.items():
-        if not has_holes(config) or column in there:
+        if not has_holes(config) or column in filled:
             continue
         advice = config.get("optional", {}).get(key)
         if advice:
-            return f"the data set {name} has no column {column!r}: {advice}"
+            what = "nothing in its column" if column in there else "no column"
+            return f"the data set {name} has {what} {column!r}: {advice}"
+        if column in there:
+            raise InputError(
+                f"No row has anything in its column {column!r}. Fill it, or give another file."
+            )
         advice = config.get("needed", {}).get(key, "")
         raise InputError(f"{unknown('column', column, there)} {advice}".rstrip())
     return None
@@ -58,10 +67,19 @@ def whole(
         columns: the question, then the answer. Without a question there is nothing to ask, so the
             answer is left out, too.
         several: answers are lists; one text is a list of one.
+
+    Raises:
+        InputError: a cell holds what is neither text, nor a number, nor nothing.
     """
     found = []
-    for row in rows:
-        cells = [row.get(column) for column in columns]
+    for number, row in enumerate(rows):
+        cells = [None if _is_empty(cell := row.get(column)) else cell for column in columns]
+        for column, cell in zip(columns, cells, strict=True):
+            if isinstance(cell, (list, tuple)) and column != columns[0]:
+                for one in cell:
+                    text_of(one, column, number)
+            elif cell is not None:
+                text_of(cell, column, number)
         if _is_empty(cells[0]):
             cells = ["" for _ in cells]
         if several:
@@ -71,7 +89,8 @@ def whole(
 
 
 def _is_empty(cell: Any) -> bool:
-    return cell is None or (isinstance(cell, str) and not cell.strip())
+    # JSON that pandas wrote has NaN where there was nothing
+    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
 
 
 def _listed(cell: Any) -> list[Any]:

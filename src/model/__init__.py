@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from unlora.config import ModelSection, model_section
 from unlora.errors import InputError
 from unlora.model.as_trained import as_trained
 from unlora.model.guards import Probe
-from unlora.model.lineage import Lineage
+from unlora.model.lineage import ADAPTER_WEIGHTS, Lineage
 from unlora.model.load import (
     attach,
     load_args,
@@ -24,6 +24,7 @@ from unlora.model.load import (
     root_config,
 )
 from unlora.model.lora import LoRAModelForCausalLM, checked_lora_config
+from unlora.model.skeleton import check_fits
 from unlora.model.tokenizer import load_tokenizer
 
 MODEL_REGISTRY: dict[str, type] = {
@@ -57,7 +58,10 @@ def get_model(
             path, section.lora_config, lineage=section.lineage, **args
         )
     else:
-        base, lineage = load_root(Lineage.read(path), args)
+        lineage = Lineage.read(path)
+        if not trainable:
+            _check_links(lineage, root_config(lineage, args), args)
+        base, lineage = load_root(lineage, args)
         model = attach(base, lineage)
         if trainable:
             if getattr(base, "is_quantized", False):
@@ -86,6 +90,7 @@ def check_model(section: ModelSection) -> Lineage:
     args = load_args(as_trained(section))
     lineage = Lineage.read(args["pretrained_model_name_or_path"])
     architecture = root_config(lineage, args)
+    _check_links(lineage, architecture, args)
     if section.use_lora and section.lineage != "continue":
         checked_lora_config(dict(section.lora_config), architecture)
     elif section.lineage == "continue" and not section.use_lora:
@@ -94,6 +99,12 @@ def check_model(section: ModelSection) -> Lineage:
             "false. Set model.use_lora=true."
         )
     return lineage
+
+
+def _check_links(lineage: Lineage, architecture: PretrainedConfig, args: Mapping[str, Any]) -> None:
+    trust = bool(args.get("trust_remote_code"))
+    for link in lineage.links:
+        check_fits(link.path / ADAPTER_WEIGHTS, lineage.root, architecture, trust)
 
 
 def _sync_special_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -106,8 +106,8 @@ def _read(file: Path) -> ModelSection:
         )
     except (ValueError, AttributeError, InputError) as error:
         raise InputError(
-            f"{file} does not say how this model was trained: {error} Give the template yourself: "
-            "model.as_trained=false and model.template_args.*."
+            f"{file} does not say how this model was trained ({error}). Give the template "
+            "yourself: model.as_trained=false and model.template_args.*."
         ) from error
 
 

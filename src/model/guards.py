@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unlora.errors import GuardError
+from unlora.errors import GuardError, InputError
 
 # largest difference between logits that rounding explains, relative to their largest size
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -40,7 +40,14 @@ class Probe:
         vocabulary = model.get_input_embeddings().weight.shape[0]
         generator = torch.Generator().manual_seed(0)
         input_ids = torch.randint(vocabulary, (rows, length), generator=generator)
-        return cls(input_ids, answers(model, input_ids))
+        logits = answers(model, input_ids)
+        if not logits.isfinite().all():
+            raise InputError(
+                "The model answers with NaN or infinity before anything is trained. Its weights "
+                "are damaged, or its dtype is too small for it: set "
+                "model.model_args.torch_dtype=float32 or bfloat16, or copy the weights again."
+            )
+        return cls(input_ids, logits)
 
     def beside(self, other: nn.Module) -> "Probe":
         """The same, with what ``other`` says: the model that must not be taken for this one."""

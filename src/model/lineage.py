@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from unlora.errors import InputError
+from unlora.model.files import check_adapter, check_model_files
 from unlora.run import write_json
 from unlora.trust import near, read_json, refuse_pickle
 
@@ -57,6 +58,7 @@ class Link:
                     "Put the folder back, or give another model."
                 )
         config = adapter_config(folder)
+        check_adapter(folder / ADAPTER_WEIGHTS, config)
         meaning = {key: config.get(key) for key in MEANING}
         if isinstance(meaning["target_modules"], list):
             meaning["target_modules"] = sorted(meaning["target_modules"])
@@ -117,6 +119,7 @@ class Lineage:
         elif (folder / ADAPTER_CONFIG).is_file():
             lineage = cls._of_foreign_adapter(folder, above)
         elif (folder / "config.json").is_file():
+            check_model_files(folder)
             return cls(path)
         else:
             raise InputError(
@@ -131,6 +134,8 @@ class Lineage:
                     f"The root model {lineage.root!r} has changed since {path!r} was trained on "
                     "it. Put the old weights back, or train again."
                 )
+        if lineage.local_root:
+            check_model_files(Path(lineage.root))
         return lineage
 
     @classmethod
@@ -167,19 +172,29 @@ class Lineage:
                 for x in links
             )
             return cls(path, found, root.get("fingerprint"))
+        except InputError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{folder / FILE} is not a lineage: {error!r}.") from error
+            raise InputError(
+                f"{str(folder / FILE)!r} is not a lineage ({error!r}). Put back the one that was "
+                "written when the adapter was trained."
+            ) from error
 
     @classmethod
     def _of_foreign_adapter(cls, folder: Path, above: tuple[Path, ...]) -> "Lineage":
         base = adapter_config(folder).get("base_model_name_or_path")
         if not base:
-            raise InputError(f"The adapter folder {str(folder)!r} names no base model.")
-        above = (*above, folder)
+            raise InputError(
+                f"The adapter folder {str(folder)!r} names no base model. Write its path or "
+                f"repository as base_model_name_or_path into {ADAPTER_CONFIG}."
+            )
+        above, base = (*above, folder), str(base)
         if os.path.isdir(base) and any(os.path.samefile(base, one) for one in above):
-            raise InputError(f"The adapter in {str(folder)!r} names itself as its base model.")
+            raise InputError(
+                f"The adapter in {str(folder)!r} names itself as its base model, or one that "
+                "stands on it. Write the model that it was trained on as "
+                f"base_model_name_or_path into {ADAPTER_CONFIG}."
+            )
         if os.path.isdir(base) and not near(base, folder):
             raise InputError(
                 f"The adapter in {str(folder)!r} names the base model {base!r}, outside of the "
@@ -229,10 +244,13 @@ def adapter_config(folder: Path) -> dict[str, Any]:
     """
     try:
         content: dict[str, Any] = read_json(folder / ADAPTER_CONFIG)
+        if not isinstance(content, dict):
+            raise ValueError(f"{type(content).__name__} where keys and values should be")
     except ValueError as error:
-        raise InputError(f"{folder / ADAPTER_CONFIG} is not JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{folder / ADAPTER_CONFIG} holds no settings of an adapter.")
+        raise InputError(
+            f"{str(folder / ADAPTER_CONFIG)!r} holds no settings of an adapter ({error}). Download "
+            "or copy it again."
+        ) from error
     if content.get("megatron_config"):  # peft would import the module that stands beside it
         raise InputError(
             f"{folder / ADAPTER_CONFIG} has a megatron_config, which this program does not load."
@@ -263,6 +281,7 @@ def fingerprint(folder: str) -> str:
         file
         for pattern in ("config.json", "*.safetensors", "*.bin")
         for file in Path(folder).glob(pattern)
+        if file.is_file()
     )
     digest = hashlib.sha256()
     for file in files:

@@ -2,8 +2,10 @@
 
 import inspect
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,7 @@ def root_config(lineage: Lineage, model_args: Mapping[str, Any]) -> PretrainedCo
     passed = {"trust_remote_code": False} | {k: model_args[k] for k in HUB if k in model_args}
     try:
         found = AutoConfig.from_pretrained(lineage.root, **pinned(lineage, passed))
-    except (OSError, ValueError, KeyError, RecursionError) as error:
+    except Exception as error:  # a config of others fails in ways of its own
         raise InputError(_why_not_loaded(lineage.root, error)) from error
     kernel = model_args.get("attn_implementation") or getattr(found, "_attn_implementation", None)
     if "/" in str(kernel) and not passed["trust_remote_code"]:
@@ -91,9 +93,18 @@ def load_root(lineage: Lineage, model_args: Mapping[str, Any]) -> tuple[PreTrain
         args["device_map"] = _device_map(args["device_map"])
     try:
         with read_whole():
-            base = AutoModelForCausalLM.from_pretrained(lineage.root, **args)
+            base, read = AutoModelForCausalLM.from_pretrained(
+                lineage.root, output_loading_info=True, **args
+            )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(_why_not_loaded(lineage.root, error)) from error
+    missing = sorted(read["missing_keys"])
+    if missing and not getattr(base, "is_quantized", False):  # transformers would draw them
+        raise InputError(
+            f"The model {lineage.root!r} has no weights for {', '.join(missing[:3])}: "
+            f"{len(missing)} that its config.json asks for. Download or copy those that "
+            "belong to it."
+        )
     found = fingerprint(lineage.root) if lineage.local_root else commit_of(lineage.root, args)
     return base, Lineage(lineage.root, lineage.links, found)
 
@@ -150,15 +161,28 @@ def attach(base: PreTrainedModel, lineage: Lineage) -> PreTrainedModel | PeftMod
     for number, link in enumerate(lineage.links):
         name = f"link{number}"
         try:
-            if number == 0:
-                model = PeftModel.from_pretrained(base, str(link.path), adapter_name=name)
-            else:
-                model.load_adapter(str(link.path), name)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message="Found missing adapter keys")
+                if number == 0:
+                    model = PeftModel.from_pretrained(base, str(link.path), adapter_name=name)
+                else:
+                    model.load_adapter(str(link.path), name)
+        except UserWarning as error:
+            raise InputError(
+                f"The adapter {str(link.path)!r} lacks weights of modules that its "
+                "adapter_config.json names. Download or copy it again."
+            ) from error
         except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise InputError(
                 f"The adapter {str(link.path)!r} does not fit the model {lineage.root!r}: "
-                f"{str(error).splitlines()[0]}"
+                f"{shortened(error)}. Give the model that it was trained on."
             ) from error
+    for name, weight in model.named_parameters():
+        if "lora_" in name and not weight.isfinite().all():
+            raise InputError(
+                f"An adapter of {str(lineage)!r} holds NaN or infinity ({name}). Its training "
+                "diverged, or the file is damaged: give one from before, such as a checkpoint."
+            )
     model.base_model.set_adapter([f"link{n}" for n in range(len(lineage.links))])
     model.requires_grad_(False)
     return model.eval()
@@ -222,7 +246,7 @@ def _why_not_loaded(root: str, error: Exception) -> str:
             file=where
         )
     if isinstance(error, ImportError):
-        return f"A package is missing: {' '.join(text.split())}"
+        return f"A package is missing: {shortened(error)}. Install it."
     if isinstance(error, SafetensorError):
         return f"The weights of {root!r} are damaged ({text}). Download or copy them again."
     if "GatedRepoError" in names or "gated repo" in text:
@@ -237,12 +261,44 @@ def _why_not_loaded(root: str, error: Exception) -> str:
             "and needs HF_TOKEN). Check model.model_args.pretrained_model_name_or_path."
         )
     offline = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError"}
-    if names & offline or "connect" in text:
+    if names & offline or "connect" in text or any("Timeout" in name for name in names):
         return (
             f"The model {root!r} is not in the local cache and the hub cannot be reached. Give a "
             "folder with model.model_args.pretrained_model_name_or_path."
         )
-    return f"The model {root!r} cannot be loaded: {text.splitlines()[0] if text else error!r}"
+    if "RevisionNotFoundError" in names or "is not a valid git identifier" in text:
+        return (
+            f"The repository {root!r} has no such revision. Give a branch, tag or commit of it as "
+            "model.model_args.revision, or leave that out."
+        )
+    if "does not recognize this architecture" in text:
+        return (
+            f"The model {root!r} is of an architecture that transformers "
+            f"{metadata.version('transformers')} does not know. Install a newer one (pip "
+            "install -U transformers), or give another model."
+        )
+    if "ignore_mismatched_sizes" in text:
+        return (
+            f"The weights of {root!r} have other shapes than its config.json says. Download or "
+            "copy the two that belong together."
+        )
+    if "for this kind of AutoModel" in text:
+        return (
+            f"The model {root!r} is no causal language model. Give "
+            "one that writes text from left to right."
+        )
+    return (
+        f"The model {root!r} cannot be loaded: {shortened(error)}. Give another one, or copy this "
+        "one again."
+    )
+
+
+def shortened(error: Exception) -> str:
+    """What a library says, on one line, without its last full stop."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) > 250:
+        text = text[:250].rpartition(". ")[0] or text[:250].rpartition(" ")[0]
+    return text.rstrip(".")
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:

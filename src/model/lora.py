@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from unlora.config import model_section
 from unlora.errors import InputError
@@ -21,11 +20,11 @@ from unlora.model.load import (
     load_args,
     load_root,
     merge_adapters,
-    read_whole,
     root_config,
     without_adapters,
 )
 from unlora.model.reference import POLICY, adapters_off, freeze_reference
+from unlora.model.skeleton import skeleton
 from unlora.model.start import STARTS, has_start, save_with_start, start_at
 from unlora.registry import unknown
 from unlora.run import whole_files
@@ -138,9 +137,8 @@ def checked_lora_config(
     targets = config.target_modules
     if targets is None or targets == "all-linear":
         return config
-    with torch.device("meta"), read_whole():
-        skeleton = AutoModelForCausalLM.from_config(architecture)
-    names = [name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)]
+    modules = skeleton(architecture).named_modules()
+    names = [name for name, module in modules if isinstance(module, nn.Linear)]
     short = {name.rpartition(".")[2] for name in names}
     if isinstance(targets, str):
         try:

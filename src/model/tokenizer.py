@@ -10,8 +10,9 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 from unlora.config import ModelSection
 from unlora.errors import InputError
 from unlora.model.lineage import Lineage, looks_local
-from unlora.model.load import HUB, NEEDS_CODE, load_args, resolve, root_config
+from unlora.model.load import HUB, NEEDS_CODE, load_args, resolve, root_config, shortened
 
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 RUN_FILES = ("lineage.json", "manifest.json", "run_config.json")
 
 
@@ -21,7 +22,21 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     path = args.pop("pretrained_model_name_or_path")
     architecture = root_config(Lineage.read(path), args)
     hub = {key: args[key] for key in HUB if key in args and key != "revision"}
-    return get_tokenizer(path, hub | _resolved(section.tokenizer_args), architecture)
+    given = _resolved(section.tokenizer_args)
+    tokenizer = get_tokenizer(path, hub | given, architecture)
+    context = None if args.get("rope_scaling") else context_length(architecture)
+    if context and not given.get("model_max_length"):
+        tokenizer.model_max_length = context  # what the files of tokenizers say is often wrong
+    return tokenizer
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """How many tokens a model reads; None where it knows no end, or is stretched beyond it."""
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None)
+    stretched = isinstance(rope, Mapping) and "factor" in rope
+    length = getattr(text, "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 and not stretched else None
 
 
 def get_tokenizer(
@@ -50,13 +65,17 @@ def get_tokenizer(
     path = model_path if _brings_tokenizer(model_path) and not os.path.isdir(named) else named
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **args)
-    except (OSError, ValueError, RecursionError) as error:
+    except Exception as error:  # files of others fail in ways of their own
         if "trust_remote_code" in str(error):
             what = f"code of its own for the tokenizer {path!r} (auto_map in its files)"
             raise InputError(NEEDS_CODE.format(root=model_path, what=what)) from error
+        what = f"No tokenizer could be loaded from {path!r}"
+        if os.path.isdir(path) and not any((Path(path) / name).is_file() for name in FILES):
+            what += f": the folder has none of {', '.join(FILES)}"
+        else:
+            what += f": {shortened(error)}"
         raise InputError(
-            f"No tokenizer could be loaded from {path!r}: {str(error).splitlines()[0]} "
-            "Set model.tokenizer_args.pretrained_model_name_or_path."
+            f"{what}. Set model.tokenizer_args.pretrained_model_name_or_path."
         ) from error
     if tokenizer.pad_token_id is None:
         # nothing is added to the vocabulary: masks come from lengths, so any token can pad

@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import json
 import os
 
@@ -14,7 +15,7 @@ from unlora.errors import GuardError, InputError
 from unlora.model import get_model
 from unlora.model.export import export
 from unlora.model.guards import Probe, start_equals_target
-from unlora.model.lineage import Lineage, Link
+from unlora.model.lineage import Lineage
 from unlora.model.lora import LoRAModelForCausalLM, save_adapter
 from unlora.model.reference import as_reference
 
@@ -291,9 +292,10 @@ def test_damaged_weights_are_one_sentence(finetuned, tmp_path, file):
     folder = tmp_path / "finetuned"
     content = json.loads((folder / "lineage.json").read_text())
     content["root"]["fingerprint"] = None
-    content["links"][-1]["sha256"] = Link.of(folder).sha256
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    content["links"][-1]["sha256"] = hashlib.sha256(weights).hexdigest()
     (folder / "lineage.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="damaged|does not fit"):
+    with pytest.raises(InputError, match="damaged"):
         LoRAModelForCausalLM.from_pretrained(str(folder), LORA)
 
 

@@ -1,0 +1,77 @@
+"""What files of weights say of themselves, read before any weights: whole or not, names, shapes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from unlora.errors import InputError
+from unlora.trust import read_mapping, refuse_pickle
+
+INDEX = "model.safetensors.index.json"
+LFS = b"version https://git-lfs"
+
+
+def shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """name -> shape of every tensor in a file; reads its header only.
+
+    Raises:
+        InputError: the file is not whole.
+    """
+    try:
+        with open(file, "rb") as stream:
+            pointer = stream.read(len(LFS)) == LFS
+        if pointer:
+            raise InputError(
+                f"{str(file)!r} is a pointer of Git LFS and not the weights. Run `git lfs pull`."
+            )
+        with safe_open(file, framework="pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"The weights {str(file)!r} are damaged ({error}). Download or copy them again."
+        ) from error
+
+
+def check_model_files(folder: Path) -> None:
+    """Raises InputError where a file of weights in a model folder is damaged or missing."""
+    index = folder / INDEX
+    if index.is_file():
+        parts = read_mapping(index).get("weight_map")
+        if not isinstance(parts, Mapping):
+            raise InputError(f"{str(index)!r} has no weight_map. Download the model again.")
+        refuse_pickle(folder)  # no part of the weights may be elsewhere
+        names = {str(part) for part in parts.values()}
+        missing = sorted(name for name in names if not (folder / name).is_file())
+        if missing:
+            raise InputError(
+                f"{str(folder)!r} lacks {', '.join(missing[:3])}: {len(missing)} of the "
+                f"{len(names)} files of weights that its index names. Download or copy them again."
+            )
+    for file in sorted(folder.glob("*.safetensors")):
+        shapes(file)
+
+
+def check_adapter(file: Path, config: Mapping[str, Any]) -> None:
+    """Raises InputError where a file is no LoRA adapter, or not the one that its config describes.
+
+    Args:
+        config: the content of ``adapter_config.json``.
+    """
+    kind, rank = config.get("peft_type"), config.get("r")
+    if kind != "LORA":
+        raise InputError(
+            f"The adapter {str(file.parent)!r} is of the peft_type {kind!r}; only LORA can be "
+            "read. Give a LoRA adapter."
+        )
+    found = shapes(file)
+    if not any("lora_" in name for name in found):
+        raise InputError(f"{str(file)!r} holds no LoRA weights. Give the adapter that was trained.")
+    ranks = {shape[0] for name, shape in found.items() if ".lora_A." in name and shape}
+    if not config.get("rank_pattern") and ranks - {rank}:
+        raise InputError(
+            f"The weights {str(file)!r} have rank {min(ranks - {rank})}, but adapter_config.json "
+            f"beside them says r={rank}. They are of two adapters; put back what belongs "
+            "together."
+        )
