@@ -211,8 +211,8 @@ class Chat:
             )
         except TemplateError as error:  # it runs in a sandbox, from which it may try to get out
             raise InputError(
-                f"The chat template of the tokenizer {self.tokenizer.name_or_path!r} cannot be used "
-                f"({str(error).rstrip('.')}). {OTHER_TEMPLATE}"
+                f"The chat template of the tokenizer {self.tokenizer.name_or_path!r} cannot be "
+                f"used ({str(error).rstrip('.')}). {OTHER_TEMPLATE}"
             ) from error
 
 
