@@ -10,6 +10,9 @@ from unlora import mistakes
 from unlora.commandline import normalised, quoted
 from unlora.errors import InputError
 
+LOGS = ("hydra.job_logging", "hydra.hydra_logging")
+INSTANTIATED = ("hydra.callbacks", "hydra.launcher", "hydra.sweeper")
+SECTION = re.compile(r"\s*\$\{(?!hydra\.(job\.name|(run|sweep)\.dir|runtime\.\w+)\}).*\}\s*")
 # what a config may have called
 KNOWN_CALLABLES = re.compile(
     r"hydra\._internal\.core_plugins\.[\w.]+|hydra_plugins\.[\w.]+|colorlog\.ColoredFormatter"
@@ -120,14 +123,21 @@ def only_known_callables(sweeps: list[str], say: Callable[[Exception], None]) ->
 
 
 def _called(content: Any, above: str = "") -> Iterator[tuple[str, str]]:
-    """Every key below which stands the name of something to call or import, and that name."""
+    """Every key below which stands the name of something to call or import, and that name.
+
+    Where Hydra looks for such names, a value that stands for another part of the config is one,
+    too: it may be a whole section.
+    """
     pairs: Any = content.items() if isinstance(content, dict) else ()
     pairs = enumerate(content) if isinstance(content, list) else pairs
     for key, value in pairs:
+        place = f"{above}{key}"
         if isinstance(value, str):
-            logs = above.startswith(("hydra.job_logging.", "hydra.hydra_logging."))
+            logs = place.startswith(LOGS)
             if key == "_target_" or (logs and key in ("()", "class")):
-                yield f"{above}{key}", value
+                yield place, value
             elif logs and value.startswith(("ext://", "cfg://")):
-                yield f"{above}{key}", value
-        yield from _called(value, f"{above}{key}.")
+                yield place, value
+            elif place.startswith((*LOGS, *INSTANTIATED)) and SECTION.fullmatch(value):
+                yield place, value
+        yield from _called(value, f"{place}.")
