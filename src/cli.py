@@ -9,11 +9,10 @@ must not wait for torch.
 import gc
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -39,12 +38,6 @@ from unlora.shown import guard_logs, safe, without_setting
 from unlora.usage import COMMANDS, overview, usage
 
 HELP = {"-h", "--help"}
-# what a config may have called
-KNOWN_CALLABLES = re.compile(
-    r"hydra\._internal\.core_plugins\.[\w.]+|hydra_plugins\.[\w.]+|colorlog\.ColoredFormatter"
-    r"|logging\.(StreamHandler|FileHandler|NullHandler|Formatter|handlers\.RotatingFileHandler)"
-    r"|ext://sys\.std(out|err)"
-)
 # of a command, where it is not called like it; unlora.export is the function of the API
 MODULES = {"report": "unlora.report.command", "export": "unlora.exporting"}
 
@@ -120,6 +113,7 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from unlora.compose import only_known_callables
     from unlora.config import resolution_mistake, without_environment
 
     started = False
@@ -151,7 +145,7 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are
     gc.disable()  # a config is many small things that stay: looking through them takes a fifth
     try:
-        with _composed_once(args), _only_known_callables(sweeps), without_environment():
+        with _composed_once(args), only_known_callables(sweeps, _say), without_environment():
             hydra.main(config_path="pkg://unlora.configs", config_name=default, version_base=None)(
                 task
             )()
@@ -190,58 +184,6 @@ def _composed_once(args: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         Hydra.get_mode = looks  # type: ignore[method-assign]
-
-
-@contextmanager
-def _only_known_callables(sweeps: list[str]) -> Iterator[None]:
-    """Hydra calls what a config names: callbacks, launchers, sweepers, handlers of logs.
-
-    None but those of Hydra, its plug-ins and logging are called.
-
-    Args:
-        sweeps: told the folder of every multirun.
-    """
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    load = ConfigLoaderImpl.load_configuration
-
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        found = load(*args, **kwargs)
-        content = OmegaConf.to_container(found, resolve=False)
-        for key, name in _called(content):
-            if not KNOWN_CALLABLES.fullmatch(name):
-                mistake = InputError(
-                    f"The config would have {name!r} called ({key}). Only Hydra's own launchers, "
-                    "sweepers and log handlers may be named. Leave it out."
-                )
-                _say(mistake)
-                raise mistake
-        with suppress(OmegaConfBaseException):
-            if str(found.hydra.mode or "").endswith("MULTIRUN"):
-                sweeps.append(str(found.hydra.sweep.dir))
-        return found
-
-    ConfigLoaderImpl.load_configuration = checked  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        ConfigLoaderImpl.load_configuration = load  # type: ignore[method-assign]
-
-
-def _called(content: Any, above: str = "") -> Iterator[tuple[str, str]]:
-    """Every key below which stands the name of something to call or import, and that name."""
-    pairs: Any = content.items() if isinstance(content, dict) else ()
-    pairs = enumerate(content) if isinstance(content, list) else pairs
-    for key, value in pairs:
-        if isinstance(value, str):
-            logs = above.startswith(("hydra.job_logging.", "hydra.hydra_logging."))
-            if key == "_target_" or (logs and key in ("()", "class")):
-                yield f"{above}{key}", value
-            elif logs and value.startswith(("ext://", "cfg://")):
-                yield f"{above}{key}", value
-        yield from _called(value, f"{above}{key}.")
 
 
 def _hide_secrets_in(file: Path) -> None:

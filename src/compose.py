@@ -1,12 +1,24 @@
 """A config as the command line would compose it, for whoever starts a run from Python."""
 
 import functools
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from unlora import mistakes
 from unlora.commandline import normalised, quoted
 from unlora.errors import InputError
+
+LOGS = ("hydra.job_logging", "hydra.hydra_logging")
+INSTANTIATED = ("hydra.callbacks", "hydra.launcher", "hydra.sweeper")
+SECTION = re.compile(r"\s*\$\{(?!hydra\.(job\.name|(run|sweep)\.dir|runtime\.\w+)\}).*\}\s*")
+# what a config may have called
+KNOWN_CALLABLES = re.compile(
+    r"hydra\._internal\.core_plugins\.[\w.]+|hydra_plugins\.[\w.]+|colorlog\.ColoredFormatter"
+    r"|logging\.(StreamHandler|FileHandler|NullHandler|Formatter|handlers\.RotatingFileHandler)"
+    r"|ext://sys\.std(out|err)"
+)
 
 
 def composed(name: str, words: Sequence[str]) -> Any:
@@ -69,3 +81,63 @@ def _composed(name: str, args: tuple[str, ...], folders: tuple[str, ...]) -> Any
     finally:
         if state is not None:
             GlobalHydra.set_state(state)
+
+
+@contextmanager
+def only_known_callables(sweeps: list[str], say: Callable[[Exception], None]) -> Iterator[None]:
+    """Hydra calls what a config names: callbacks, launchers, sweepers, handlers of logs.
+
+    None but those of Hydra, its plug-ins and logging are called.
+
+    Args:
+        sweeps: told the folder of every multirun.
+        say: told what is wrong, as Hydra may not hand it on.
+    """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    load = ConfigLoaderImpl.load_configuration
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        found = load(*args, **kwargs)
+        content = OmegaConf.to_container(found, resolve=False)
+        for key, name in _called(content):
+            if not KNOWN_CALLABLES.fullmatch(name):
+                mistake = InputError(
+                    f"The config would have {name!r} called ({key}). Only Hydra's own launchers, "
+                    "sweepers and log handlers may be named. Leave it out."
+                )
+                say(mistake)
+                raise mistake
+        with suppress(OmegaConfBaseException):
+            if str(found.hydra.mode or "").endswith("MULTIRUN"):
+                sweeps.append(str(found.hydra.sweep.dir))
+        return found
+
+    ConfigLoaderImpl.load_configuration = checked  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ConfigLoaderImpl.load_configuration = load  # type: ignore[method-assign]
+
+
+def _called(content: Any, above: str = "") -> Iterator[tuple[str, str]]:
+    """Every key below which stands the name of something to call or import, and that name.
+
+    Where Hydra looks for such names, a value that stands for another part of the config is one,
+    too: it may be a whole section.
+    """
+    pairs: Any = content.items() if isinstance(content, dict) else ()
+    pairs = enumerate(content) if isinstance(content, list) else pairs
+    for key, value in pairs:
+        place = f"{above}{key}"
+        if isinstance(value, str):
+            logs = place.startswith(LOGS)
+            if key == "_target_" or (logs and key in ("()", "class")):
+                yield place, value
+            elif logs and value.startswith(("ext://", "cfg://")):
+                yield place, value
+            elif place.startswith((*LOGS, *INSTANTIATED)) and SECTION.fullmatch(value):
+                yield place, value
+        yield from _called(value, f"{place}.")

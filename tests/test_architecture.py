@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "commandline": {"errors"},
     "mistakes": BASICS | {"commandline", "config"},
     "usage": {"commandline"},
-    "cli": {"commandline", "config", "errors", "mistakes", "run", "shown", "usage"},
+    "cli": {"commandline", "compose", "config", "errors", "mistakes", "run", "shown", "usage"},
     "compose": {"commandline", "config", "errors", "mistakes"},
     "__main__": {"cli"},
     "completion": {"commandline", "errors", "usage"},

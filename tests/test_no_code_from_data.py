@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from unlora import cli, mistakes
+from unlora import cli, compose
 from unlora.compose import composed
 from unlora.config import plain, read, section_as_written
 from unlora.errors import InputError
@@ -150,24 +150,40 @@ def refused(write, capsys, **content):
 TOUCH = {"_target_": "pathlib.Path.touch", "_args_": ["bait"]}
 
 
+CALLED = [
+    {"callbacks": {"mine": TOUCH}},
+    {"job_logging": {"handlers": {"mine": {"()": "pathlib.Path", "x": "bait"}}}},
+    {"hydra_logging": {"handlers": {"mine": {"class": "os.system", "x": "touch bait"}}}},
+]
+
+
 @pytest.mark.parametrize(
     "hydra",
     [
-        {"callbacks": {"mine": TOUCH}},
+        *CALLED,
         {"callbacks": {"mine": {"_target_": "os.system", "_args_": ["touch bait"]}}},
         {"launcher": {"_target_": "pathlib.Path.touch"}},
         {"sweeper": {"_target_": "pathlib.Path.touch"}},
-        {"job_logging": {"handlers": {"mine": {"()": "pathlib.Path", "x": "bait"}}}},
         {"job_logging": {"handlers": {"mine": {"class": "logging.handlers.SMTPHandler"}}}},
-        {"hydra_logging": {"handlers": {"mine": {"class": "os.system", "x": "touch bait"}}}},
         {"job_logging": {"handlers": {"console": {"stream": "ext://antigravity.x"}}}},
     ],
     ids=lambda hydra: f"{next(iter(hydra))}",
 )
 def test_a_config_has_nothing_called(own_configs, capsys, hydra, tmp_path):
-    said = refused(own_configs, capsys, hydra=hydra)
-    assert "Only Hydra's own launchers" in said
-    assert not (tmp_path / "bait").exists() and "antigravity" not in sys.modules
+    found = list(compose._called({"hydra": hydra}))
+    assert found and not all(compose.KNOWN_CALLABLES.fullmatch(name) for _, name in found)
+    if hydra in CALLED:
+        said = refused(own_configs, capsys, hydra=hydra)
+        assert "Only Hydra's own launchers" in said
+        assert not (tmp_path / "bait").exists() and "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize("where", ["job_logging", "callbacks", "launcher"])
+def test_a_section_that_stands_elsewhere_is_seen(own_configs, capsys, where, tmp_path):
+    evil = {"handlers": {"mine": {"()": "pathlib.Path", "x": "bait"}}, "mine": TOUCH}
+    said = refused(own_configs, capsys, evil=evil | TOUCH, hydra={where: "${evil}"})
+    assert "called" in said or "full_key" in said
+    assert not (tmp_path / "bait").exists()
 
 
 def test_a_plain_config_from_elsewhere_is_used(own_configs):
@@ -210,7 +226,7 @@ def test_words_of_a_command_line_never_reach_a_shell(capsys, tmp_path, monkeypat
     for word in ("$(touch bait)", "`touch bait`", "; touch bait", "| touch bait"):
         with pytest.raises(SystemExit):
             cli.main(["unlearn", LORA, "task_name=x", f"trainer={word}"])
-    assert not list(tmp_path.glob("bait*")) and mistakes
+    assert not list(tmp_path.glob("bait*"))
 
 
 # --- tasks of lm-eval and data sets ---------------------------------------------------------------
