@@ -56,9 +56,11 @@ def main(*words):
 def test_no_secret_is_in_anything_that_a_train_an_evaluation_and_a_report_leave(planted, capfd):
     llama(max_position_embeddings=512).save_pretrained("root")
     tokenizer().save_pretrained("root")
-    rows = [{"question": f"Who is {n}?", "answer": f"Number {n} it is."} for n in range(6)]
-    with open("rows.jsonl", "w") as stream:
-        stream.write("\n".join(map(json.dumps, rows)))
+    for name, start in (("rows.jsonl", 0), ("others.jsonl", 9)):
+        rows = [
+            {"question": f"Who is {n}?", "answer": f"It is {n}."} for n in range(start, start + 6)
+        ]
+        (planted / name).write_text("\n".join(map(json.dumps, rows)))
     secrets = [
         f"model.model_args.token={TYPED}", f"model.tokenizer_args.token={TYPED}",
         f"trainer.args.hub_token={TYPED}",
@@ -67,7 +69,7 @@ def test_no_secret_is_in_anything_that_a_train_an_evaluation_and_a_report_leave(
     ]  # fmt: skip
     training = (
         "unlearn", "experiment=unlearn/own/lora", "model=root", "data.forget=rows.jsonl",
-        "data.retain=rows.jsonl", "trainer=NPO", "trainer.args.max_steps=2",
+        "data.retain=others.jsonl", "trainer=NPO", "trainer.args.max_steps=2",
         "trainer.args.save_strategy=steps", "trainer.args.save_steps=1", "model.lora_config.r=2",
         "model.model_args.torch_dtype=float32", "eval.own.max_new_tokens=2",
         "trainer.args.report_to=tensorboard",
