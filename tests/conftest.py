@@ -1,6 +1,7 @@
 """Tests run offline; what they need they make."""
 
 import gc
+import importlib.util
 import logging
 import os
 from pathlib import Path
@@ -40,6 +41,15 @@ def own_logging():
         if type(handler) is logging.StreamHandler:
             root.removeHandler(handler)
     root.setLevel(level)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def streams_stay_open():
+    """absl, which rouge_score imports, closes a stream of pytest's when Hydra sets up logging."""
+    if importlib.util.find_spec("absl"):
+        from absl.logging import PythonHandler
+
+        PythonHandler.close = logging.StreamHandler.close
 
 
 @pytest.fixture(scope="session", autouse=True)
