@@ -171,7 +171,7 @@ def test_what_is_learnt_must_be_told_from_what_was_there(tmp_path, monkeypatch):
 
 
 def test_shares_need_rows(tmp_path):
-    with pytest.raises(InputError, match="num_rows of PerTA is 0; it must be 1 or more."):
+    with pytest.raises(InputError, match="num_rows of objective PerTA is 0; it must be 1 or more."):
         TaskVector(lora_model(), TERMS["PerTA"].configure(num_rows=0))
 
 
