@@ -38,8 +38,6 @@ class TaskVector:
         self.model, self.term = model, term
         self.scale = float(str(term.hyper["scale"]))
         self.num_rows = int(str(term.hyper.get("num_rows", 1)))
-        if self.num_rows < 1:
-            raise InputError(f"num_rows of {term.name} is {self.num_rows}; it must be 1 or more.")
         self.before: Mapping[str, Tensor] = {}
         if not isinstance(model, PeftModel):
             self.before = {n: p.detach().clone() for n, p in model.named_parameters()}
