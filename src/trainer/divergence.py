@@ -157,7 +157,8 @@ class Divergence(TrainerCallback):
     def _elsewhere(self) -> bool:
         assert self._trainer is not None
         mine = torch.tensor(float(self.now), device=self._trainer.args.device)
-        return not self.now and bool(self._trainer.accelerator.reduce(mine, "sum"))
+        found = bool(self._trainer.accelerator.reduce(mine, "sum"))  # all of them must ask
+        return found and not self.now
 
     def _where(self, batches: Sequence[Mapping[str, Mapping]]) -> str:
         """`` at step 3 (NPO), on the rows 4, 11 of forget and 2, 7 of retain``."""
