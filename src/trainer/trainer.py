@@ -364,7 +364,8 @@ class UnlearningTrainer(Trainer):
     def _recall(self, folder: Path) -> None:
         if not (folder / STATE).is_file():
             return
-        self.recall(load_file(folder / STATE))
+        self.recall(found := load_file(folder / STATE))
+        self.divergence.recall(found)
 
     def recall(self, remembered: Mapping[str, Tensor]) -> None:
         """Put back what :meth:`remembered` gave."""
@@ -469,7 +470,7 @@ class UnlearningTrainer(Trainer):
         if isinstance(model, PeftModel) and not self.args.should_save:
             return
         with whole_files(folder) as new:
-            if state := self.remembered():
+            if state := self.remembered() | self.divergence.remembered():
                 save_file(state, new / STATE)
             if isinstance(model, PeftModel):
                 self.processing_class.save_pretrained(str(new))
