@@ -126,7 +126,11 @@ def alone(folder: str | Path, kind: str = "") -> Iterator[None]:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         inside = not os.access(place.parent, os.W_OK)  # then nothing can be set aside, either
-        lock = FileLock((place if inside else place.parent) / name, is_singleton=True)
+        lock = FileLock(
+            (place if inside else place.parent) / name,
+            is_singleton=True,
+            fallback_to_soft=False,  # a file that would stay when its process is killed
+        )
         lock.acquire(timeout=0)
     except Timeout as error:
         raise InputError(

@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +27,9 @@ class Events:
     Attributes:
         kind: ``forward``, ``step`` or ``file``.
         number: which one of them, from 1; 0 is none: moments are only counted.
-        do: ``kill``, ``term``, ``raise``, ``full``, or ``cut``: from then on no file can grow
-            beyond ``size`` bytes, and the process dies in the middle of the one that would.
+        do: ``kill``, ``term``, ``term all`` (with the children), ``raise``, ``full``, or ``cut``:
+            from then on no file can grow beyond ``size`` bytes, and the process dies in the middle
+            of the one that would.
         under: files below this folder count.
         save: where the list of moments goes at the end: kind and, for files, name.
     """
@@ -55,6 +57,9 @@ class Events:
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.do == "term":
             os.kill(os.getpid(), signal.SIGTERM)
+        elif self.do == "term all":
+            # from outside: a worker takes it for its end where it comes from its parent
+            subprocess.run(["kill", "-TERM", "--", f"-{os.getpid()}"], start_new_session=True)
         elif self.do == "raise":
             raise RuntimeError("planted")
         elif self.do == "full":
@@ -88,6 +93,8 @@ def install(fault: dict[str, Any] | None) -> Events:
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     events = Events(**(fault or {}))
+    if events.do == "term all":
+        os.setpgid(0, 0)  # a group of its own
     if fault:
         register_module_forward_pre_hook(lambda *_: events.met("forward") or None)
         register_optimizer_step_pre_hook(lambda *_: events.met("step"))

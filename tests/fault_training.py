@@ -2,7 +2,8 @@
 
 ``CASES`` is JSON, name -> settings: ``method`` of ``small_trainer``, ``rows`` of the forget part,
 ``deepspeed`` or other TrainingArguments. Each leaves its adapter in ``FOLDER/name``, and for every
-process the rows of each step, in ``rows-<rank>.json``. In a test it is a function.
+process the rows of each step, in ``rows-<rank>.json``, and the steps that it left out. In a test it
+is a function.
 """
 
 import json
@@ -11,24 +12,31 @@ import sys
 from pathlib import Path
 
 SEEN = "rows-{}.json"
+LEFT_OUT = "left-out-{}.json"
 
 
-def train(folder: Path, method="NPO", rows=11, double=False, **args):
-    """Train in this process, alone or with others; returns the trainer."""
+def train(folder: Path, method="NPO", rows=11, double=False, infinite=0, **args):
+    """Train in this process, alone or with others; returns the trainer.
+
+    At the step ``infinite`` the first process has losses that are, and every process skips it.
+    """
     import tiny
     from small_trainer import LENGTHS, small_trainer
 
     from unlora.data.pairs import Parts
+    from unlora.trainer import Divergence
 
     lengths = {"forget": LENGTHS["forget"][:rows], "retain": LENGTHS["retain"][: rows + 3]}
     if method == "DPO":
         lengths["alternate"] = LENGTHS["retain"][:rows]
     data = {part: tiny.rows(ns, seed=i) for i, (part, ns) in enumerate(lengths.items())}
     args = {"max_steps": 5, "learning_rate": 1e-3, **args}
-    trainer = small_trainer(folder, method, parts=Parts(data, "forget"), **args)
+    divergence = Divergence("skip" if infinite else "stop")
+    parts = Parts(data, "forget")
+    trainer = small_trainer(folder, method, parts=parts, divergence=divergence, **args)
     if double:
         trainer.model.double()
-    samples, seen = trainer.get_batch_samples, []
+    samples, losses, seen = trainer.get_batch_samples, trainer.losses, []
 
     def noted(*args):
         batches, totals = samples(*args)
@@ -40,11 +48,19 @@ def train(folder: Path, method="NPO", rows=11, double=False, **args):
         )
         return batches, totals
 
-    trainer.get_batch_samples = noted
+    def spoilt(*args, **kwargs):
+        found = losses(*args, **kwargs)
+        here = trainer.args.process_index == 0 and trainer.state.global_step + 1 == infinite
+        # the gradient stays finite
+        return {name: loss + float("inf") for name, loss in found.items()} if here else found
+
+    trainer.get_batch_samples, trainer.losses = noted, spoilt
     trainer.train()
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()
-    (folder / SEEN.format(trainer.args.process_index)).write_text(json.dumps(seen))
+    rank = trainer.args.process_index
+    (folder / SEEN.format(rank)).write_text(json.dumps(seen))
+    (folder / LEFT_OUT.format(rank)).write_text(json.dumps(divergence.left_out))
     return trainer
 
 

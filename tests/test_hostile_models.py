@@ -236,6 +236,9 @@ def test_the_best_checkpoint_is_one_of_the_same_run(tmp_path):
         edit(folder / "trainer_state.json", best_model_checkpoint=best)
         with pytest.raises(InputError, match="which is not beside it"):
             resume(folder)
+    (folder.parent / "checkpoint-9").mkdir()
+    edit(folder.parent / "checkpoint-9" / "trainer_state.json", global_step=9)  # of a copied run
+    assert resume(folder) == str(folder)
 
 
 # --- code beside a model -------------------------------------------------------------------------

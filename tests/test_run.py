@@ -1,10 +1,13 @@
+import errno
+import fcntl
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from unlora.errors import InputError
-from unlora.run import Run, write_json
+from unlora.run import Run, alone, write_json
 
 
 def test_an_earlier_run_is_kept_when_its_name_is_used_again(tmp_path):
@@ -17,6 +20,19 @@ def test_an_earlier_run_is_kept_when_its_name_is_used_again(tmp_path):
             run.finish()
     found = {f.name: (f / "adapter").read_text() for f in tmp_path.iterdir()}
     assert found == {"mine": "2", "mine.previous-1": "0", "mine.previous-2": "1"}
+
+
+def test_on_a_disk_without_locks_a_run_is_warned_and_never_waits(tmp_path, monkeypatch, caplog):
+    def flock(*args):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with alone(tmp_path / "mine"), alone(tmp_path / "mine"):
+        pass
+    assert caplog.text.count("mine is not locked against other processes: ") == 2
+    monkeypatch.undo()
+    with alone(tmp_path / "mine"):  # the file that is left holds nobody up
+        pass
 
 
 def test_a_run_that_never_begins_leaves_the_earlier_one_alone(tmp_path):

@@ -17,7 +17,11 @@ from unlora.registry import unknown
 from unlora.trainer.trackers import check_installed
 
 # configs of Open-Unlearning set these; the installed transformers may no longer know them
-IGNORED = ("logging_dir", "overwrite_output_dir", "save_safetensors", "do_train", "do_eval")
+IGNORED = (
+    "logging_dir", "overwrite_output_dir", "save_safetensors", "do_train", "do_eval",
+    # rows are encoded before; a worker would end with a SIGTERM to all, ahead of the checkpoint
+    "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_prefetch_factor",
+)  # fmt: skip
 OURS = ("warmup_epochs", "warmup_ratio")
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 TRUE_TOO = ("resume_from_checkpoint", "fsdp")  # true is allowed, though they are declared as text

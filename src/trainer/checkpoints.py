@@ -42,12 +42,11 @@ def checkpoint_to_resume(args: TrainingArguments, lineage: Lineage) -> str | Non
         )
     refuse_pickle(Path(folder))
     best = read_mapping(Path(folder) / "trainer_state.json").get("best_model_checkpoint")
-    if best and os.path.exists(best):  # of a run that was moved it does not
-        if os.path.realpath(os.path.dirname(best)) != os.path.realpath(Path(folder).parent):
-            raise InputError(
-                f"The checkpoint {folder!r} names {best!r} as the best one, which is not beside "
-                "it. Resume from another checkpoint, or train again."
-            )
+    if best and os.path.exists(best) and best_beside(folder, best) is None:  # if moved, it does not
+        raise InputError(
+            f"The checkpoint {folder!r} names {best!r} as the best one, which is not beside it. "
+            "Resume from another checkpoint, or train again."
+        )
     if (Path(folder) / FILE).is_file():
         stands_on = Lineage.parse(Path(folder))
         before = [link.sha256 for link in stands_on.links[:-1]]
@@ -60,6 +59,20 @@ def checkpoint_to_resume(args: TrainingArguments, lineage: Lineage) -> str | Non
                 "Give the model that the interrupted run started from."
             )
     return folder
+
+
+def best_beside(folder: str, best: str) -> str | None:
+    """The best checkpoint in the run of another one; in a copied run its name is that of the copy.
+
+    Args:
+        folder: the checkpoint that the run goes on from.
+        best: as it was recorded.
+    """
+    run = Path(folder).parent
+    if os.path.realpath(os.path.dirname(best)) == os.path.realpath(run):
+        return best
+    beside = run / os.path.basename(best)
+    return str(beside) if (beside / "trainer_state.json").is_file() else None
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:

@@ -41,7 +41,8 @@ class Divergence(TrainerCallback):
     Args:
         policy: ``stop`` ends the run in words. ``skip`` leaves the step out: weights, optimiser
             and what the objective remembers stay as they were. ``rollback`` puts them back to a
-            copy of up to ten steps ago. Both go on with the next rows; the schedule is not moved.
+            copy of up to ten steps ago, but never beyond a checkpoint: so a run that goes on from
+            there does the same. Both go on with the next rows; the schedule is not moved.
 
     Attributes:
         left_out: the steps without an update, from 1.
@@ -82,6 +83,18 @@ class Divergence(TrainerCallback):
         found = {"on_divergence": self.policy, "left_out": self.left_out} if self.left_out else {}
         return found | ({"rolled_back": self.rollbacks} if self.rollbacks else {})
 
+    def remembered(self) -> dict[str, Tensor]:
+        """What a run that goes on from a checkpoint has to know."""
+        found = {"divergence.left_out": self.left_out, "divergence.rollbacks": self.rollbacks}
+        return {name: torch.tensor(steps) for name, steps in found.items() if steps}
+
+    def recall(self, remembered: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`remembered` gave."""
+        none = torch.tensor([], dtype=torch.long)
+        self.left_out = remembered.get("divergence.left_out", none).tolist()
+        steps = remembered.get("divergence.rollbacks", none).tolist()
+        self.rollbacks = [(at, before) for at, before in steps]
+
     def saw(
         self, what: str, value: float, batches: Sequence[Mapping[str, Mapping]], *, alike: bool
     ) -> None:
@@ -106,7 +119,8 @@ class Divergence(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.policy == "rollback" and state.global_step % EVERY == 0:
+        due = self._newest is None or state.global_step % EVERY == 0
+        if self.policy == "rollback" and due:
             assert self._trainer is not None
             self._newest = (state.global_step + 1, Copy.of(self._trainer))
 
@@ -142,6 +156,7 @@ class Divergence(TrainerCallback):
                 self._stop(f" The run has gone back {MOST_ROLLBACKS} times already.")
             before, copy = self._good
             copy.restore(trainer)
+            self._newest = self._good  # the later one may be what led here
             self.rollbacks.append((step, before))
             logger.warning("%s; going back to the state before step %d", said, before)
         else:
@@ -154,10 +169,16 @@ class Divergence(TrainerCallback):
     ) -> None:
         self._found = []
 
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._good = self._newest = None  # as where the run goes on from this checkpoint
+
     def _elsewhere(self) -> bool:
         assert self._trainer is not None
         mine = torch.tensor(float(self.now), device=self._trainer.args.device)
-        return not self.now and bool(self._trainer.accelerator.reduce(mine, "sum"))
+        found = bool(self._trainer.accelerator.reduce(mine, "sum"))  # all of them must ask
+        return found and not self.now
 
     def _where(self, batches: Sequence[Mapping[str, Mapping]]) -> str:
         """`` at step 3 (NPO), on the rows 4, 11 of forget and 2, 7 of retain``."""

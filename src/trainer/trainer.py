@@ -43,6 +43,7 @@ from unlora.outputs import (
 )
 from unlora.run import sync_files, whole_files
 from unlora.trainer import constraint as constraints
+from unlora.trainer.checkpoints import best_beside
 from unlora.trainer.compose import ComposedStep
 from unlora.trainer.divergence import Divergence, StepDiverged
 from unlora.trainer.known import known_logps
@@ -363,7 +364,8 @@ class UnlearningTrainer(Trainer):
     def _recall(self, folder: Path) -> None:
         if not (folder / STATE).is_file():
             return
-        self.recall(load_file(folder / STATE))
+        self.recall(found := load_file(folder / STATE))
+        self.divergence.recall(found)
 
     def recall(self, remembered: Mapping[str, Tensor]) -> None:
         """Put back what :meth:`remembered` gave."""
@@ -392,18 +394,28 @@ class UnlearningTrainer(Trainer):
         with _pickles_of_numbers(checkpoint):
             super()._load_rng_state(checkpoint)
 
+    def _load_callback_state(self) -> None:
+        """Trainer's, which has just read the state; a copied run has the best one of the copy."""
+        if self.state.best_model_checkpoint and isinstance(self._resumed, str):
+            best = best_beside(self._resumed, self.state.best_model_checkpoint)
+            self.state.best_model_checkpoint = best
+        super()._load_callback_state()
+
     def _load_best_model(self) -> None:
         if isinstance(self.model, PeftModel) and has_start(self.model):
             load_with_start(self.model, Path(str(self.state.best_model_checkpoint)))
         else:
             super()._load_best_model()
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Train; numbers that the reference gives once and for all are found first."""
         # a model that is trained in full is its own reference before the first step only
         self.known = self.known or known_logps(self)
+        self._resumed = resume_from_checkpoint
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         except AlreadyTrained:  # Trainer would make one more step
             if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
                 self._load_best_model()
@@ -458,7 +470,7 @@ class UnlearningTrainer(Trainer):
         if isinstance(model, PeftModel) and not self.args.should_save:
             return
         with whole_files(folder) as new:
-            if state := self.remembered():
+            if state := self.remembered() | self.divergence.remembered():
                 save_file(state, new / STATE)
             if isinstance(model, PeftModel):
                 self.processing_class.save_pretrained(str(new))

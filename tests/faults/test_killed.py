@@ -113,6 +113,19 @@ def test_preempted_while_training(zygote, uninterrupted, tmp_path, method):
     assert differences(whole, result(folder)) == [], fault
 
 
+def test_preempted_with_its_whole_group(zygote, uninterrupted, tmp_path):
+    """As Slurm and a terminal do it, where the data were asked for by workers."""
+    whole, moments = uninterrupted("RMU")
+    folder = prepared(tmp_path / "preempted")
+    workers = command("RMU", "trainer.args.dataloader_num_workers=1")
+    fault = moment(moments, "early", draws("group")) | {"do": "term all"}
+    assert zygote.run(folder, workers, fault) == 143, said(folder)[-2000:]
+    assert "Stopped by SIGTERM. The checkpoint" in said(folder)
+    assert "Traceback" not in said(folder)
+    assert zygote.run(folder, workers) == 0, said(folder)[-2000:]
+    assert differences(whole, result(folder)) == [], fault
+
+
 def test_preempted_without_any_checkpoints_asked_for(zygote, uninterrupted, tmp_path):
     """The one that SIGTERM has it write is enough."""
     whole, moments = uninterrupted("RMU")

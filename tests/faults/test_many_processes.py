@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fault_training import SEEN, train
+from fault_training import LEFT_OUT, SEEN, train
 from faults_runs import environment
 from safetensors.torch import load_file
 
@@ -39,7 +39,7 @@ FLOAT64 = {
 DDP = {**FLOAT32, **FLOAT64, "no last batch": {"dataloader_drop_last": True, "double": True}}
 
 
-def by_two(folder, cases, *launches):
+def by_two(folder, cases, *launches, seconds=500):
     """Train all cases with two processes, of 2 rows each, in two micro-batches.
 
     Args:
@@ -57,7 +57,12 @@ def by_two(folder, cases, *launches):
         )
         for arguments in launches
     ]  # fmt: skip
-    said = [process.communicate(timeout=500)[0] for process in started]
+    try:
+        said = [process.communicate(timeout=seconds)[0] for process in started]
+    except subprocess.TimeoutExpired:
+        for process in started:
+            process.terminate()  # with what it has launched
+        raise
     assert [process.returncode for process in started] == [0] * len(started), said[0][-2000:]
 
 
@@ -127,3 +132,13 @@ def test_two_nodes_are_one_process(tmp_path):
     ranks = [with_file("two_nodes", "--machine_rank", rank) for rank in "01"]
     by_two(tmp_path / "two", {"NPO": case}, *ranks)
     check(case, tmp_path / "one", tmp_path / "two" / "NPO")
+
+
+@pytest.mark.parametrize("method", ["NPO", "PDU"])
+def test_a_loss_that_one_process_sees_is_left_out_by_both(tmp_path, method):
+    case = {"method": method, "infinite": 2}
+    by_two(tmp_path, {"skip": case}, with_file("ddp"), seconds=120)
+    for rank in (0, 1):
+        assert json.loads((tmp_path / "skip" / LEFT_OUT.format(rank)).read_text()) == [2]
+    weights = load_file(tmp_path / "skip" / ADAPTER)
+    assert all(weight.isfinite().all() for weight in weights.values())

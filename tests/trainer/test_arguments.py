@@ -66,6 +66,11 @@ def test_keys_of_older_versions_are_accepted(tmp_path):
     build(tmp_path, logging_dir="x", overwrite_output_dir=True, do_train=True)
 
 
+def test_no_worker_loads_what_is_encoded_already(tmp_path):
+    workers = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
+    assert build(tmp_path, **workers, dataloader_prefetch_factor=4).dataloader_num_workers == 0
+
+
 @pytest.mark.parametrize(
     "batch, accumulate, rows, epochs, expected",
     [

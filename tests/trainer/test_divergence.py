@@ -143,6 +143,30 @@ def test_a_rollback_goes_back_to_the_copy_and_on_with_the_next_rows(tmp_path, me
     assert rates == sorted(rates, reverse=True), "the schedule goes on"
 
 
+def test_a_copy_that_led_to_a_rollback_is_not_gone_back_to(tmp_path):
+    divergence = Divergence("rollback")
+    trainer = small_trainer(tmp_path, divergence=divergence, max_steps=14)
+    planted(trainer, 11, 13).train()  # the copy of step 11 has not had one good step
+    assert divergence.rollbacks == [(11, 1), (13, 1)]
+
+
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_a_resumed_run_leaves_out_and_goes_back_as_the_whole_one(tmp_path, policy):
+    ended = []
+    for resume in (None, str(tmp_path / "checkpoint-7")):
+        divergence = Divergence(policy)
+        trainer = small_trainer(
+            tmp_path, divergence=divergence, max_steps=12, save_strategy="steps", save_steps=7
+        )
+        planted(trainer, 4, 8, 10).train(resume_from_checkpoint=resume)
+        ended.append((divergence.facts, trained(trainer)))
+    (facts, weights), (again, resumed) = ended
+    assert facts == again and facts["left_out"] == [4, 8, 10]
+    # the step after the checkpoint has no copy that is known to be good
+    assert facts.get("rolled_back") == ([(4, 1), (10, 8)] if policy == "rollback" else None)
+    assert same(weights, resumed)
+
+
 def test_a_run_goes_back_three_times_at_most(tmp_path):
     trainer = small_trainer(tmp_path, divergence=Divergence("rollback"), max_steps=12)
     with pytest.raises(GuardError, match="at step 9 .*gone back 3 times already"):

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 from types import MethodType
 
@@ -238,9 +239,9 @@ class Improving:
         return {"mine": next(self.values)}
 
 
-def test_the_best_checkpoint_is_chosen_by_a_metric_of_the_panel(tmp_path):
-    trainer = trainer_for(
-        tmp_path,
+def improving(folder):
+    return trainer_for(
+        folder,
         UnlearningLoss.build("GradAscent"),
         panels=[Improving([0.5, 0.2, 0.9])],
         eval_strategy="steps",
@@ -251,6 +252,18 @@ def test_the_best_checkpoint_is_chosen_by_a_metric_of_the_panel(tmp_path):
         metric_for_best_model="eval_mine",
         greater_is_better=False,
     )
+
+
+def test_a_copied_run_has_its_own_best_checkpoint(tmp_path):
+    improving(tmp_path / "one").train()
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    trainer = improving(tmp_path / "copy")
+    trainer.train(resume_from_checkpoint=str(tmp_path / "copy" / "checkpoint-3"))
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "copy" / "checkpoint-2")
+
+
+def test_the_best_checkpoint_is_chosen_by_a_metric_of_the_panel(tmp_path):
+    trainer = improving(tmp_path)
     trainer.train()
     best = trainer.state.best_model_checkpoint
     assert best.endswith("checkpoint-2")
