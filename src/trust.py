@@ -119,5 +119,5 @@ def near(path: str | Path, run: Path) -> bool:
     tree = saves[0] if saves else place.parents[min(1, len(place.parents) - 1)]
     roots = [root for root in (tree, Path.cwd().resolve()) if root != Path(root.anchor)]
     named = os.environ.get("UNLORA_MODELS", "").split(os.pathsep)
-    roots += [Path(os.path.realpath(one)) for one in named if one]
+    roots += [Path(os.path.realpath(os.path.expanduser(one))) for one in named if one]
     return any(real == root or root in real.parents for root in roots)

@@ -502,6 +502,9 @@ def test_near_is_below_the_tree_of_the_run_or_where_one_works(tmp_path, monkeypa
     assert not near("/etc", run)
     monkeypatch.setenv("UNLORA_MODELS", f"{tmp_path / 'none'}:/etc")
     assert near("/etc/x", run) and not near("/usr", run)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("UNLORA_MODELS", "~/models")
+    assert near(tmp_path / "models" / "x", run) and not near("~/models", run)
 
 
 def test_a_study_reports_its_own_runs(tmp_path):

@@ -229,8 +229,8 @@ def _device_map(device_map: Any) -> Any:
     """``auto`` as asked on one process; each of several processes gets a device of its own."""
     if not torch.cuda.is_available():
         return None
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return {"": int(os.environ.get("LOCAL_RANK", "0"))}
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        return {"": int(os.environ.get("LOCAL_RANK") or 0)}
     return device_map
 
 
