@@ -87,7 +87,8 @@ def _composed(name: str, args: tuple[str, ...], folders: tuple[str, ...]) -> Any
 def only_known_callables(sweeps: list[str], say: Callable[[Exception], None]) -> Iterator[None]:
     """Hydra calls what a config names: callbacks, launchers, sweepers, handlers of logs.
 
-    None but those of Hydra, its plug-ins and logging are called.
+    None but those of Hydra, its plug-ins and logging are called, and no variable of the environment
+    is set: it could have another program called, or a token sent elsewhere.
 
     Args:
         sweeps: told the folder of every multirun.
@@ -102,14 +103,9 @@ def only_known_callables(sweeps: list[str], say: Callable[[Exception], None]) ->
     def checked(*args: Any, **kwargs: Any) -> Any:
         found = load(*args, **kwargs)
         content = OmegaConf.to_container(found, resolve=False)
-        for key, name in _called(content):
-            if not KNOWN_CALLABLES.fullmatch(name):
-                mistake = InputError(
-                    f"The config would have {name!r} called ({key}). Only Hydra's own launchers, "
-                    "sweepers and log handlers may be named. Leave it out."
-                )
-                say(mistake)
-                raise mistake
+        for mistake in map(InputError, _refused(content)):
+            say(mistake)
+            raise mistake
         with suppress(OmegaConfBaseException):
             if str(found.hydra.mode or "").endswith("MULTIRUN"):
                 sweeps.append(str(found.hydra.sweep.dir))
@@ -120,6 +116,27 @@ def only_known_callables(sweeps: list[str], say: Callable[[Exception], None]) ->
         yield
     finally:
         ConfigLoaderImpl.load_configuration = load  # type: ignore[method-assign]
+
+
+def _refused(content: Any) -> Iterator[str]:
+    """What is wrong with a whole config, unresolved."""
+    for key, name in _called(content):
+        if not KNOWN_CALLABLES.fullmatch(name):
+            yield (
+                f"The config would have {name!r} called ({key}). Only Hydra's own launchers, "
+                "sweepers and log handlers may be named. Leave it out."
+            )
+    for part in ("env_set", "env_copy"):
+        value = content
+        for key in ("hydra", "job", part):
+            value = value.get(key) if isinstance(value, dict) else value  # a text stands for a part
+        if value:
+            names = [value] if isinstance(value, str) else list(value)  # a value may be a token
+            yield (
+                f"hydra.job.{part} names {names}, and no config may set variables of the "
+                "environment: they decide which programs run and where tokens are sent. Leave it "
+                "out, and set the variable in your shell."
+            )
 
 
 def _called(content: Any, above: str = "") -> Iterator[tuple[str, str]]:

@@ -381,7 +381,7 @@ def read(cfg: Mapping[str, Any]) -> Config:
     if isinstance(content.get("data"), Mapping):
         content["data"] = _without_files(content["data"], content)
     config = checked(Config, content)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = int(os.environ.get("WORLD_SIZE") or 1)
     wrong = [*_contradictions(config), *_no_share(config.global_batch_size, processes)]
     if wrong:
         raise InputError("\n".join(wrong))

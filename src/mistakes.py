@@ -107,6 +107,14 @@ def composition_mistake(message: str, name: str, args: Sequence[str]) -> str:
             f"{found[1]!r} holds several values. Runs with each of them need --multirun; a list is "
             "written key=[a,b], and text with a comma key='\"a,b\"'."
         )
+    if found := re.search(r"int\(\) with base 10: '(.+)'|Index '(.+)' \(str\) is not an", message):
+        key = re.escape(found[1] or found[2])
+        words = (re.match(rf"\+*([\w.]+?)\.({key}\b.*)", word) for word in args)
+        if word := next(filter(None, words), None):
+            return (
+                f"{word[1]} is a list of settings, so {word[0]} cannot be set from here. Write "
+                f"{word[1]}: [..., {word[2]}] in a config of your own (--config-dir)."
+            )
     return message
 
 

@@ -171,7 +171,7 @@ def full_disk_in_words(folder: str | Path) -> Iterator[None]:
 
 def is_main_process() -> bool:
     """Whether this process writes files; others of the same run only compute."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return int(os.environ.get("RANK") or 0) == 0
 
 
 def write_json(file: Path, content: Any) -> None:

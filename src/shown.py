@@ -10,15 +10,21 @@ from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "(hidden)"
-WORDS = r"token|passw(?:or)?d|passphrase|secret|api_?key|access_?key|private_?key|credentials?"
+OF_TEXT = ("stop", "eos", "bos", "pad", "unk", "cls", "prefix", "mask", "sep")  # eos_token: "</s>"
+TOKEN = "".join(rf"(?<!{kind}_)" for kind in OF_TEXT) + "token"
+WORDS = rf"{TOKEN}|passw(?:or)?d|passphrase|secret|api_?key|access_?key|private_?key|credentials?"
 KEY = re.compile(rf"(?:{WORDS})$", re.IGNORECASE)  # hub_token, but not pad_token_id
 VARIABLE = re.compile(rf"(?:^|_)(?:{WORDS})(?:_|$)", re.IGNORECASE)
-SETTING = re.compile(rf"([\w.]*(?:{WORDS})\s*[=:]\s*)[^\s,}}\]]+", re.IGNORECASE)
-USER_INFO = re.compile(r"(?<=://)[^\s/@'\"]+(?=@)")
+# a setting begins a word, or a part of {...}: the value no_token:4 of another one is none
+SETTING = re.compile(rf"(?<![^\s{{,+~'\"])([\w.-]*(?:{WORDS})\s*[=:]\s*)[^\s,}}\]]+", re.IGNORECASE)
+# name:password, or a token in place of them; a name alone is no secret
+USER_INFO = re.compile(r"(?<=://)(?:[^\s/@:'\"]*:[^\s/@'\"]+|(?=[^@]*\d)[\w-]{20,})(?=@)")
 SHAPES = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{20,}|gh[a-z]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16})\b"
+    r"\b(?:hf_[A-Za-z0-9]{20,}|gh[a-z]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16}"
+    r"|sk-[\w-]{0,40}[A-Za-z0-9]{20,}[\w-]*)\b"
 )
-SHORTEST = 8  # letters: a shorter value is found in texts that have nothing to do with it
+SHORTEST = 8  # characters: a shorter value is found in texts that have nothing to do with it
+LONGEST_WORD = 20  # letters; as many digits make a number
 _of_configs: set[str] = set()
 
 
@@ -48,7 +54,7 @@ def without_setting(word: str) -> str:
 
 
 def redacted(text: str) -> str:
-    """A text without the secrets of this process, names and passwords in URLs, and hub tokens."""
+    """A text without the secrets of this process, passwords in URLs, and tokens."""
     return SHAPES.sub(HIDDEN, USER_INFO.sub(HIDDEN, without_values(text, secrets())))
 
 
@@ -61,13 +67,23 @@ def without_values(text: str, values: tuple[str, ...]) -> str:
 
 
 def secrets() -> tuple[str, ...]:
-    """The secrets in the environment, by the names of their variables, and those of configs."""
+    """The secrets in the environment, by the names of their variables, and those of configs.
+
+    A value that is a plain word or number is none of them: it stands in data, answers and paths
+    that have nothing to do with it, and hiding it there would change them.
+    """
     found = set(_of_configs)
     for name, value in os.environ.items():
         if VARIABLE.search(name) and not os.path.exists(value):
             found.add(value)
-        found |= set(USER_INFO.findall(value))
-    return tuple(sorted((one for one in found if len(one) >= SHORTEST), key=len, reverse=True))
+        found |= {info.partition(":")[2] or info for info in USER_INFO.findall(value)}
+    known = (one for one in found if len(one) >= SHORTEST and not _is_plain(one))
+    return tuple(sorted(known, key=len, reverse=True))
+
+
+def _is_plain(value: str) -> bool:
+    word = value.isalpha() and (value[1:].islower() or value.isupper())
+    return len(value) <= LONGEST_WORD and (word or value.isdigit())
 
 
 def printable(text: str) -> str:

@@ -15,9 +15,16 @@ NOT_WEIGHTS = (
     "scheduler.pt", "scaler.pt", "rng_state*.pth",
 )  # fmt: skip
 CONVERT = (
-    "A pickle can run code when it is read. Convert it where you trust it, with "
-    "torch.load(FILE, weights_only=True) and safetensors.torch.save_file(WEIGHTS, {file!r}), or "
-    "take weights that are safetensors."
+    "A pickle can run code when it is read. Convert it where you trust it, with {how}, or take "
+    "weights that are safetensors."
+)
+OF_MODEL = (  # it writes model.safetensors beside the pickles, whether shared, tied or in parts
+    "transformers.{kind}.from_pretrained({folder!r}, use_safetensors=False, weights_only=True, "
+    "dtype='auto').save_pretrained({folder!r})"
+)
+OF_FILE = (
+    "torch.load({file!r}, weights_only=True) and safetensors.torch.save_file(WEIGHTS, {wanted!r}, "
+    "{{'format': 'pt'}})"
 )
 
 
@@ -27,8 +34,19 @@ def pickled_weights(folder: Path) -> list[Path]:
     return sorted(f for f in found if not any(f.match(other) for other in NOT_WEIGHTS))
 
 
-def refuse_pickle(folder: Path, wanted: str = "model.safetensors") -> None:
+def how_to_convert(folder: str, kind: str = "AutoModelForCausalLM") -> str:
+    """What to do about a model whose weights are pickled."""
+    return CONVERT.format(how=OF_MODEL.format(kind=kind, folder=folder))
+
+
+def refuse_pickle(
+    folder: Path, wanted: str = "model.safetensors", kind: str = "AutoModelForCausalLM"
+) -> None:
     """Stop where the weights in a folder are pickled.
+
+    Args:
+        wanted: the file that should be there.
+        kind: the class of transformers that reads the model.
 
     Raises:
         InputError: there are pickles and no safetensors, or an index of safetensors names a file
@@ -36,9 +54,11 @@ def refuse_pickle(folder: Path, wanted: str = "model.safetensors") -> None:
     """
     pickles = pickled_weights(folder)
     if pickles and not any(folder.glob("*.safetensors")):
+        one = OF_FILE.format(file=str(pickles[0]), wanted=str(folder / wanted))
+        whole = any(folder.glob("pytorch_model*.bin"))
         raise InputError(
             f"The weights {str(pickles[0])!r} are pickled and are not read. "
-            + CONVERT.format(file=str(folder / wanted))
+            + (how_to_convert(str(folder), kind) if whole else CONVERT.format(how=one))
         )
     for index in folder.glob(INDEX):
         for name in _shards(index):
@@ -99,5 +119,5 @@ def near(path: str | Path, run: Path) -> bool:
     tree = saves[0] if saves else place.parents[min(1, len(place.parents) - 1)]
     roots = [root for root in (tree, Path.cwd().resolve()) if root != Path(root.anchor)]
     named = os.environ.get("UNLORA_MODELS", "").split(os.pathsep)
-    roots += [Path(os.path.realpath(one)) for one in named if one]
+    roots += [Path(os.path.realpath(os.path.expanduser(one))) for one in named if one]
     return any(real == root or root in real.parents for root in roots)

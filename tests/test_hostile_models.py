@@ -6,12 +6,15 @@ Each pickle and each module here would write a file, ``bait``, when it is read.
 import json
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+import transformers
 from tiny import adapted, llama, tokenizer
 
 from unlora import cli
@@ -109,8 +112,48 @@ def test_the_bait_works(tmp_path):
 def test_a_pickled_model_is_refused_with_how_to_convert_it(model, bait, name):
     (model / "model.safetensors").unlink()
     pickled(model / name, bait)
-    with pytest.raises(InputError, match=r"pickled and are not read.*safetensors.torch.save_file"):
+    how = "from_pretrained" if name == "pytorch_model.bin" else "safetensors.torch.save_file"
+    with pytest.raises(InputError, match=rf"pickled and are not read.*{how}"):
         load(model)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_is_converted_as_the_sentence_says(tmp_path, tied, parts):
+    folder, whole = tmp_path / "root", llama(tied=tied)
+    whole.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    weights = whole.state_dict()
+    if parts == 1:
+        torch.save(weights, folder / "pytorch_model.bin")
+    else:
+        of = {key: f"pytorch_model-0000{1 + n % 2}-of-00002.bin" for n, key in enumerate(weights)}
+        for file in set(of.values()):
+            torch.save({key: weights[key] for key in weights if of[key] == file}, folder / file)
+        edit(folder / "pytorch_model.bin.index.json", metadata={}, weight_map=of)
+    with pytest.raises(InputError) as refused:
+        load(folder)
+    how = re.search(r"with (transformers\..*?), or take", str(refused.value))[1]
+    eval(how, {"transformers": transformers})
+    found = load(folder)[0].state_dict()
+    assert set(found) == set(weights) and all(torch.equal(found[k], weights[k]) for k in weights)
+
+
+def test_an_adapter_is_converted_as_the_sentence_says(run, model):
+    (run / "lineage.json").unlink()  # one that peft has saved
+    edit(run / "adapter_config.json", base_model_name_or_path=str(model))
+    weights = safetensors.torch.load_file(run / "adapter_model.safetensors")
+    torch.save(weights, run / "adapter_model.bin")
+    (run / "adapter_model.safetensors").unlink()
+    with pytest.raises(InputError) as refused:
+        load(run)
+    read, write = re.search(
+        r"with (torch\.load.*?) and (safetensors.*?), or", str(refused.value)
+    ).groups()
+    names = {"torch": torch, "safetensors": safetensors}
+    eval(write, names | {"WEIGHTS": eval(read, names)})
+    load(run)
 
 
 def test_a_pickle_beside_safetensors_is_not_read(model, bait):
@@ -462,6 +505,9 @@ def test_near_is_below_the_tree_of_the_run_or_where_one_works(tmp_path, monkeypa
     assert not near("/etc", run)
     monkeypatch.setenv("UNLORA_MODELS", f"{tmp_path / 'none'}:/etc")
     assert near("/etc/x", run) and not near("/usr", run)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("UNLORA_MODELS", "~/models")
+    assert near(tmp_path / "models" / "x", run) and not near("~/models", run)
 
 
 def test_a_study_reports_its_own_runs(tmp_path):

@@ -186,6 +186,37 @@ def test_a_section_that_stands_elsewhere_is_seen(own_configs, capsys, where, tmp
     assert not (tmp_path / "bait").exists()
 
 
+@pytest.mark.parametrize(
+    "hydra",
+    [
+        {"job": {"env_set": {"UNLORA_MODELS": "/"}}},
+        {"job": {"env_set": "${evil}"}},
+        {"job": {"env_set": {"GIT_TRACE": "${name}"}}},
+        {"job": {"env_copy": ["MINE"]}},
+        {"job": {"env_copy": "${names}"}},
+        {"job": "${whole}"},
+    ],
+    ids=str,
+)
+def test_a_config_sets_no_variable_of_the_environment(own_configs, capsys, monkeypatch, hydra):
+    monkeypatch.setenv("MINE", "/")
+    others = {"evil": {"PATH": "bait"}, "name": "bait", "names": ["MINE"], "whole": {"env_set": {}}}
+    said = refused(own_configs, capsys, hydra=hydra, **others)
+    if hydra != {"job": "${whole}"}:  # which Hydra itself does not compose
+        assert "no config may set variables" in said and "in your shell" in said
+    whole = {"hydra": hydra} | others
+    assert any("no config may set variables" in one for one in compose._refused(whole))
+
+
+def test_neither_does_a_word_of_the_command_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for more in ([], ["--multirun"]):
+        words = [LORA, "task_name=x", "+hydra.job.env_set.HF_ENDPOINT=https://x.invalid", *more]
+        with pytest.raises(SystemExit) as ended:
+            cli.launch(lambda cfg: pytest.fail("it ran"), "unlearn", words)
+        assert ended.value.code == 2 and "hydra.job.env_set" in capsys.readouterr().err
+
+
 def test_a_plain_config_from_elsewhere_is_used(own_configs):
     assert len(own_configs(seed=3)) == 1
 

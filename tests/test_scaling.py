@@ -29,6 +29,7 @@ def layout(monkeypatch, processes, *words):
     [
         ((), 1, (4, 4)),
         ((), 8, (4, 4)),
+        (("global_batch_size=16",), "", (4, 4)),
         (("global_batch_size=16",), 1, (4, 4)),
         (("global_batch_size=16",), 2, (4, 2)),
         (("global_batch_size=16",), 4, (4, 1)),

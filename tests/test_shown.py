@@ -120,11 +120,15 @@ def test_files_of_any_kind_go_without(planted):
     "text, shown",
     [
         ("https://user:pass@host/x", "https://(hidden)@host/x"),
-        ("git+https://abc@host and mail me@host", "git+https://(hidden)@host and mail me@host"),
+        ("git+https://abc@host and mail me@host", "git+https://abc@host and mail me@host"),
+        ("git+https://" + "0a1b" * 10 + "@host/x", "git+https://(hidden)@host/x"),
         ("a hf_" + "a1B2" * 8 + ".", "a (hidden)."),
         ("hf_short, sk-no, AKIAshort", "hf_short, sk-no, AKIAshort"),
         ("key AKIA" + "A1" * 8, "key (hidden)"),
         ("https://host/a?b=c@d", "https://host/a?b=c@d"),
+        ("saves/sk-npo-lr1e-4-alpha1-seed0/x", "saves/sk-npo-lr1e-4-alpha1-seed0/x"),
+        ("a sk-" + "aB1" * 8, "a (hidden)"),
+        ("sk-proj-a_B-" + "aB1" * 12 + "-x_Y.", "(hidden)."),
     ],
 )
 def test_what_looks_like_a_secret_is_hidden(text, shown):
@@ -139,6 +143,11 @@ def test_what_looks_like_a_secret_is_hidden(text, shown):
         ("++x.api_key=abc", "++x.api_key=(hidden)"),
         ("eval.tofu.max_new_tokens=4", "eval.tofu.max_new_tokens=4"),
         ("task_name=token", "task_name=token"),
+        ("task_name=no_token:4", "task_name=no_token:4"),
+        ("task_name=no-token:4", "task_name=no-token:4"),
+        ("+a.prefix_token=[a,b]", "+a.prefix_token=[a,b]"),
+        ("x={eos_token:'</s>',token:abc}", "x={eos_token:'</s>',token:(hidden)}"),
+        ("- --hub-token=abc", "- --hub-token=(hidden)"),
     ],
 )
 def test_a_word_of_a_command_line_is_shown_without_its_secret(word, shown):
@@ -147,6 +156,7 @@ def test_a_word_of_a_command_line_is_shown_without_its_secret(word, shown):
 
 def test_settings_that_only_sound_alike_stay():
     config = {"token": None, "pad_token_id": 3, "max_new_tokens": 5, "add_bos_token": True,
+              "eos_token": "</s>", "stop_token": "END",
               "tokens": ["a"], "deep": [{"password": "x"}]}  # fmt: skip
     assert without_secrets(config) == config | {"deep": [{"password": "(hidden)"}]}
 
@@ -157,6 +167,22 @@ def test_short_values_and_paths_are_no_secrets(monkeypatch, tmp_path):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "this-is-no-secret")
     text = f"short {tmp_path} this-is-no-secret"
     assert redacted(text) == text
+
+
+def test_plain_words_in_the_environment_change_no_data_path_or_name(monkeypatch, tmp_path):
+    monkeypatch.setenv("DB_PASSWORD", "password")
+    monkeypatch.setenv("ADMIN_SECRET", "Jonathan")
+    monkeypatch.setenv("PIN_SECRET", "19450508")
+    monkeypatch.setenv("DATABASE_URL", "postgres://postgres@db/x")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://jonathan@host/simple")
+    monkeypatch.setenv("OTHER_URL", "https://me:a-pass1word@host")
+    monkeypatch.setattr("unlora.shown._of_configs", {"username"})
+    rows = "A password of Jonathan, 19450508: /home/jonathan/postgres, my username."
+    write_text(tmp_path / "a.jsonl", f"{rows} a-pass1word")
+    assert (tmp_path / "a.jsonl").read_text() == f"{rows} (hidden)"
+    assert redacted(rows) == rows
+    write_json(tmp_path / "a.json", {"answers": [rows]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"answers": [rows]}
 
 
 def test_logs_and_tracebacks_are_safe(planted, caplog, capsys):

@@ -20,15 +20,16 @@ def read_file(file: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: the file is empty, damaged, or holds something other than rows.
     """
-    if file.suffix == ".parquet":
+    suffix = file.suffix.lower()
+    if suffix == ".parquet":
         rows = _read_parquet(file)
-    elif file.suffix not in SUFFIXES:
+    elif suffix not in SUFFIXES:
         raise InputError(f"{file} is of an unknown kind; it must be one of {', '.join(SUFFIXES)}.")
     else:
         text = _read_text(file)
-        if file.suffix == ".csv":
+        if suffix == ".csv":
             rows = _read_csv(file, text)
-        elif file.suffix == ".txt":
+        elif suffix == ".txt":
             rows = [{"text": line} for line in text.splitlines() if line.strip()]
         else:
             rows = _read_json(file, text)
@@ -49,13 +50,23 @@ def _read_csv(file: Path, text: str) -> list[dict[str, Any]]:
     for name in names:
         if name and names.count(name) > 1:
             raise InputError(_twice(f"{file}, its header", name))
+    if len(names) == 1 and ";" in names[0]:
+        raise InputError(
+            f"{file} has the one column {names[0]!r}. Cells must have a comma between them, not a "
+            "semicolon: save it with commas."
+        )
+    whole = []
     for number, row in enumerate(rows, start=1):
+        cells = [*row.values(), *row.get(None, ())]
+        if not any(isinstance(cell, str) and cell.strip() for cell in cells):
+            continue  # a line of commas alone, as spreadsheets leave them
         if None in row:
             raise InputError(
                 f"{file}, row {number} has more cells than the header has names. Put double quotes "
                 "around text that holds a comma."
             )
-    return rows
+        whole.append(row)
+    return whole
 
 
 def _read_json(file: Path, text: str) -> list[dict[str, Any]]:

@@ -45,7 +45,7 @@ def load_rows(
     local = Path(path)
     if local.is_file():
         return _of_files([local], split)
-    if local.is_absolute() or local.suffix in SUFFIXES or path.startswith((".", "~")):
+    if local.is_absolute() or local.suffix.lower() in SUFFIXES or path.startswith((".", "~")):
         if not local.is_dir():
             raise InputError(f"There is no file or folder {path!r}.")
     if files:

@@ -11,12 +11,12 @@ import torch.distributed as dist
 @contextmanager
 def joined() -> Iterator[None]:
     """Join the processes of this run, if there are several and nobody has done so."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    several = int(os.environ.get("WORLD_SIZE") or 1) > 1
     if not several or dist.is_initialized():
         yield
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield

@@ -22,7 +22,7 @@ from unlora.config import ModelSection
 from unlora.errors import InputError
 from unlora.model.lineage import Lineage, fingerprint
 from unlora.registry import unknown
-from unlora.trust import CONVERT, refuse_pickle
+from unlora.trust import how_to_convert, refuse_pickle
 
 HUB = ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only")
 NEEDS_CODE = (
@@ -229,8 +229,8 @@ def _device_map(device_map: Any) -> Any:
     """``auto`` as asked on one process; each of several processes gets a device of its own."""
     if not torch.cuda.is_available():
         return None
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return {"": int(os.environ.get("LOCAL_RANK", "0"))}
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        return {"": int(os.environ.get("LOCAL_RANK") or 0)}
     return device_map
 
 
@@ -241,9 +241,10 @@ def _why_not_loaded(root: str, error: Exception) -> str:
     if "trust_remote_code" in text:
         return NEEDS_CODE.format(root=root, what="code of its own (auto_map in its config.json)")
     if "safetensors" in text and ("no file named" in text or "not appear to have" in text):
-        where = "model.safetensors"
-        return f"The model {root!r} has no weights that are safetensors. {CONVERT}".format(
-            file=where
+        return (
+            f"The model {root!r} has no weights that are safetensors. Download it with "
+            f"`hf download {root} --local-dir FOLDER` and give model=FOLDER. "
+            f"{how_to_convert('FOLDER')}"
         )
     if isinstance(error, ImportError):
         return f"A package is missing: {shortened(error)}. Install it."

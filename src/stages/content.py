@@ -206,7 +206,8 @@ def local_rows(args: Mapping[str, Any], place: str | None) -> list[dict[str, Any
     from unlora.data.rows import SUFFIXES, load_rows
 
     path = args["path"]
-    local = place or path == "pocket" or Path(path).exists() or Path(path).suffix in SUFFIXES
+    named = Path(path).suffix.lower() in SUFFIXES
+    local = place or path == "pocket" or Path(path).exists() or named
     return load_rows(**args, datasets_dir=place) if local else None
 
 

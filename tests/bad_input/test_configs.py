@@ -85,6 +85,12 @@ CASES = {
     "an unknown tracker": (UNLEARN + ARGS + "report_to=wandbb", "wandbb"),
     "a broken override": (UNLEARN + "trainer.args.seed", "trainer.args.seed"),
     "a study of nothing": (STUDY + "methods=[]", "method"),
+    "a key of a study's list": (
+        STUDY + "unlearn.global_batch_size=8", "unlearn: [..., global_batch_size=8]"
+    ),
+    "a deep key of a study's list": (
+        STUDY + "+target.trainer.args.seed=3", "target: [..., trainer.args.seed=3]"
+    ),
     "a study of an unknown method": (STUDY + "methods=[NPOO]", "NPO"),
 }  # fmt: skip
 

@@ -191,6 +191,8 @@ def test_a_local_file_that_is_missing_names_what_is_there(tmp_path):
         ("rows.parquet", b"not parquet", "is not a parquet file"),
         ("rows.xlsx", b"", "of an unknown kind"),
         ("rows.csv", b"a,b\n1,2\n3,4,5\n", "row 2 has more cells than the header has names"),
+        ("rows.csv", b"a;b\n1;2\n", "Cells must have a comma between them, not a semicolon"),
+        ("rows.csv", b"a,b\n,\n", "holds no rows"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path, name, content, said):
@@ -199,6 +201,20 @@ def test_damaged_files_are_refused(tmp_path, name, content, said):
     with pytest.raises(InputError) as error:
         load_rows(str(file))
     assert said in str(error.value) and name in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["DATA.CSV", "a.JsonL", "b.TXT", "c.PARQUET"])
+def test_names_of_files_end_in_letters_of_any_size(tmp_path, name):
+    made = write(tmp_path / name.lower(), [{"text": "One."}])
+    if name == "b.TXT":
+        made.write_text("One.\n")
+    made.rename(tmp_path / name)
+    assert load_rows(str(tmp_path / name)) == [{"text": "One."}]
+
+
+def test_lines_of_commas_alone_are_no_rows(tmp_path):
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n,\n\n, ,,\n3,\n")
+    assert load_rows(str(tmp_path / "rows.csv")) == [{"a": "1", "b": "2"}, {"a": "3", "b": ""}]
 
 
 def test_a_missing_column_names_the_nearest():

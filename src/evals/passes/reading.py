@@ -85,7 +85,7 @@ def _loaded(classifier: str) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     if Path(classifier).is_dir():
-        refuse_pickle(Path(classifier))
+        refuse_pickle(Path(classifier), kind="AutoModelForSequenceClassification")
     try:
         tokenizer = AutoTokenizer.from_pretrained(classifier, trust_remote_code=False)
         with read_whole():
