@@ -144,7 +144,8 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
         )  # fmt: skip
     divergence = Divergence(config.trainer.on_divergence)
     guards = Guards(divergence)
-    with Preemption(folder) as preemption, closing(Trackers(trackers, folder, guards)) as tracked:
+    tracking = closing(Trackers(trackers, folder, guards))
+    with Preemption(folder, resume) as preemption, tracking as tracked:
         trainer = UnlearningTrainer(
             model=model,
             args=args,

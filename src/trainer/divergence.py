@@ -8,6 +8,7 @@ processes of a run decide alike.
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,6 @@ from unlora.trainer.memory import Copy
 if TYPE_CHECKING:
     from unlora.trainer.trainer import UnlearningTrainer
 
-POLICIES = ("stop", "skip", "rollback")
 MOST_IN_A_ROW = 3  # the run stops at the third step that is left out one after the other
 MOST_ROLLBACKS = 3  # of a run
 EVERY = 10  # steps after which the copy that a rollback goes back to is renewed
@@ -161,6 +161,9 @@ class Divergence(TrainerCallback):
             logger.warning("%s; going back to the state before step %d", said, before)
         else:
             logger.warning("%s; the step is left out", said)
+        if args.fp16:  # a scaler that has seen no gradient refuses the step
+            with suppress(RuntimeError):  # it has, where they were clipped
+                trainer.accelerator.unscale_gradients()
         for parameter in model.parameters():
             parameter.grad = None  # optimisers leave out what has none
 

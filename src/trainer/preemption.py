@@ -34,12 +34,13 @@ class Preemption(TrainerCallback):
 
     Args:
         folder: the run folder, for what is said at the end.
+        resume: the checkpoint that the run goes on from.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, resume: str | None = None):
         self.folder = folder
         self._asked = self._leaving = self._training = False
-        self._otherwise = "Nothing was trained yet"
+        self._otherwise = f"Nothing was trained {f'since {resume}' if resume else 'yet'}"
         self._before: Any = None
 
     def __enter__(self) -> "Preemption":

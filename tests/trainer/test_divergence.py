@@ -123,6 +123,27 @@ def test_a_first_step_that_is_left_out_does_not_alarm_the_guard(tmp_path):
     assert "every lora_B moved" in guards.findings["gradients alive"]
 
 
+@pytest.mark.parametrize("clipped", [0.0, 1.0])
+def test_a_loss_scaler_takes_a_step_that_is_left_out(tmp_path, monkeypatch, clipped):
+    divergence = Divergence("skip")
+    trainer = small_trainer(tmp_path, divergence=divergence, max_grad_norm=clipped)
+    trainer.args.fp16 = True  # which is refused without a GPU
+    accelerator = trainer.accelerator
+    monkeypatch.setattr(accelerator, "scaler", torch.amp.GradScaler("cpu", init_scale=4.0))
+    monkeypatch.setattr(accelerator, "native_amp", True)
+    monkeypatch.setitem(accelerator.state.__dict__, "_mixed_precision", "fp16")
+    losses = trainer.losses
+
+    def spoilt(*args, **kwargs):  # with a gradient that is finite
+        more = math.inf if trainer.state.global_step == 1 else 0
+        return {name: loss + more for name, loss in losses(*args, **kwargs).items()}
+
+    trainer.losses = spoilt
+    trainer.train()
+    assert divergence.left_out == [2] and trainer.state.global_step == 4
+    assert all(weight.isfinite().all() for weight in trained(trainer).values())
+
+
 def test_three_in_a_row_stop_the_run(tmp_path):
     trainer = small_trainer(tmp_path, divergence=Divergence("skip"), max_steps=9)
     with pytest.raises(GuardError, match="at step 6 .*So were the 2 steps before"):
