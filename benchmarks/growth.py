@@ -6,11 +6,12 @@ python benchmarks/growth.py            alone, in about two minutes
 A very small model evaluates random words, in rows as long as TOFU's: the metrics of
 ``experiment=eval/tofu/default`` on 100 to 4,000 rows, then answers eight times as long with a
 vocabulary eight times as large. Wanted: a straight line fits the seconds, and the peak memory above
-the loaded model is the same for all.
+the loaded model is the same for all. Memory is what is in use: a freed block goes back at once.
 """
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from typing import Any
 import evaluate
 import numpy as np
 from evaluation_rows import SIZES, SPLITS, prepare
+from training import ALLOCATOR
 
 ROWS = (100, 500, 1_000, 2_000, 4_000)
 LONGER = 8
@@ -31,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--rows", type=lambda text: [int(n) for n in text.split(",")], default=ROWS)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(argv)
+    os.environ.update(ALLOCATOR)
     points = [point(rows) for rows in options.rows]
     longer = point(options.rows[1], longer=LONGER)
     seconds = np.array([one["seconds"] for one in points])
