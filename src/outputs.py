@@ -212,18 +212,20 @@ def ask_all(
         return _states(model, layout, layer, scored, places)
     projected = [kind is Outputs or not way.chunks for kind in kinds]
     with _before_the_head(model, places, projected) as kept:
-        logits = _forward(model, layout.inputs)[0]
+        logits = _forward(model, layout.inputs).squeeze(0)
+    sizes = [len(states) for states, whole in zip(kept, projected, strict=True) if whole]
+    # the gradient of a part alone would be copied into one of the whole
+    said = iter(logits.split(sizes) if len(sizes) > 1 else [logits])
     found: list[Answer] = []
     for whole, states, (tokens, _) in zip(projected, kept, scored, strict=True):
         here = states.device
         moved = tokens.labels.to(here), tokens.row.to(here), tokens.rows
         if whole:
-            said, logits = logits[: len(states)], logits[len(states) :]
-        else:
-            products = factors(output_embedding(model), states)
-            assert products is not None  # so it was when the way was found
-            logps = token_logps(products, moved[0])
-        found.append(Outputs(*moved, _in_full(said)) if whole else GivenLogps(*moved, logps))
+            found.append(Outputs(*moved, _in_full(next(said))))
+            continue
+        products = factors(output_embedding(model), states)
+        assert products is not None  # so it was when the way was found
+        found.append(GivenLogps(*moved, token_logps(products, moved[0])))
     return found
 
 

@@ -9,7 +9,7 @@ whole text, tokenised once, so a merge across the border hides no answer token.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +23,7 @@ OTHER_TEMPLATE = (
     "Use another tokenizer, or set model.template_args.apply_chat_template=false and give the "
     "*_tag strings."
 )
+AT_ONCE = 256  # texts that are tokenised together
 STAND_IN = "A"  # answers begin with a letter; stands for the answer where only the prompt is wanted
 
 
@@ -146,27 +147,41 @@ class Chat:
             return []
         questions = dict.fromkeys(question for question, _ in pairs)
         prompts = {question: self._prompt_text(question, examples) for question in questions}
-        encoding = self.tokenizer(
-            [prompts[question] + answer for question, answer in pairs],
-            add_special_tokens=not self._uses_template,
-            return_offsets_mapping=True,
-            verbose=False,  # of rows that are too long, the number that is cut is said
-        )
         room = min(max_length, self.tokenizer.model_max_length)
         eos, bos, end = self.tokenizer.eos_token_id, self.tokenizer.bos_token_id, self.end_id
         encoded = []
-        for (question, _), found, places in zip(
-            pairs, encoding.input_ids, encoding.offset_mapping, strict=True
-        ):
+        texts = [(prompts[question], answer) for question, answer in pairs]
+        for prompt, found, places in self._tokens(texts):
             ids, offsets = list(found), list(places)
             while ids and ids[-1] == eos and offsets[-1][0] == offsets[-1][1]:
                 ids.pop(), offsets.pop()  # some tokenizers end every text themselves
             if len(ids) > 1 and bos is not None and ids[0] == ids[1] == bos:
                 ids, offsets = ids[1:], offsets[1:]  # the text brought its own
-            length = len(prompts[question])
-            start = next(i for i, (_, until) in enumerate(offsets) if until > length)
+            start = next(i for i, (_, until) in enumerate(offsets) if until > len(prompt))
             encoded.append(_fit(ids[:start], [*ids[start:], end], room, bos))
         return encoded
+
+    def _tokens(
+        self, texts: Sequence[tuple[str, str]]
+    ) -> Iterator[tuple[str, list[int], list[tuple[int, int]]]]:
+        """Prompt, tokens and offsets of each prompt and answer.
+
+        Some at a time, as offsets take more memory than all else; and one number is one object,
+        so that a token is kept in 8 bytes.
+        """
+        one: dict[int, int] = {}
+        for begin in range(0, len(texts), AT_ONCE):
+            some = texts[begin : begin + AT_ONCE]
+            encoding = self.tokenizer(
+                [prompt + answer for prompt, answer in some],
+                add_special_tokens=not self._uses_template,
+                return_offsets_mapping=True,
+                verbose=False,  # of rows that are too long, the number that is cut is said
+            )
+            for (prompt, _), ids, offsets in zip(
+                some, encoding.input_ids, encoding.offset_mapping, strict=True
+            ):
+                yield prompt, [one.setdefault(token, token) for token in ids], offsets
 
     def prompt(self, question: str, *, examples: Sequence[tuple[str, str]] = ()) -> list[int]:
         """What generation continues: the unscored beginning of :meth:`encode`."""

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import bootstrap
 
-RESAMPLES = 2000
+RESAMPLES, AT_ONCE = 2000, 100  # so many draws of all rows are in memory
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,9 @@ def interval_of_mean(scores: Float[np.ndarray, " examples"]) -> tuple[float, flo
     if len(scores) < 2:
         return None
     found = bootstrap(
-        (scores,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
+        (scores,), np.mean, n_resamples=RESAMPLES, batch=AT_ONCE, method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
     return float(found.low), float(found.high)
 
 

@@ -4,6 +4,7 @@ The distributions to learn are constants; no gradient goes through them.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from torch import Tensor
 from unlora.objectives import objective
 from unlora.outputs import Outputs, ScoredTokens
 from unlora.registry import Index, NotNegative
+
+AT_ONCE, AT_ONCE_ON_GPU = 1 << 20, 1 << 26  # numbers that there are beside logits and gradient
 
 
 @objective("UNDIAL")
@@ -29,7 +32,7 @@ def undial(
     """
     down = torch.full_like(policy_forget.labels, -beta, dtype=reference_forget.logits.dtype)
     lowered = reference_forget.logits.scatter_add(1, policy_forget.labels[:, None], down[:, None])
-    return _cross_entropy(lowered.softmax(-1).detach(), policy_forget.logits)
+    return _cross_entropy(lowered, policy_forget.logits)
 
 
 @objective("CEU", skips="ignore_first_n_answer_tokens")
@@ -45,7 +48,7 @@ def ceu(
         ignore_first_n_answer_tokens: these have no loss; the paper's footnote leaves out 1.
     """
     logits = policy_forget.logits
-    others = _without(logits.detach(), policy_forget.labels).softmax(-1)
+    others = _without(logits.detach(), policy_forget.labels)
     kept = policy_forget.position >= ignore_first_n_answer_tokens
     return _cross_entropy(others, logits)[kept]
 
@@ -108,8 +111,39 @@ def retain_jsd(policy_retain: Outputs, reference_retain: Outputs) -> Float[Tenso
 def _cross_entropy(
     target: Float[Tensor, "tokens vocab"], logits: Float[Tensor, "tokens vocab"]
 ) -> Float[Tensor, " tokens"]:
-    """- sum target log softmax(logits), without storing the log-probabilities."""
-    return logits.logsumexp(-1) - (target * logits).sum(-1)
+    """- sum softmax(target) log softmax(logits); the target is a constant.
+
+    Args:
+        target: nobody else's, as the gradient takes its place.
+    """
+    return _CrossEntropy.apply(target, logits)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Its gradient, softmax(logits) - softmax(target), is made a few tokens at a time.
+
+    Fresh memory for every step on the way there would take longer than the numbers in it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, target: Tensor, logits: Tensor) -> Tensor:
+        target = target.detach()
+        room = AT_ONCE if logits.device.type == "cpu" else AT_ONCE_ON_GPU
+        chunk = max(1, room // logits.shape[-1])
+        found = [logits.new_zeros(0)]
+        for t, z in zip(target.split(chunk), logits.split(chunk), strict=True):
+            q, lse = t.softmax(-1), z.logsumexp(-1)
+            found.append(lse - torch.linalg.vecdot(q, z))
+            torch.sub((z - lse[:, None]).exp_(), q, out=t)
+        ctx.slope = target  # ours alone, so it need not go through save_for_backward
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        slope, ctx.slope = ctx.slope, None
+        if slope is None:
+            raise RuntimeError("The gradient of this cross-entropy can be taken only once.")
+        return None, slope.mul_(upstream[0][:, None])
 
 
 def _without(
