@@ -37,7 +37,7 @@ WITHOUT = {
     "joined": "parts in one pass",
     "chunks": "log-probabilities in chunks",
 }
-LOSSES, METRICS, STARTED, LINEAR, FLAT = 1e-4, 1e-4, 1.0, 0.99, 1.25
+LOSSES, METRICS, STARTED, LINEAR, STEEP, FLAT = 1e-4, 1e-4, 1.0, 0.99, 1.05, 1.25
 Figure = dict[str, Any]
 
 
@@ -117,6 +117,7 @@ def growth() -> list[Figure]:
     few, many = found["rows"][0], found["rows"][-1]
     rows = [
         figure("of the seconds a straight line explains", found["explained"], LINEAR, least=True),
+        figure("seconds grow as the rows to the power of", found["power"], STEEP),
         figure(f"peak memory, {many} rows / {few}", peaks[-1] / peaks[0], FLAT),
         figure(
             "peak memory, answers and vocabulary x 8",

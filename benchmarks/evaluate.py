@@ -17,9 +17,10 @@ model is a random Qwen2 of 4 layers with the vocabulary of Qwen2.5, which has le
 little, so that there is something to measure. It never ends an answer, so ``--new-tokens`` is what
 it writes; a real run writes up to 200.
 
-Each measurement is a process of its own, the sides in turns. An evaluation of two rows comes
-first, so that what is loaded at first use does not count. Memory is the resident memory at its
-highest, minus that before. The baseline has the batch size that suits it best here.
+Each side is a process of its own, and they take turns. An evaluation of two rows comes first, so
+that what is loaded at first use does not count; nothing is kept from one evaluation to the next.
+Memory is the resident memory at its highest, minus that before. The baseline has the batch size
+that suits it best here.
 """
 
 import argparse
@@ -31,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from evaluation_rows import SIZES, prepare, realdata, template_args
 FASTER, LEANER, EQUAL, CACHED = 4.0, 0.5, 1e-4, 3.0
 PACKAGES = ("unlora", "torch", "transformers", "tokenizers")
 OPTIONS = ("rows", "new-tokens", "batch-size", "threads", "metrics")  # that a child is told
+SAID = "MEASURED "
 RESULTS = Path(__file__).parent / "results" / "evaluate.json"
 Found = dict[str, Any]
 Evaluation = Callable[[], dict[str, float]]
@@ -49,15 +51,16 @@ Evaluation = Callable[[], dict[str, float]]
 # --- in the process of one measurement -----------------------------------------------------------
 
 
-def child(side: str, folder: Path, options: argparse.Namespace) -> Found:
-    """Measure ``ours``, ``baseline`` or ``cached``."""
+def child(side: str, folder: Path, options: argparse.Namespace) -> Iterator[Found]:
+    """Measurements of ``ours`` or ``baseline``, or one of ``cached``."""
     import logging
 
     import torch
 
     torch.set_num_threads(options.threads)
     if side == "cached":
-        return {"seconds": cached_run(folder, options)}
+        yield {"seconds": cached_run(folder, options)}
+        return
     logging.disable(logging.WARNING)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -68,10 +71,12 @@ def child(side: str, folder: Path, options: argparse.Namespace) -> Found:
         prepared(model, tokenizer, folder / rows, options) for rows in ("two", "all")
     )
     two()
-    before, started = memory("VmRSS"), time.perf_counter()
-    summary = everything()
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "memory": memory("VmHWM") - before, "summary": summary}
+    before = memory("VmRSS")
+    while True:
+        started = time.perf_counter()
+        summary = everything()
+        seconds = time.perf_counter() - started
+        yield {"seconds": seconds, "memory": memory("VmHWM") - before, "summary": summary}
 
 
 def ours(model: Any, tokenizer: Any, folder: Path, options: argparse.Namespace) -> Evaluation:
@@ -95,17 +100,21 @@ def baseline(model: Any, tokenizer: Any, folder: Path, options: argparse.Namespa
     from baseline_evaluation import Baseline
 
     log = folder / "retain" / "TOFU_EVAL.json"
-    run = Baseline(
-        model,
-        tokenizer,
-        folder / "TOFU",
-        json.loads(log.read_text("utf-8")) if log.is_file() else {},
-        system_prompt=template_args(tokenizer).get("system_prompt"),
-        batch_size=options.batch_size,
-        max_new_tokens=options.new_tokens,
-    )
     names = list(composed(folder, options).eval.tofu.metrics)
-    return lambda: run.summary(names)
+
+    def evaluate() -> dict[str, float]:
+        run = Baseline(  # anew, as it remembers what it has computed
+            model,
+            tokenizer,
+            folder / "TOFU",
+            json.loads(log.read_text("utf-8")) if log.is_file() else {},
+            system_prompt=template_args(tokenizer).get("system_prompt"),
+            batch_size=options.batch_size,
+            max_new_tokens=options.new_tokens,
+        )
+        return run.summary(names)
+
+    return evaluate
 
 
 def metric_names(options: argparse.Namespace) -> list[str]:
@@ -186,7 +195,7 @@ def figures(found: Mapping[str, Sequence[Found]]) -> list[Found]:
     """What was measured: ``figure``, ``value``, ``target``, ``met``."""
     seconds = {side: statistics.median(one["seconds"] for one in found[side]) for side in found}
     needed = {
-        side: statistics.median(one["memory"] for one in found[side])
+        side: found[side][0]["memory"]  # of the first: before it nothing was as high
         for side in ("ours", "baseline")
     }
     gaps = differences(found["ours"][0]["summary"], found["baseline"][0]["summary"])
@@ -231,37 +240,59 @@ def table(rows: Sequence[Found]) -> str:
     return "\n".join(lines)
 
 
-def measured(side: str, folder: Path, options: argparse.Namespace) -> Found:
-    """What a process of its own finds.
+class Side:
+    """A process of its own, which measures when it is told to."""
 
-    Raises:
-        SystemExit: it ended in an error.
-    """
-    given = [f"--{name}={getattr(options, name.replace('-', '_'))}" for name in OPTIONS]
-    command = [sys.executable, __file__, "--child", side, "--folder", str(folder), *given]
-    threads = str(options.threads)
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "true",
-        "UNLORA_CACHE": str(folder / "cache"),
-    }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{side} ended in an error:\n{done.stderr}")
-    found: Found = json.loads(done.stdout.splitlines()[-1])
-    print(f"{side}: {found['seconds']:.1f} s", file=sys.stderr, flush=True)
-    return found
+    def __init__(self, side: str, folder: Path, options: argparse.Namespace):
+        given = [f"--{name}={getattr(options, name.replace('-', '_'))}" for name in OPTIONS]
+        command = [sys.executable, __file__, "--child", side, "--folder", str(folder), *given]
+        threads = str(options.threads)
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "true",
+            "UNLORA_CACHE": str(folder / "cache"),
+        }
+        self.side = side
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __enter__(self) -> "Side":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def measured(self) -> Found:
+        """One evaluation.
+
+        Raises:
+            SystemExit: it ended in an error, which it has shown.
+        """
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            print(file=self.process.stdin, flush=True)
+        except BrokenPipeError:
+            pass
+        for line in self.process.stdout:
+            if line.startswith(SAID):
+                found: Found = json.loads(line.removeprefix(SAID))
+                print(f"{self.side}: {found['seconds']:.1f} s", file=sys.stderr, flush=True)
+                return found
+        sys.exit(f"{self.side} ended in an error.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write; returns 1 where a target is missed."""
     options = options_of(argv)
     if options.child:
-        found = child(options.child, options.folder, options)
-        print(json.dumps(found))
+        measurements = child(options.child, options.folder, options)
+        for _told in sys.stdin:
+            print(SAID + json.dumps(next(measurements)), flush=True)
         return 0
     source = None if options.made_up else realdata()
     if source is None:
@@ -270,9 +301,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         prepare(folder, SIZES[options.size], options.rows or None, source)
-        turns = ["ours", "baseline"] * options.repeats
-        for side in turns + (["cached"] * 2 if options.cached else []):
-            found.setdefault(side, []).append(measured(side, folder, options))
+        with Side("ours", folder, options) as one, Side("baseline", folder, options) as other:
+            for side in [one, other] * options.repeats:
+                found.setdefault(side.side, []).append(side.measured())
+        for _ in range(2 if options.cached else 0):
+            with Side("cached", folder, options) as side:
+                found.setdefault("cached", []).append(side.measured())
     rows, about = figures(found), description(options, "TOFU" if source else "made-up")
     print(f"{about['workload']}\n{about['machine']}\n{table(rows)}")
     one, other = (set(found[side][0]["summary"]) for side in ("ours", "baseline"))

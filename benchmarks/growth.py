@@ -40,18 +40,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     rows = np.array(options.rows, float)
     slope, offset = np.polyfit(rows, seconds, 1)
     rest = seconds - (slope * rows + offset)
+    power, _ = np.polyfit(np.log(rows), np.log(seconds), 1)
     found = {
         "rows": list(options.rows),
         "seconds": seconds.tolist(),
         "memory": [one["memory"] for one in points],
         "seconds_a_row": slope,
         "explained": 1 - float(rest @ rest) / float(((seconds - seconds.mean()) ** 2).sum()),
+        "power": power,
         "longer_memory": longer["memory"],
         "machine": evaluate.description(options_of_all(), "made-up")["machine"],
     }
     for n, one in zip(options.rows, points, strict=True):
         print(f"{n:5} rows: {one['seconds']:6.2f} s, peak {one['memory'] / 1e6:4.0f} MB")
-    print(f"a line explains {found['explained']:.2%}; {1000 * slope:.2f} ms a row")
+    print(
+        f"a line explains {found['explained']:.2%}; {1000 * slope:.2f} ms a row; "
+        f"as rows ^ {power:.2f}"
+    )
     print(f"answers and vocabulary x {LONGER}: peak {longer['memory'] / 1e6:.0f} MB")
     if options.output:
         options.output.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
@@ -69,7 +74,8 @@ def point(rows: int, longer: int = 1) -> dict[str, Any]:
     size = replace(size, vocabulary=longer * size.vocabulary)
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), size, rows // len(SPLITS), None, longer)
-        return evaluate.measured("ours", Path(folder), options_of_all())
+        with evaluate.Side("ours", Path(folder), options_of_all()) as side:
+            return side.measured()
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ import torch
 from jaxtyping import Float, Int
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 LOGITS_AT_ONCE = 1 << 23  # of a chunk of tokens
 LOGITS_AT_ONCE_ON_GPU = 1 << 26
 LOGITS_KEPT = 1 << 25  # for the backward pass; what is above that is computed a second time
+LOGITS_KEPT_ON_GPU = 1 << 27
 Factors = Sequence[tuple[Tensor, Tensor]]
 
 
@@ -43,51 +45,60 @@ def token_logps(products: Factors, labels: Int[Tensor, " tokens"]) -> Float[Tens
 
     The same numbers and gradients as ``log_softmax`` of the logits, a chunk of tokens at a time:
     float32 logits exist once, and become their own gradients in place. Of more than
-    ``LOGITS_KEPT`` numbers the rest is computed again in the backward pass.
+    ``LOGITS_KEPT`` numbers the rest is computed again in the backward pass. Products are taken in
+    autocast's dtype where that is on, as those of a linear module are.
     """
-    return _TokenLogps.apply(labels, *(tensor for pair in products for tensor in pair))
+    device = products[0][0].device.type
+    tensors = [tensor for pair in products for tensor in pair]
+    if torch.is_autocast_enabled(device):  # once, and not for every chunk
+        coarse = torch.get_autocast_dtype(device)
+        tensors = [t if t.dtype == torch.float64 else t.to(coarse) for t in tensors]
+    return _TokenLogps.apply(torch.is_grad_enabled(), labels, *tensors)
 
 
 class _TokenLogps(torch.autograd.Function):
     """Tensors come as states, words, states, words, ..."""
 
     @staticmethod
-    def forward(ctx: Any, labels: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, keeps: bool, labels: Tensor, *tensors: Tensor) -> Tensor:
         states = tensors[0]
-        chunk = _tokens_at_once(states, len(tensors[1]))
-        keeps = any(ctx.needs_input_grad)
-        logps, lses, kept = [], [], []
-        room = LOGITS_KEPT
+        on_cpu = states.device.type == "cpu"
+        room = LOGITS_AT_ONCE if on_cpu else LOGITS_AT_ONCE_ON_GPU
+        chunk = max(1, room // len(tensors[1]))
+        keeps = keeps and any(ctx.needs_input_grad)
+        room = (LOGITS_KEPT if on_cpu else LOGITS_KEPT_ON_GPU) if keeps else 0
+        logps, lses, kept = [states.new_zeros(0, dtype=_exact(states))], [], {}
         for begin in range(0, len(labels), chunk):
             end = begin + chunk
             logits = _logits(tensors, begin, end)
             lse = logits.logsumexp(-1)
             logps.append(logits.gather(1, labels[begin:end, None]).squeeze(1) - lse)
             lses.append(lse)
-            if keeps and logits.numel() <= room:
+            if logits.numel() <= room:
                 room -= logits.numel()
-                kept.append(logits)
+                kept[begin] = logits
             del logits
-        if not logps:
-            return states.new_zeros(0, dtype=_exact(states))
         # what is kept is ours alone, so it need not go through save_for_backward
         ctx.kept, ctx.lses, ctx.chunk = kept, lses, chunk
         ctx.save_for_backward(labels, *tensors)
         return torch.cat(logps)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         labels, *tensors = ctx.saved_tensors
         share = upstream[0]
-        wanted = ctx.needs_input_grad[1:]
-        found = [torch.zeros_like(t) if w else None for t, w in zip(tensors, wanted, strict=True)]
+        wanted = ctx.needs_input_grad[2:]
+        found = [
+            _room_for(t, n) if w else None
+            for n, (t, w) in enumerate(zip(tensors, wanted, strict=True))
+        ]
         kept, ctx.kept = ctx.kept, None
         if kept is None:
             raise RuntimeError("The gradient of these log-probabilities can be taken only once.")
-        kept.reverse()
         for n, begin in enumerate(range(0, len(labels), ctx.chunk)):
             end = begin + ctx.chunk
-            logits = kept.pop() if kept else _logits(tensors, begin, end)
+            logits = kept.pop(begin) if begin in kept else _logits(tensors, begin, end)
             # d log p(y) / d logits = (1 at y) - p
             slope = logits.sub_(ctx.lses[n][:, None]).exp_().mul_(-share[begin:end, None])
             slope.scatter_add_(1, labels[begin:end, None], share[begin:end, None].to(slope.dtype))
@@ -98,10 +109,13 @@ class _TokenLogps(torch.autograd.Function):
                     down = slope.to(states.dtype)
                     if of_states is not None:
                         of_states[begin:end] = down @ words.to(states.dtype)
-                    if of_words is not None:
+                    if of_words is not None and of_words.dtype == words.dtype:
                         of_words.addmm_(down.T.to(words.dtype), states[begin:end].to(words.dtype))
+                    elif of_words is not None:
+                        of_words += down.T.to(words.dtype) @ states[begin:end].to(words.dtype)
             del logits, slope
-        return (None, *found)
+        gradients = [f if f is None else f.to(t) for f, t in zip(found, tensors, strict=True)]
+        return (None, None, *gradients)
 
 
 def _logits(tensors: Sequence[Tensor], begin: int, end: int) -> Float[Tensor, "chunk vocab"]:
@@ -121,10 +135,11 @@ def _logits(tensors: Sequence[Tensor], begin: int, end: int) -> Float[Tensor, "c
     return found
 
 
+def _room_for(tensor: Tensor, number: int) -> Tensor:
+    """Zeros for the gradient of a tensor; that of words is a sum over chunks, hence in float32."""
+    exact = _exact(tensor) if number % 2 else tensor.dtype
+    return torch.zeros_like(tensor, dtype=exact)
+
+
 def _exact(states: Tensor) -> torch.dtype:
     return torch.float64 if states.dtype == torch.float64 else torch.float32
-
-
-def _tokens_at_once(states: Tensor, vocabulary: int) -> int:
-    room = LOGITS_AT_ONCE if states.device.type == "cpu" else LOGITS_AT_ONCE_ON_GPU
-    return max(1, room // vocabulary)

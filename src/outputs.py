@@ -218,12 +218,14 @@ def ask_all(
     said = iter(logits.split(sizes) if len(sizes) > 1 else [logits])
     found: list[Answer] = []
     for whole, states, (tokens, _) in zip(projected, kept, scored, strict=True):
-        here = states.device
+        head = output_embedding(model)
+        # a module takes its input to its own device itself
+        here = states.device if whole else head.weight.device
         moved = tokens.labels.to(here), tokens.row.to(here), tokens.rows
         if whole:
             found.append(Outputs(*moved, _in_full(next(said))))
             continue
-        products = factors(output_embedding(model), states)
+        products = factors(head, states.to(here))
         assert products is not None  # so it was when the way was found
         found.append(GivenLogps(*moved, token_logps(products, moved[0])))
     return found

@@ -6,10 +6,13 @@ C C C C D D D .            each row, and no token sees another row's
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heapreplace
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+MOST_TRIED = 64  # numbers of sequences
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ def packed(batches: Sequence[Mapping[str, Tensor]], *, width: int, one: bool = F
     padded_rows = [ids for batch in batches for ids in batch["input_ids"]]
     rows = [ids[:length] for ids, length in zip(padded_rows, lengths, strict=True)]
     places = torch.arange(sum(lengths), device=rows[0].device)
-    counts = [1] if one else range(1, len(rows) + 1)
+    # of very many rows not every number is tried: that would take longer than it gains
+    counts = [1] if one else range(1, len(rows) + 1, 1 + len(rows) // MOST_TRIED)
     bins = min((_filled(lengths, n) for n in counts), key=lambda b: _work(b, lengths, width))
     long = _longest(bins, lengths)
     ids = rows[0].new_zeros(len(bins), long)
@@ -70,11 +74,11 @@ def packed(batches: Sequence[Mapping[str, Tensor]], *, width: int, one: bool = F
 def _filled(lengths: Sequence[int], count: int) -> list[list[int]]:
     """The rows in this many sequences of about one length: the longest first, to the shortest."""
     bins: list[list[int]] = [[] for _ in range(count)]
-    filled = [0] * count
+    filled = [(0, n) for n in range(count)]
     for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        n = filled.index(min(filled))
+        length, n = filled[0]
         bins[n].append(number)
-        filled[n] += lengths[number]
+        heapreplace(filled, (length + lengths[number], n))
     return bins
 
 

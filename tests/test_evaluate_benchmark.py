@@ -81,9 +81,11 @@ def side(seconds, memory, **summary):
     return {"seconds": seconds, "memory": memory, "summary": summary}
 
 
-def test_figures_are_medians_of_the_runs_and_are_held_against_their_targets(evaluate):
+def test_seconds_are_medians_and_memory_that_of_the_first_run_and_are_held_against_their_targets(
+    evaluate,
+):
     found = {
-        "ours": [side(s, m, a=1.0, b=0.2) for s, m in ((2, 90), (9, 10), (1, 40))],
+        "ours": [side(s, m, a=1.0, b=0.2) for s, m in ((2, 40), (9, 10), (1, 90))],
         "baseline": [side(s, 100, a=1.0, b=0.2 * 1.0002) for s in (8, 7, 9)],
         "cached": [{"seconds": 50.0}, {"seconds": 3.5}],
     }

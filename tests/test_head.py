@@ -1,5 +1,7 @@
 """Log-probabilities a chunk at a time are those of whole logits, in value and in gradient."""
 
+import weakref
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -18,13 +20,13 @@ def adapted(make, **settings):
     return get_peft_model(make(), LoraConfig(**given, init_lora_weights=False))
 
 
-@pytest.fixture(params=["kept", "again", "both"])
+@pytest.fixture(params=["kept", "again", "first", "first and last"])
 def chunks(request, monkeypatch):
-    """Chunks of a few tokens whose logits are kept, computed a second time, or partly both."""
+    """Chunks of 5, 5, 5, 5 and 3 tokens, whose logits are kept or computed a second time."""
     vocabulary = llama().config.vocab_size
     monkeypatch.setattr(head, "LOGITS_AT_ONCE", 5 * vocabulary)
-    kept = {"kept": 1 << 30, "again": 0, "both": 11 * vocabulary}[request.param]
-    monkeypatch.setattr(head, "LOGITS_KEPT", kept)
+    tokens = {"kept": 1 << 20, "again": 0, "first": 11, "first and last": 13}[request.param]
+    monkeypatch.setattr(head, "LOGITS_KEPT", tokens * vocabulary)
 
 
 @pytest.mark.parametrize("make", [llama, qwen2])
@@ -74,6 +76,8 @@ def test_no_token_has_no_log_probability():
     nothing = torch.zeros(0, projection.in_features, requires_grad=True)
     found = token_logps(factors(projection, nothing), torch.zeros(0, dtype=torch.long))
     assert found.shape == (0,)
+    found.sum().backward()
+    assert nothing.grad.shape == nothing.shape
 
 
 def test_a_gradient_is_taken_once():
@@ -83,6 +87,73 @@ def test_a_gradient_is_taken_once():
     found.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="only once"):
         found.backward()
+
+
+def test_a_gradient_of_the_gradient_is_refused():
+    projection = llama().lm_head
+    hidden = torch.randn(3, projection.in_features, requires_grad=True)
+    found = token_logps(factors(projection, hidden), torch.tensor([1, 2, 3])).square().sum()
+    (slope,) = torch.autograd.grad(found, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+def of_random_words(dtype, *, at_once, monkeypatch):
+    """The gradients of states and words, a number of tokens at a time."""
+    torch.manual_seed(5)
+    states, words = torch.randn(512, 16), torch.randn(256, 16)
+    labels, share = torch.randint(256, (512,)), torch.randn(512)
+    monkeypatch.setattr(head, "LOGITS_AT_ONCE", at_once * 256)
+    leaves = [tensor.to(dtype).requires_grad_() for tensor in (states, words)]
+    found = token_logps([tuple(leaves)], labels)
+    return torch.autograd.grad((found * share.to(found)).sum(), leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_chunks_round_gradients_of_words_no_more_than_one(dtype, monkeypatch):
+    exact = of_random_words(torch.float64, at_once=512, monkeypatch=monkeypatch)[1]
+    errors = {}
+    for at_once in (512, 4):
+        gradient = of_random_words(dtype, at_once=at_once, monkeypatch=monkeypatch)[1]
+        assert gradient.dtype == dtype
+        errors[at_once] = float((gradient - exact).norm() / exact.norm())
+    assert errors[512] > 0
+    assert errors[4] < 1.2 * errors[512]  # summed in this dtype it would be several times as much
+
+
+def test_autocast_decides_the_dtype_of_the_products():
+    projection = torch.nn.Linear(16, 64, bias=False)
+    hidden = torch.randn(TOKENS, 16, requires_grad=True)
+    labels = torch.randint(64, (TOKENS,))
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = projection(hidden).float().log_softmax(-1).gather(1, labels[:, None])[:, 0]
+        found = token_logps(factors(projection, hidden), labels)
+    exact = token_logps(factors(projection, hidden), labels)
+    assert found.dtype == torch.float32 and not torch.equal(found, exact)
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-6)
+    expected = torch.autograd.grad(whole.sum(), [hidden, projection.weight])
+    gradients = torch.autograd.grad(found.sum(), [hidden, projection.weight])
+    for one, other in zip(gradients, expected, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=0, atol=0.01 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_logits_are_kept_only_for_a_gradient(learns, monkeypatch):
+    made = []
+    logits = head._logits
+
+    def seen(*args):
+        found = logits(*args)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(head, "_logits", seen)
+    projection = torch.nn.Linear(4, 8, bias=False)  # its weight asks for a gradient
+    with torch.set_grad_enabled(learns):
+        found = token_logps(factors(projection, torch.randn(3, 4)), torch.tensor([1, 2, 3]))
+    assert found.requires_grad == learns
+    assert [one() is not None for one in made] == [learns]
 
 
 def test_other_heads_are_not_products():
