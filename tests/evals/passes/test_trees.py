@@ -11,6 +11,7 @@ from transformers import (
     GPT2Config,
     GPTNeoConfig,
     GPTNeoXConfig,
+    Lfm2Config,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
@@ -204,6 +205,20 @@ def test_a_model_that_would_answer_a_tree_wrongly_is_found_out(deaf_to, dtype, s
     tolerance = 1e-4 if dtype is torch.float32 else 0.2
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours.logp, theirs.logp, atol=tolerance)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_coarse_numbers_hide_no_row_before(seed):
+    """Short convolutions see a little of the row before: less than bfloat16 rounds off."""
+    torch.manual_seed(seed)
+    config = Lfm2Config(
+        vocab_size=tiny.VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.1, pad_token_id=0,
+        layer_types=["conv"] + ["full_attention"] * 3, conv_L_cache=3,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).bfloat16().eval()
+    ask(model, patterns())
+    assert not scoring._ABILITIES[model].trees
 
 
 def test_what_a_window_cannot_see_is_not_seen_in_a_tree_either(seen):
