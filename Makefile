@@ -9,7 +9,7 @@ AUDIT = .venv-tools/bin/pip-audit --strict --disable-pip --no-deps --progress-sp
 PARALLEL = --numprocesses auto --dist loadfile
 INSTALL_SELF = $(PIP) --no-build-isolation --no-deps --editable .
 
-.PHONY: demo picture methods memory bench bench-gpu bench-eval test test-floor test-slow faults fuzz check lock audit clean
+.PHONY: demo picture methods memory bench bench-gpu bench-more bench-eval test test-floor test-slow faults fuzz check lock audit clean
 
 demo: .venv/.run  ## the whole main job on the embedded benchmark
 	.venv/bin/python src/study.py --config-name=study experiment=study/pocket/lora
@@ -23,8 +23,11 @@ methods: .venv/.run  ## docs/methods.md: every method on the embedded benchmark;
 memory: .venv/.run  ## peak memory of every method on one model, against GradAscent
 	.venv/bin/python benchmarks/memory.py
 
-bench: .venv/.run  ## every figure of docs/performance.md on a CPU; results in benchmarks/results/latest.json
+bench: .venv/.run  ## steps of training on a CPU, for docs/performance.md and benchmarks/results/latest.json
 	.venv/bin/python benchmarks/bench.py
+
+bench-more: .venv/.run  ## its other figures: memory, evaluation, growth, and what each part of a step is worth
+	.venv/bin/python benchmarks/bench.py --only memory,eval,growth,steps,S-r128
 
 bench-gpu: .venv/.run  ## the same on a GPU
 	.venv/bin/python benchmarks/bench.py --only 3B

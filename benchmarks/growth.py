@@ -1,6 +1,6 @@
 """How time and memory of an evaluation grow with the rows, the answers and the vocabulary.
 
-make bench                             among others
+make bench-more                        among others
 python benchmarks/growth.py            alone, in about two minutes
 
 A very small model evaluates random words, in rows as long as TOFU's: the metrics of

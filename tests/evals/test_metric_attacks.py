@@ -76,7 +76,7 @@ def test_the_interval_of_an_auc_is_the_bootstrap_within_each_side(monkeypatch):
     assert value.interval[0] < value.value < value.interval[1]
     assert mia_gradnorm(members, others) == value
     monkeypatch.setattr(mia, "CELLS_AT_ONCE", 1000)  # in many parts
-    assert mia_gradnorm(members, others).interval == pytest.approx(value.interval, abs=0.015)
+    assert mia_gradnorm(members, others) == value
     assert mia_gradnorm(members, others[:1]).interval is None
     assert mia_gradnorm([1.0, 2.0], [3.0, 4.0]).interval == (1, 1)
 

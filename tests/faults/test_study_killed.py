@@ -35,36 +35,42 @@ def result(folder):
     return {name: (home / name).read_bytes() for name in ("summary.json", "table.txt", "table.csv")}
 
 
-def killed_after(seconds, folder):
-    """Start the study in a group of its own and kill the whole group."""
+def num_files(folder):
+    return sum(len(files) for _, _, files in os.walk(folder / "saves"))
+
+
+def killed_at(count, pause, folder):
+    """Start the study in a group of its own; kill all of it a while after it has so many files.
+
+    Files, and not seconds: other work on the machine must not decide where it is killed.
+    """
     command = [
         sys.executable, str(REPOSITORY / "src" / "study.py"), "--config-name=study",
         "--config-dir=own", "experiment=study/small",
     ]  # fmt: skip
+    count = max(count, num_files(folder) + 1)
     study = subprocess.Popen(
         command, cwd=folder, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    try:
-        study.wait(timeout=seconds)
-        return False
-    except subprocess.TimeoutExpired:
-        os.killpg(study.pid, signal.SIGKILL)
-        study.wait()
-        return True
+    while study.poll() is None:
+        if num_files(folder) >= count:
+            time.sleep(pause)
+            os.killpg(study.pid, signal.SIGKILL)
+            return study.wait() == -signal.SIGKILL
+        time.sleep(0.05)
+    return False
 
 
 def test_killed_at_five_random_moments_it_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     whole = prepared(tmp_path / "whole", monkeypatch)
-    started = time.time()
     run_study(whole)
-    length = time.time() - started
     broken = prepared(tmp_path / "broken", monkeypatch)
     draw, kills = random.Random(0), 0
-    for _ in range(KILLS):
-        kills += killed_after(draw.uniform(0.15, 0.6) * length, broken)
+    for share in sorted(draw.uniform(0.1, 0.8) for _ in range(KILLS)):
+        kills += killed_at(share * num_files(whole), draw.uniform(0, 1), broken)
     run_study(broken)
-    assert kills >= 3  # the later ones may find it finished
+    assert kills >= KILLS - 1  # the last may find it finished
     assert result(broken) == result(whole)
     states = [json.loads(file.read_text())["state"]
               for file in (broken / "saves/study/small/stages").glob("*.json")]  # fmt: skip

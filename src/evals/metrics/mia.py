@@ -17,7 +17,7 @@ from unlora.evals.metrics import metric
 from unlora.evals.records import RESAMPLES, GradientNorms, RootScored, Scored, Value
 
 TINY = 1e-10
-CELLS_AT_ONCE = 1 << 22  # counts held in memory while resampling
+CELLS_AT_ONCE = 1 << 18  # counts held in memory while resampling: few, so that they stay near
 
 
 @metric("mia_loss", higher_is_better=False)
@@ -133,15 +133,16 @@ def _resampled(
     members: Float[np.ndarray, " members"], others: Float[np.ndarray, " others"]
 ) -> Float[np.ndarray, " draws"]:
     """The area for draws with replacement from both sides."""
-    rng = np.random.default_rng(0)
+    # a generator for each side, so that it does not matter how many draws are made at once
+    draw_members, draw_others = np.random.default_rng(0).spawn(2)
     at_once = max(1, CELLS_AT_ONCE // (len(members) + len(others)))
     sizes = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
     found = [
         _areas(
             members,
             others,
-            rng.integers(len(members), size=(size, len(members))),
-            rng.integers(len(others), size=(size, len(others))),
+            draw_members.integers(len(members), size=(size, len(members))),
+            draw_others.integers(len(others), size=(size, len(others))),
         )
         for size in sizes
     ]
