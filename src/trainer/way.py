@@ -69,7 +69,7 @@ def _sees_no_row_before(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
     ids = batch["input_ids"]
     after = []
     for first in (ids[0], ids[0] // 2):
-        pair = batch | {"input_ids": torch.stack([first, ids[1]])}
+        pair = {**batch, "input_ids": torch.stack([first, ids[1]])}
         layout = packed([pair], width=1, one=True)
         begin = int(layout.offsets[0][1])
         logits = model(**layout.inputs, use_cache=False).logits[0]
