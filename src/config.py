@@ -320,7 +320,7 @@ class TrainerArgs(TypedDict, total=False):
     weight_decay: Annotated[float, Field(ge=0)]
     warmup_epochs: Annotated[float, Field(ge=0)] | None
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] | None
-    warmup_steps: Annotated[float, Field(ge=0)] | None
+    warmup_steps: Annotated[int | float, Field(ge=0)] | None
     max_grad_norm: float
     gradient_checkpointing: bool
     seed: Annotated[int, Field(ge=0)]

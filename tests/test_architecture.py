@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "objectives": BASICS | {"outputs"},
     "data": BASICS | {"outputs"},
     "model": BASICS | {"config", "data", "head", "objectives", "outputs", "run", "trust"},
-    "trainer": BASICS | {"data", "head", "model", "objectives", "outputs", "packing", "run", "shown", "trust"},
+    "trainer": BASICS
+    | {"data", "head", "model", "objectives", "outputs", "packing", "run", "shown", "trust"},
     "evals": BASICS | {"collapse", "data", "head", "model", "outputs", "run", "trust"},
     "report": BASICS | {"collapse", "run", "shown", "trust"},
     "commandline": {"errors"},

@@ -96,7 +96,7 @@ def load_root(lineage: Lineage, model_args: Mapping[str, Any]) -> tuple[PreTrain
             base, read = AutoModelForCausalLM.from_pretrained(
                 lineage.root, output_loading_info=True, **args
             )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(_why_not_loaded(lineage.root, error)) from error
     missing = sorted(read["missing_keys"])
     if missing and not getattr(base, "is_quantized", False):  # transformers would draw them
@@ -278,7 +278,7 @@ def _why_not_loaded(root: str, error: Exception) -> str:
             f"{metadata.version('transformers')} does not know. Install a newer one (pip "
             "install -U transformers), or give another model."
         )
-    if "ignore_mismatched_sizes" in text:
+    if "ignore_mismatched_sizes" in text or "size mismatch" in text:
         return (
             f"The weights of {root!r} have other shapes than its config.json says. Download or "
             "copy the two that belong together."
