@@ -45,14 +45,10 @@ def token_logps(products: Factors, labels: Int[Tensor, " tokens"]) -> Float[Tens
 
     The same numbers and gradients as ``log_softmax`` of the logits, a chunk of tokens at a time:
     float32 logits exist once, and become their own gradients in place. Of more than
-    ``LOGITS_KEPT`` numbers the rest is computed again in the backward pass. Products are taken in
-    autocast's dtype where that is on, as those of a linear module are.
+    ``LOGITS_KEPT`` numbers the rest is computed again in the backward pass. Autocast has no say: a
+    policy is asked outside of it, and a reference within must say the same.
     """
-    device = products[0][0].device.type
     tensors = [tensor for pair in products for tensor in pair]
-    if torch.is_autocast_enabled(device):  # once, and not for every chunk
-        coarse = torch.get_autocast_dtype(device)
-        tensors = [t if t.dtype == torch.float64 else t.to(coarse) for t in tensors]
     return _TokenLogps.apply(torch.is_grad_enabled(), labels, *tensors)
 
 

@@ -50,7 +50,7 @@ def packed(batches: Sequence[Mapping[str, Tensor]], *, width: int, one: bool = F
     rows = [ids[:length] for ids, length in zip(padded_rows, lengths, strict=True)]
     places = torch.arange(sum(lengths), device=rows[0].device)
     # of very many rows not every number is tried: that would take longer than it gains
-    counts = [1] if one else range(1, len(rows) + 1, 1 + len(rows) // MOST_TRIED)
+    counts = [1] if one else [*range(1, len(rows), 1 + len(rows) // MOST_TRIED), len(rows)]
     bins = min((_filled(lengths, n) for n in counts), key=lambda b: _work(b, lengths, width))
     long = _longest(bins, lengths)
     ids = rows[0].new_zeros(len(bins), long)

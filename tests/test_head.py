@@ -9,7 +9,7 @@ from tiny import LORA, llama, qwen2
 
 from unlora import head
 from unlora.head import factors, token_logps
-from unlora.outputs import output_embedding
+from unlora.outputs import TokenLogps, Way, ask_all, output_embedding
 
 TOKENS = 23
 
@@ -121,21 +121,19 @@ def test_small_chunks_round_gradients_of_words_no_more_than_one(dtype, monkeypat
     assert errors[4] < 1.2 * errors[512]  # summed in this dtype it would be several times as much
 
 
-def test_autocast_decides_the_dtype_of_the_products():
-    projection = torch.nn.Linear(16, 64, bias=False)
-    hidden = torch.randn(TOKENS, 16, requires_grad=True)
-    labels = torch.randint(64, (TOKENS,))
-    with torch.autocast("cpu", torch.bfloat16):
-        whole = projection(hidden).float().log_softmax(-1).gather(1, labels[:, None])[:, 0]
-        found = token_logps(factors(projection, hidden), labels)
-    exact = token_logps(factors(projection, hidden), labels)
-    assert found.dtype == torch.float32 and not torch.equal(found, exact)
-    torch.testing.assert_close(found, whole, rtol=0, atol=1e-6)
-    expected = torch.autograd.grad(whole.sum(), [hidden, projection.weight])
-    gradients = torch.autograd.grad(found.sum(), [hidden, projection.weight])
-    for one, other in zip(gradients, expected, strict=True):
-        assert one.dtype == torch.float32
-        torch.testing.assert_close(one, other, rtol=0, atol=0.01 * float(other.abs().max()))
+def test_a_reference_within_autocast_says_what_a_policy_outside_says():
+    """As in training: accelerate puts autocast around the forward pass, which ends before it."""
+    model = llama().eval()
+    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    ids = torch.randint(1, model.config.vocab_size, (4, 12))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    said = []
+    for within in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=within):
+            (answer,) = ask_all(model, [(TokenLogps, batch)], way=Way(packs=True, chunks=True))
+        said.append(answer.sequence_logps)
+    assert said[0].dtype == torch.float32
+    assert torch.equal(*said)
 
 
 @pytest.mark.parametrize("learns", [True, False])

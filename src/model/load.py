@@ -96,7 +96,7 @@ def load_root(lineage: Lineage, model_args: Mapping[str, Any]) -> tuple[PreTrain
             base, read = AutoModelForCausalLM.from_pretrained(
                 lineage.root, output_loading_info=True, **args
             )
-    except (OSError, ValueError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(_why_not_loaded(lineage.root, error)) from error
     missing = sorted(read["missing_keys"])
     if missing and not getattr(base, "is_quantized", False):  # transformers would draw them

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from unlora.objectives import objective
 from unlora.outputs import Outputs, ScoredTokens
@@ -133,12 +134,13 @@ class _CrossEntropy(torch.autograd.Function):
         found = [logits.new_zeros(0)]
         for t, z in zip(target.split(chunk), logits.split(chunk), strict=True):
             q, lse = t.softmax(-1), z.logsumexp(-1)
-            found.append(lse - torch.linalg.vecdot(q, z))
+            found.append(lse - (q * z).sum(-1))
             torch.sub((z - lse[:, None]).exp_(), q, out=t)
         ctx.slope = target  # ours alone, so it need not go through save_for_backward
         return torch.cat(found)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         slope, ctx.slope = ctx.slope, None
         if slope is None:
