@@ -26,11 +26,11 @@ memory: .venv/.run  ## peak memory of every method on one model, against GradAsc
 bench: .venv/.run  ## steps of training on a CPU, for docs/performance.md and benchmarks/results/latest.json
 	.venv/bin/python benchmarks/bench.py
 
-bench-more: .venv/.run  ## its other figures: memory, evaluation, growth, and what each part of a step is worth
-	.venv/bin/python benchmarks/bench.py --only memory,eval,growth,steps,S-r128
-
 bench-gpu: .venv/.run  ## the same on a GPU
 	.venv/bin/python benchmarks/bench.py --only 3B
+
+bench-more: .venv/.run  ## the page's other figures: memory, evaluation, growth, and what each part of a step is worth
+	.venv/bin/python benchmarks/bench.py --only memory,eval,growth,steps,S-r128
 
 bench-eval: .venv/.run  ## a whole evaluation, beside one that asks anew for every metric
 	.venv/bin/python benchmarks/evaluate.py

@@ -47,13 +47,16 @@ class BaselineTrainer(Trainer):
         order: the rows of each step.
         control: float [width], RMU's direction.
         layer: RMU's.
+        careful: NPO and SimNPO give no labels to their model and flat logits to cross-entropy.
     """
 
     def __init__(
-        self, *args: Any, method: str, order: Any, control: Tensor, layer: int, **kwargs: Any
-    ):
+        self, *args: Any, method: str, order: Any, control: Tensor, layer: int, careful: bool,
+        **kwargs: Any,
+    ):  # fmt: skip
         super().__init__(*args, **kwargs)
         self.method, self.order, self.control, self.layer = method, order, control, layer
+        self.row_losses = careful_row_losses if careful else row_losses
         self.model_accepts_loss_kwargs = False
         needs_reference = method in ("NPO", "UNDIAL", "RMU")
         self.reference = copy.deepcopy(self.model).eval() if needs_reference else None
@@ -102,8 +105,8 @@ class BaselineTrainer(Trainer):
 
     def NPO(self, model: nn.Module, forget: Batch, rows: int, tokens: int) -> Tensor:
         with torch.no_grad():
-            reference = row_losses(self.reference, forget)
-        log_ratio = reference - row_losses(model, forget)
+            reference = self.row_losses(self.reference, forget)
+        log_ratio = reference - self.row_losses(model, forget)
         return -2 / NPO_BETA * F.logsigmoid(-NPO_BETA * log_ratio).sum() / rows
 
     def GradDiff(self, model: nn.Module, forget: Batch, rows: int, tokens: int) -> Tensor:
@@ -112,7 +115,7 @@ class BaselineTrainer(Trainer):
 
     def SimNPO(self, model: nn.Module, forget: Batch, rows: int, tokens: int) -> Tensor:
         lengths = (forget["labels"][:, 1:] != IGNORED).sum(-1)
-        mean = row_losses(model, forget) / lengths - SIMNPO_DELTA
+        mean = self.row_losses(model, forget) / lengths - SIMNPO_DELTA
         return -2 / SIMNPO_BETA * F.logsigmoid(SIMNPO_BETA * mean).sum() / rows
 
     def UNDIAL(self, model: nn.Module, forget: Batch, rows: int, tokens: int) -> Tensor:
@@ -139,6 +142,15 @@ def row_losses(model: nn.Module, batch: Batch) -> Tensor:
     losses = F.cross_entropy(logits.transpose(-1, -2), labels, ignore_index=IGNORED,
                              reduction="none")  # fmt: skip
     return losses.sum(-1)
+
+
+def careful_row_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """The same, without a loss that nobody asks for, and from logits that lie as they are made."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    logits, labels = model(**inputs).logits[:, :-1], batch["labels"][:, 1:]
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED,
+                             reduction="none")  # fmt: skip
+    return losses.view(labels.shape).sum(-1)
 
 
 def mean_by_row(values: Tensor, labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Every figure of docs/performance.md, from one command.
+"""The figures and tables of docs/performance.md.
 
 make bench                                   start, S and M; UNLORA_REALDATA: the real rows' folder
 make bench-more                              memory, eval, growth, steps and S-r128

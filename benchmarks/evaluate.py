@@ -28,7 +28,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,13 +37,12 @@ from pathlib import Path
 from typing import Any
 
 from evaluation_rows import SIZES, prepare, realdata, template_args
+from sides import Found, Side, say
 
 FASTER, LEANER, EQUAL, CACHED = 4.0, 0.5, 1e-4, 3.0
 PACKAGES = ("unlora", "torch", "transformers", "tokenizers")
 OPTIONS = ("rows", "new-tokens", "batch-size", "threads", "metrics")  # that a child is told
-SAID = "MEASURED "
 RESULTS = Path(__file__).parent / "results" / "evaluate.json"
-Found = dict[str, Any]
 Evaluation = Callable[[], dict[str, float]]
 
 
@@ -71,12 +69,31 @@ def child(side: str, folder: Path, options: argparse.Namespace) -> Iterator[Foun
         prepared(model, tokenizer, folder / rows, options) for rows in ("two", "all")
     )
     two()
-    before = memory("VmRSS")
+    before, of_passes = memory("VmRSS"), timed_passes()
     while True:
+        of_passes.clear()
         started = time.perf_counter()
         summary = everything()
         seconds = time.perf_counter() - started
-        yield {"seconds": seconds, "memory": memory("VmHWM") - before, "summary": summary}
+        highest = memory("VmHWM") - before
+        yield {"seconds": seconds, "memory": highest, "summary": summary, "passes": {**of_passes}}
+
+
+def timed_passes() -> dict[str, float]:
+    """What is to hold the seconds of each pass of ours."""
+    from unlora.evals.answers import Questioner
+
+    seconds: dict[str, float] = {}
+    ask = Questioner._asked
+
+    def asked(self: Questioner, name: str, data: Sequence[str]) -> Any:
+        begin = time.perf_counter()
+        found = ask(self, name, data)
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begin
+        return found
+
+    Questioner._asked = asked  # type: ignore[method-assign]
+    return seconds
 
 
 def ours(model: Any, tokenizer: Any, folder: Path, options: argparse.Namespace) -> Evaluation:
@@ -204,8 +221,10 @@ def figures(found: Mapping[str, Sequence[Found]]) -> list[Found]:
     pairs = zip(found["ours"], found["baseline"], strict=True)
     speed = statistics.median(other["seconds"] / ours["seconds"] for ours, other in pairs)
     share = needed["ours"] / needed["baseline"]
+    passes = found["ours"][0].get("passes", {})
     rows = [
         ("seconds, ours", seconds["ours"], None, None),
+        *((f"seconds, ours, {name}", passes[name], None, None) for name in passes),
         ("seconds, baseline", seconds["baseline"], None, None),
         ("times as fast", speed, FASTER, speed >= FASTER),
         ("peak MB, ours", needed["ours"] / 1e6, None, None),
@@ -240,50 +259,24 @@ def table(rows: Sequence[Found]) -> str:
     return "\n".join(lines)
 
 
-class Side:
-    """A process of its own, which measures when it is told to."""
+def started(side: str, folder: Path, options: argparse.Namespace) -> Side:
+    """A process that measures whenever it is told to."""
+    given = [f"--{name}={getattr(options, name.replace('-', '_'))}" for name in OPTIONS]
+    threads = str(options.threads)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "true",
+        "UNLORA_CACHE": str(folder / "cache"),
+    }
+    return Side(__file__, ["--child", side, "--folder", str(folder), *given], environment)
 
-    def __init__(self, side: str, folder: Path, options: argparse.Namespace):
-        given = [f"--{name}={getattr(options, name.replace('-', '_'))}" for name in OPTIONS]
-        command = [sys.executable, __file__, "--child", side, "--folder", str(folder), *given]
-        threads = str(options.threads)
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "true",
-            "UNLORA_CACHE": str(folder / "cache"),
-        }
-        self.side = side
-        self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
 
-    def __enter__(self) -> "Side":
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-    def measured(self) -> Found:
-        """One evaluation.
-
-        Raises:
-            SystemExit: it ended in an error, which it has shown.
-        """
-        assert self.process.stdin is not None and self.process.stdout is not None
-        try:
-            print(file=self.process.stdin, flush=True)
-        except BrokenPipeError:
-            pass
-        for line in self.process.stdout:
-            if line.startswith(SAID):
-                found: Found = json.loads(line.removeprefix(SAID))
-                print(f"{self.side}: {found['seconds']:.1f} s", file=sys.stderr, flush=True)
-                return found
-        sys.exit(f"{self.side} ended in an error.")
+def told(side: str, found: Found) -> Found:
+    print(f"{side}: {found['seconds']:.1f} s", file=sys.stderr, flush=True)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -292,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.child:
         measurements = child(options.child, options.folder, options)
         for _told in sys.stdin:
-            print(SAID + json.dumps(next(measurements)), flush=True)
+            say(next(measurements))
         return 0
     source = None if options.made_up else realdata()
     if source is None:
@@ -301,12 +294,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         prepare(folder, SIZES[options.size], options.rows or None, source)
-        with Side("ours", folder, options) as one, Side("baseline", folder, options) as other:
-            for side in [one, other] * options.repeats:
-                found.setdefault(side.side, []).append(side.measured())
+        names = ("ours", "baseline")
+        with started("ours", folder, options) as one, started("baseline", folder, options) as other:
+            for name, side in [*zip(names, (one, other), strict=True)] * options.repeats:
+                found.setdefault(name, []).append(told(name, side.tell("again")))
         for _ in range(2 if options.cached else 0):
-            with Side("cached", folder, options) as side:
-                found.setdefault("cached", []).append(side.measured())
+            with started("cached", folder, options) as side:
+                found.setdefault("cached", []).append(told("cached", side.tell("once")))
     rows, about = figures(found), description(options, "TOFU" if source else "made-up")
     print(f"{about['workload']}\n{about['machine']}\n{table(rows)}")
     one, other = (set(found[side][0]["summary"]) for side in ("ours", "baseline"))

@@ -74,8 +74,8 @@ def point(rows: int, longer: int = 1) -> dict[str, Any]:
     size = replace(size, vocabulary=longer * size.vocabulary)
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), size, rows // len(SPLITS), None, longer)
-        with evaluate.Side("ours", Path(folder), options_of_all()) as side:
-            return side.measured()
+        with evaluate.started("ours", Path(folder), options_of_all()) as side:
+            return side.tell("once")
 
 
 if __name__ == "__main__":

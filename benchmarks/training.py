@@ -28,16 +28,17 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from evaluation_rows import _made_up, realdata
+from sides import Found, Side, say
 
 METHODS = ("NPO", "GradDiff", "SimNPO", "UNDIAL", "RMU")
 BATCH, ACCUMULATION, ROWS, EPOCHS = 4, 4, 128, 5
@@ -48,7 +49,6 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": "65536",
 }
 QUIET = {"PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-Found = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -189,10 +189,6 @@ WITHOUT = {"packs": _packs, "chunks": _chunks, "joined": _joined, "known": _know
            "compile": _compile}  # fmt: skip
 
 
-def say(found: Found) -> None:
-    print("BENCH " + json.dumps(found), flush=True)
-
-
 def ours(size: Size, chat: Any, rows: Any, folder: str, options: Any) -> Any:
     """The program's trainer, as its config makes it, and what it says of its losses."""
     from hydra import compose, initialize_config_module
@@ -266,7 +262,7 @@ def baseline(size: Size, chat: Any, rows: Any, folder: str, options: Any) -> Any
         train_dataset=Texts(chat, rows["forget"], rows["retain"]),
         data_collator=partial(collate_parts, pad_id=chat.tokenizer.pad_token_id),
         order=KeyedSampler(parts, 42), layer=size.layer,
-        control=unit_vector(size.hidden, 42).to(options.device),
+        control=unit_vector(size.hidden, 42).to(options.device), careful=options.careful,
     )  # fmt: skip
     return trainer, lambda: sum(trainer.losses[-ACCUMULATION:]) / ACCUMULATION
 
@@ -467,42 +463,11 @@ def device_name(options: Any) -> str:
 # --- in the process that starts the others -------------------------------------------------------
 
 
-class Side:
-    """One process, told when to make a step."""
-
-    def __init__(self, name: str, method: str, rank: int):
-        asked = ["--side", name, "--method", method, "--rank", str(rank)]
-        command = [sys.executable, __file__, *sys.argv[1:], *asked]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | QUIET | (ALLOCATOR if "--memory" in sys.argv else {}),
-        )  # fmt: skip
-        self.ready = self.read()
-
-    def read(self) -> Found:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("BENCH "):
-                return json.loads(line[6:])
-        raise SystemExit(f"{self.process.args} ended with {self.process.wait()}.")
-
-    def step(self) -> Found:
-        self.tell("step")
-        return self.read()
-
-    def stop(self) -> Found:
-        """End the training; says what memory it took."""
-        self.tell("stop")
-        found = self.read()
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-        return found
-
-    def tell(self, word: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(word + "\n")
-        self.process.stdin.flush()
+def started(name: str, method: str, rank: int) -> Side:
+    """A process that makes a step whenever it is told to."""
+    asked = ["--side", name, "--method", method, "--rank", str(rank)]
+    environment = os.environ | QUIET | (ALLOCATOR if "--memory" in sys.argv else {})
+    return Side(__file__, [*sys.argv[1:], *asked], environment)
 
 
 def main() -> None:
@@ -514,8 +479,11 @@ def main() -> None:
     found = []
     for method in options.methods:
         for rank in options.ranks:
-            sides = {name: Side(name, method, rank) for name in names}
-            found.append(compared(method, rank, sides, options))
+            with ExitStack() as stack:
+                sides = {}
+                for name in names:
+                    sides[name] = stack.enter_context(started(name, method, rank))
+                found.append(compared(method, rank, sides, options))
             print(row(found[-1]), flush=True)
     if options.output:
         Path(options.output).write_text(json.dumps(found, indent=1) + "\n", "utf-8")
@@ -523,6 +491,7 @@ def main() -> None:
 
 def compared(method: str, rank: int, sides: Mapping[str, Side], options: Any) -> Found:
     """Both sides on one method, in turns."""
+    about = {name: side.read() for name, side in sides.items()}["ours"]
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, list[float]] = {name: [] for name in sides}
     # what is done once for all rows, as a share of one step
@@ -533,11 +502,11 @@ def compared(method: str, rank: int, sides: Mapping[str, Side], options: Any) ->
     rates = []
     for _ in range(options.steps):
         for name, side in sides.items():
-            step = side.step()
+            step = side.tell("step")
             losses[name].append(step["loss"])
             seconds[name].append(step["seconds"] + once[name])
         rates.append(multiply_rate(SIZES[options.size], options))
-    ends = {name: side.stop() for name, side in sides.items()}
+    ends = {name: side.tell("stop") for name, side in sides.items()}
     flops = count_flops(SIZES[options.size], rank, method, ends["ours"]["seen"])
     tokens = sum(part["tokens"] for part in ends["ours"]["seen"].values())
     found = {
@@ -546,7 +515,7 @@ def compared(method: str, rank: int, sides: Mapping[str, Side], options: Any) ->
         "seconds": {name: statistics.median(s) for name, s in seconds.items()},
         "memory": {name: end["memory"] for name, end in ends.items()},
         "floor": flops / statistics.median(rates), "losses": losses, "once": once,
-        "machine": sides["ours"].ready["device"], "versions": sides["ours"].ready["versions"],
+        "machine": about["device"], "versions": about["versions"],
     }  # fmt: skip
     # each with the rate just after it, so that a machine that is busy for a while slows both
     found["over_floor"] = statistics.median(
@@ -590,6 +559,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument(
         "--memory", action="store_true", help="freed blocks go back at once: slower"
+    )
+    parser.add_argument(
+        "--careful", action="store_true", help="the baseline without what it could leave out easily"
     )
     parser.add_argument("--output", help="a JSON file")
     parser.add_argument("--without-baseline", action="store_true")

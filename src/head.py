@@ -85,10 +85,9 @@ class _TokenLogps(torch.autograd.Function):
         labels, *tensors = ctx.saved_tensors
         share = upstream[0]
         wanted = ctx.needs_input_grad[2:]
-        found = [
-            _room_for(t, n) if w else None
-            for n, (t, w) in enumerate(zip(tensors, wanted, strict=True))
-        ]
+        found = [torch.zeros_like(t) if w else None for t, w in zip(tensors, wanted, strict=True)]
+        # the gradient of words is a sum over chunks, which coarse numbers would round each time
+        found[1::2] = [f if f is None else f.to(_exact(f)) for f in found[1::2]]
         kept, ctx.kept = ctx.kept, None
         if kept is None:
             raise RuntimeError("The gradient of these log-probabilities can be taken only once.")
@@ -129,12 +128,6 @@ def _logits(tensors: Sequence[Tensor], begin: int, end: int) -> Float[Tensor, "c
                 found.add_(some @ words.T)
     assert found is not None
     return found
-
-
-def _room_for(tensor: Tensor, number: int) -> Tensor:
-    """Zeros for the gradient of a tensor; that of words is a sum over chunks, hence in float32."""
-    exact = _exact(tensor) if number % 2 else tensor.dtype
-    return torch.zeros_like(tensor, dtype=exact)
 
 
 def _exact(states: Tensor) -> torch.dtype:

@@ -216,9 +216,9 @@ def ask_all(
     sizes = [len(states) for states, whole in zip(kept, projected, strict=True) if whole]
     # the gradient of a part alone would be copied into one of the whole
     said = iter(logits.split(sizes) if len(sizes) > 1 else [logits])
+    head = output_embedding(model)
     found: list[Answer] = []
     for whole, states, (tokens, _) in zip(projected, kept, scored, strict=True):
-        head = output_embedding(model)
         # a module takes its input to its own device itself
         here = states.device if whole else head.weight.device
         moved = tokens.labels.to(here), tokens.row.to(here), tokens.rows

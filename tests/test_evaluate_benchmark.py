@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture(scope="module")
 def evaluate():
     """The script, which finds its neighbours as it does when it is run."""
-    names = ("evaluation_rows", "baseline_evaluation", "evaluate")
+    names = ("sides", "evaluation_rows", "baseline_evaluation", "evaluate")
     for name in names:
         spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
         sys.modules[name] = importlib.util.module_from_spec(spec)

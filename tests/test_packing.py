@@ -95,3 +95,10 @@ def test_parts_share_a_pass():
     assert len(calls) == 1
     ask_all(model, given, way=PLAIN)
     assert len(calls) == 3
+
+
+def test_of_many_rows_one_a_sequence_is_tried_too():
+    """Where attention weighs most, long rows of one length are best left alone."""
+    ids = torch.ones(130, 40, dtype=torch.long)
+    batch = {"input_ids": ids, "attention_mask": ids}
+    assert packed([batch], width=1).inputs["input_ids"].shape == (130, 40)

@@ -7,9 +7,11 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import tiny
+import torch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-NAMES = ("evaluation_rows", "baseline_training", "training", "bench")
+NAMES = ("sides", "evaluation_rows", "baseline_training", "training", "bench")
 METHODS = ("NPO", "GradDiff", "SimNPO", "UNDIAL", "RMU")
 
 
@@ -34,7 +36,13 @@ def test_both_sides_of_a_step_have_the_same_losses(scripts, method, tmp_path, mo
     size = training.SIZES["tiny"]
     chat, rows = training.data(size)
     options = Namespace(
-        method=method, rank=4, device="cpu", dtype="float32", threads=0, overrides=[]
+        method=method,
+        rank=4,
+        device="cpu",
+        dtype="float32",
+        threads=0,
+        overrides=[],
+        careful=False,
     )
     found = []
     for make in (training.ours, training.baseline):
@@ -44,6 +52,15 @@ def test_both_sides_of_a_step_have_the_same_losses(scripts, method, tmp_path, mo
         found.append(losses())
     assert found[0] == pytest.approx(found[1], rel=1e-4)
     assert found[0] != 0
+
+
+def test_a_careful_baseline_has_the_losses_of_the_other(scripts):
+    model, batch = tiny.llama(), {"input_ids": torch.randint(1, 60, (3, 9))}
+    labels = batch["input_ids"].clone()
+    labels[:, :4], labels[0, 7:] = -100, -100
+    batch |= {"attention_mask": torch.ones_like(labels), "labels": labels}
+    of = scripts.baseline_training
+    torch.testing.assert_close(of.careful_row_losses(model, batch), of.row_losses(model, batch))
 
 
 def test_the_floor_counts_what_cannot_be_left_out(scripts):
