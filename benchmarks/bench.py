@@ -32,12 +32,17 @@ OVER_FLOOR = {("M", "GradDiff"): 1.8}
 MEMORY = {"NPO": 0.45, "RMU": 0.25}
 EVALUATION = {("S", "all"): 6.5, ("M", "all"): 7.0, ("S", "default"): 5.5}
 EVALUATED = {"S": 10, "M": 3}  # rows of each set
-WITHOUT = {
-    "known": "the reference asked once",
-    "packs": "rows packed, parts in one pass",
-    "joined": "parts in one pass",
-    "chunks": "log-probabilities in chunks",
+WITHOUT = {  # method and words of what is left out of a step
+    "known": ("NPO", "the reference asked once"),
+    "packs": ("NPO", "rows packed, parts in one pass"),
+    "joined": ("NPO", "parts in one pass"),
+    "positions": ("NPO", "scored positions only, in chunks"),
+    "chunks": ("NPO", "log-probabilities in chunks"),
+    "in-place": ("UNDIAL", "soft cross-entropies in place"),
+    "layers": ("RMU", "layers above RMU's rest"),
+    "shared": ("UNDIAL", "adapters off in place of a second model"),
 }
+FOR_MEMORY = ("positions", "chunks", "in-place", "shared")
 LOSSES, METRICS, STARTED, LINEAR, STEEP, FLAT = 1e-4, 1e-4, 1.0, 0.99, 1.05, 1.25
 Figure = dict[str, Any]
 
@@ -81,14 +86,22 @@ def training(
 def steps() -> list[Figure]:
     """What each part of a fast step is worth: ours against ours without it."""
     figures = []
-    for name, words in WITHOUT.items():
-        found, command = run("training.py", ["--size", "S", "--methods", "NPO", "--against", name])
-        about = {"command": command, "machine": f"{found[0]['machine']}, {found[0]['versions']}"}
+    for name, (method, words) in WITHOUT.items():
+        asked = ["--size", "S", "--methods", method, "--against", name]
         rows = [
-            figure("times as fast as without", found[0]["faster"]),
-            figure("loss differs by", found[0]["difference"], LOSSES),
+            ("times as fast as without", "faster", None),
+            ("loss differs by", "difference", LOSSES),
         ]
-        figures += [{"workload": f"S NPO r 16, {words}", **row, **about} for row in rows]
+        measured = [(asked, rows)]
+        if name in FOR_MEMORY:
+            memory_only = [("share of the memory without", "memory_share", None)]
+            measured.append(([*asked, "--memory", "--steps", "2"], memory_only))
+        for arguments, wanted in measured:
+            (found,), command = run("training.py", arguments)
+            about = {"command": command, "machine": f"{found['machine']}, {found['versions']}"}
+            for title, key, target in wanted:
+                row = figure(title, found[key], target)
+                figures.append({"workload": f"S {method} r 16, {words}", **row, **about})
     return figures
 
 

@@ -32,7 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -181,11 +181,81 @@ def _known(trainer: Any) -> None:
     module.known_logps = lambda _: {}
 
 
+def _positions(trainer: Any) -> None:
+    """All positions meet the vocabulary, at once."""
+    import torch
+
+    import unlora.outputs as module
+
+    @contextmanager
+    def everywhere(model: Any, places: Any, _projected: Any) -> Any:
+        def select(_module: Any, _args: Any, logits: Any) -> Any:
+            return logits.flatten(0, 1)[torch.cat(list(places))].unsqueeze(0)
+
+        handle = module.output_embedding(model).register_forward_hook(select)
+        try:
+            yield places
+        finally:
+            handle.remove()
+
+    trainer.way = replace(trainer.way, chunks=False)
+    module._before_the_head = everywhere
+
+
+def _layers(_trainer: Any) -> None:
+    """A pass for hidden states goes to the last layer."""
+    import unlora.outputs as module
+
+    @contextmanager
+    def never(model: Any, layer: int) -> Any:
+        seen: list[Any] = []
+
+        def keep(_module: Any, _args: Any, said: Any) -> None:
+            seen.append(said[0] if isinstance(said, tuple) else said)
+
+        handle = module.decoder_layers(model)[layer].register_forward_hook(keep)
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+    module._ending_after = never
+
+
+def _in_place(_trainer: Any) -> None:
+    import torch.nn.functional as F
+
+    import unlora.objectives.distill as module
+
+    module._cross_entropy = lambda target, logits: F.cross_entropy(
+        logits, target.softmax(-1), reduction="none"
+    )
+
+
+def _shared(trainer: Any) -> None:
+    """The reference is a copy of the model before it had an adapter."""
+    import copy
+
+    import torch
+
+    import unlora.trainer.trainer as module
+
+    reference = copy.deepcopy(trainer.model).unload().eval().requires_grad_(False)
+
+    @contextmanager
+    def copied(_model: Any, _frozen: Any = None) -> Any:
+        with torch.no_grad():
+            yield reference
+
+    module.as_reference = copied
+
+
 def _compile(trainer: Any) -> None:
     trainer.model.compile()
 
 
-WITHOUT = {"packs": _packs, "chunks": _chunks, "joined": _joined, "known": _known,
+WITHOUT = {"known": _known, "packs": _packs, "joined": _joined, "positions": _positions,
+           "chunks": _chunks, "in-place": _in_place, "layers": _layers, "shared": _shared,
            "compile": _compile}  # fmt: skip
 
 

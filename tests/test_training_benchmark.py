@@ -10,6 +10,10 @@ import pytest
 import tiny
 import torch
 
+import unlora.trainer.trainer as trainer_module
+from unlora import outputs
+from unlora.objectives import distill
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMES = ("sides", "evaluation_rows", "baseline_training", "training", "bench")
 METHODS = ("NPO", "GradDiff", "SimNPO", "UNDIAL", "RMU")
@@ -35,15 +39,7 @@ def test_both_sides_of_a_step_have_the_same_losses(scripts, method, tmp_path, mo
     training = scripts.training
     size = training.SIZES["tiny"]
     chat, rows = training.data(size)
-    options = Namespace(
-        method=method,
-        rank=4,
-        device="cpu",
-        dtype="float32",
-        threads=0,
-        overrides=[],
-        careful=False,
-    )
+    options = options_of(method)
     found = []
     for make in (training.ours, training.baseline):
         trainer, losses = make(size, chat, rows, str(tmp_path / make.__name__), options)
@@ -52,6 +48,40 @@ def test_both_sides_of_a_step_have_the_same_losses(scripts, method, tmp_path, mo
         found.append(losses())
     assert found[0] == pytest.approx(found[1], rel=1e-4)
     assert found[0] != 0
+
+
+@pytest.mark.filterwarnings("ignore")  # of a tied head
+@pytest.mark.parametrize("left_out", ("known", "packs", "joined", "positions", "chunks", "in-place",
+                                      "layers", "shared"))  # fmt: skip
+def test_a_step_without_one_of_its_parts_has_the_same_losses(
+    scripts, left_out, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("UNLORA_CACHE", str(tmp_path / "cache"))
+    for module, name in (
+        (trainer_module, "known_logps"), (trainer_module, "as_reference"),
+        (outputs, "_before_the_head"), (outputs, "_ending_after"), (distill, "_cross_entropy"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, getattr(module, name))  # put back after the test
+    training, (method, _) = scripts.training, scripts.bench.WITHOUT[left_out]
+    size = training.SIZES["tiny"]
+    chat, rows = training.data(size)
+    found = []
+    for change in (lambda trainer: None, training.WITHOUT[left_out]):
+        folder = str(tmp_path / str(len(found)))
+        trainer, losses = training.ours(size, chat, rows, folder, options_of(method))
+        change(trainer)
+        trainer.args.max_steps = 2
+        trainer.train()
+        found.append(losses())
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert found[0] != 0
+
+
+def options_of(method):
+    return Namespace(
+        method=method, rank=4, device="cpu", dtype="float32", threads=0, overrides=[],
+        careful=False,
+    )  # fmt: skip
 
 
 def test_a_careful_baseline_has_the_losses_of_the_other(scripts):
