@@ -133,11 +133,8 @@ def growth() -> list[Figure]:
         figure("of the seconds a straight line explains", found["explained"], LINEAR, least=True),
         figure("seconds grow as the rows to the power of", found["power"], STEEP),
         figure(f"peak memory, {many} rows / {few}", peaks[-1] / peaks[0], FLAT),
-        figure(
-            "peak memory, answers and vocabulary x 8",
-            found["longer_memory"] / peaks[1],
-            FLAT,
-        ),
+        figure("peak memory, vocabulary x 8", found["wider_memory"] / peaks[1], FLAT),
+        figure("peak memory, answers and vocabulary x 8", found["longer_memory"] / peaks[1], FLAT),
     ]
     about = {"command": command, "machine": found["machine"]}
     return [{"workload": "growth of an evaluation", **row, **about} for row in rows]

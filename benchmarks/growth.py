@@ -1,12 +1,13 @@
 """How time and memory of an evaluation grow with the rows, the answers and the vocabulary.
 
 make bench-more                        among others
-python benchmarks/growth.py            alone, in about two minutes
+python benchmarks/growth.py            alone, in about ten minutes
 
 A very small model evaluates random words, in rows as long as TOFU's: the metrics of
-``experiment=eval/tofu/default`` on 100 to 4,000 rows, then answers eight times as long with a
-vocabulary eight times as large. Wanted: a straight line fits the seconds, and the peak memory above
-the loaded model is the same for all. Memory is what is in use: a freed block goes back at once.
+``experiment=eval/tofu/default`` on 100 to 4,000 rows, then with a vocabulary eight times as large,
+and with answers eight times as long as well. Wanted: a straight line fits the seconds, and the peak
+memory above the loaded model is the same for all. Memory is what is in use: a freed block goes back
+at once.
 """
 
 import argparse
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(argv)
     os.environ.update(ALLOCATOR)
     points = [point(rows) for rows in options.rows]
-    longer = point(options.rows[1], longer=LONGER)
+    wider = point(options.rows[1], vocabulary=LONGER)
+    longer = point(options.rows[1], longer=LONGER, vocabulary=LONGER)
     seconds = np.array([one["seconds"] for one in points])
     rows = np.array(options.rows, float)
     slope, offset = np.polyfit(rows, seconds, 1)
@@ -48,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "seconds_a_row": slope,
         "explained": 1 - float(rest @ rest) / float(((seconds - seconds.mean()) ** 2).sum()),
         "power": power,
+        "wider_memory": wider["memory"],
         "longer_memory": longer["memory"],
         "machine": evaluate.description(options_of_all(), "made-up")["machine"],
     }
@@ -57,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         f"a line explains {found['explained']:.2%}; {1000 * slope:.2f} ms a row; "
         f"as rows ^ {power:.2f}"
     )
-    print(f"answers and vocabulary x {LONGER}: peak {longer['memory'] / 1e6:.0f} MB")
+    for words, one in (("vocabulary", wider), ("answers and vocabulary", longer)):
+        print(f"{options.rows[1]} rows, {words} x {LONGER}: peak {one['memory'] / 1e6:.0f} MB")
     if options.output:
         options.output.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     return found
@@ -68,10 +72,10 @@ def options_of_all() -> argparse.Namespace:
     return evaluate.options_of(["--new-tokens=8", "--metrics=default"])
 
 
-def point(rows: int, longer: int = 1) -> dict[str, Any]:
+def point(rows: int, longer: int = 1, vocabulary: int = 1) -> dict[str, Any]:
     """Seconds and peak bytes of one evaluation in a process of its own."""
     size = SIZES["small"]
-    size = replace(size, vocabulary=longer * size.vocabulary)
+    size = replace(size, vocabulary=vocabulary * size.vocabulary)
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), size, rows // len(SPLITS), None, longer)
         with evaluate.started("ours", Path(folder), options_of_all()) as side:

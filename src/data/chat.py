@@ -23,7 +23,7 @@ OTHER_TEMPLATE = (
     "Use another tokenizer, or set model.template_args.apply_chat_template=false and give the "
     "*_tag strings."
 )
-AT_ONCE = 256  # texts that are tokenised together
+AT_ONCE = 16  # texts that are tokenised together
 STAND_IN = "A"  # answers begin with a letter; stands for the answer where only the prompt is wanted
 
 

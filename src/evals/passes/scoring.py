@@ -47,29 +47,24 @@ class Tree:
 
     Attributes:
         ids: the tokens.
-        depth: place of each token in its rows, from 0.
         rows: numbers of the rows.
         paths: of each row, where its tokens stand.
     """
 
     ids: list[int] = field(default_factory=list)
-    depth: list[int] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     paths: list[np.ndarray] = field(default_factory=list)
 
     def add(self, row: int, ids: Sequence[int], shared: int) -> None:
         """Add a row whose first ``shared`` tokens are those of the row before."""
-        begin = self.paths[-1][:shared] if self.paths else np.zeros(0, dtype=np.int64)
-        own = np.arange(len(self.ids), len(self.ids) + len(ids) - shared)
+        begin = self.paths[-1][:shared] if self.paths else np.zeros(0, dtype=np.int32)
+        own = np.arange(len(self.ids), len(self.ids) + len(ids) - shared, dtype=np.int32)
         self.ids += ids[shared:]
-        self.depth += range(shared, len(ids))
         self.rows.append(row)
         self.paths.append(np.concatenate((begin, own)))
 
 
-def trees(
-    read: Sequence[Sequence[int]], *, per_token: float, per_pair: float, most: int
-) -> list[Tree]:
+def trees(read: Sequence[list[int]], *, per_token: float, per_pair: float, most: int) -> list[Tree]:
     """Write rows that begin alike together, as long as that costs less than reading them apart.
 
     Args:
@@ -79,7 +74,7 @@ def trees(
     """
     made: list[Tree] = []
     before: Sequence[int] = ()
-    for i in sorted(range(len(read)), key=lambda i: list(read[i])):
+    for i in sorted(range(len(read)), key=lambda i: read[i]):
         ids = read[i]
         shared = _shared(before, ids)
         size, new = len(made[-1].ids) if made else 0, len(ids) - shared
@@ -254,10 +249,11 @@ class _Asker:
         if all(len(tree.rows) == 1 for tree in batch):
             mask = torch.tensor([[1] * len(tree.ids) + [0] * gap for tree, gap in pairs])
             return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
-        depth = torch.tensor([tree.depth + [0] * gap for tree, gap in pairs])
+        depth = torch.zeros_like(ids)  # place of each token in its rows
         sees = torch.eye(width, dtype=torch.bool).repeat(len(batch), 1, 1)
         for k, tree in enumerate(batch):
             for path in map(torch.from_numpy, tree.paths):
+                depth[k, path] = torch.arange(len(path))
                 sees[k, path[:, None], path] = torch.ones(len(path), len(path)).tril().bool()
         sees = sees[:, None].to(self.device)
         if self.lm.config._attn_implementation == "eager":  # adds the mask to its scores

@@ -17,6 +17,7 @@ from unlora.evals.passes.scoring import warn_of_dead
 from unlora.outputs import output_embedding
 
 KEYS_AND_VALUES = 4.0  # a token that is only remembered needs less memory than one that is read
+LOGITS_ON_CPU, LOGITS_ON_GPU = 1 << 23, 1 << 27  # of all rows of a batch: 32 and 512 MiB in float32
 logger = logging.getLogger(__name__)
 
 
@@ -61,7 +62,7 @@ def generate(
         stop: writing may end once one of these is in the text; what comes after is not cut.
         sampling: how to draw the tokens; without it each is the likeliest.
         only_ended: None, too, where the answer does not end within ``max_new_tokens``.
-        batch_size: at most these rows at a time.
+        batch_size: at most these rows at a time; fewer where the vocabulary is large.
         tokens: at most these tokens at a time; None finds a number.
         progress: told the number of tokens done, those that need not be written included.
     """
@@ -69,13 +70,15 @@ def generate(
         return []
     lm = unwrapped(model)
     writer = _Writer(lm, prompts, tokenizer, end_ids, max_new_tokens, stop, sampling)
+    logits = LOGITS_ON_CPU if device_of(lm).type == "cpu" else LOGITS_ON_GPU
+    most = max(1, logits // lm.config.get_text_config().vocab_size)
     with evaluating(lm):
         written = answer_all(
             list(range(len(prompts))),
             [len(prompt) + max_new_tokens for prompt in prompts],
             writer.write,
             lm,
-            budget=Budget(tokens, batch_size),
+            budget=Budget(tokens, min(batch_size or most, most)),
             share=KEYS_AND_VALUES,
             progress=lambda rows: progress(sum(len(prompts[i]) + max_new_tokens for i in rows)),
         )
@@ -135,6 +138,7 @@ class _Writer:
             # NaN and +inf are the highest where they are; -inf is it only where all are -inf
             alive = logits.amax(-1).isfinite().tolist()
             chosen = choose(logits, going, step)
+            del logits  # else they are there beside the next ones
             for k, row in enumerate(going):
                 self._append(written[row], int(chosen[k]), alive[k])
             keep = [k for k, row in enumerate(going) if self._goes_on(written[row])]

@@ -11,7 +11,7 @@ from transformers import (
     MistralConfig,
 )
 
-from unlora.evals.passes import Sampling, generate
+from unlora.evals.passes import Sampling, generate, writing
 
 STEPS = 10
 SHAPE = {"vocab_size": tiny.VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
@@ -91,6 +91,14 @@ def test_all_rows_ended_end_the_pass(model, prompts, tokenizer):
     assert write(model, prompts, tokenizer, end_ids=list(range(tiny.VOCABULARY))) == [""] * 6
     assert len(seen) == 1
     assert write(model, [], tokenizer) == [] and len(seen) == 1
+
+
+def test_a_large_vocabulary_makes_small_batches(model, prompts, tokenizer, monkeypatch):
+    expected, seen = write(model, prompts, tokenizer), watch(model)
+    monkeypatch.setattr(writing, "LOGITS_ON_CPU", 2 * tiny.VOCABULARY + 1)
+    for batch_size in (None, 5):
+        assert write(model, prompts, tokenizer, batch_size=batch_size) == expected
+    assert max(rows for rows, _ in seen) == 2
 
 
 def test_draws_are_the_same_in_any_company(model, prompts, tokenizer):
