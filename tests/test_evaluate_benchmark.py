@@ -78,7 +78,8 @@ def test_a_log_is_cut_to_the_rows_that_are_evaluated(evaluate):
 
 
 def side(seconds, memory, **summary):
-    return {"seconds": seconds, "memory": memory, "summary": summary}
+    passes = {"score": seconds / 2}
+    return {"seconds": seconds, "memory": memory, "summary": summary, "passes": passes}
 
 
 def test_seconds_are_medians_and_memory_that_of_the_first_run_and_are_held_against_their_targets(
@@ -93,6 +94,7 @@ def test_seconds_are_medians_and_memory_that_of_the_first_run_and_are_held_again
     assert rows["times as fast"] == {
         "figure": "times as fast", "value": 4.0, "target": 4.0, "met": True
     }  # fmt: skip
+    assert rows["seconds, ours, score"]["value"] == 1.0
     assert rows["share of the memory"]["value"] == 0.4 and rows["share of the memory"]["met"]
     worst = rows["largest relative difference (b)"]
     assert worst["value"] == pytest.approx(0.0002, rel=1e-3) and not worst["met"]
