@@ -47,7 +47,7 @@ class BaselineTrainer(Trainer):
         order: the rows of each step.
         control: float [width], RMU's direction.
         layer: RMU's.
-        careful: NPO and SimNPO give no labels to their model and flat logits to cross-entropy.
+        careful: no loss that nobody asks for, and no copies of logits for the losses of rows.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class BaselineTrainer(Trainer):
     ):  # fmt: skip
         super().__init__(*args, **kwargs)
         self.method, self.order, self.control, self.layer = method, order, control, layer
-        self.row_losses = careful_row_losses if careful else row_losses
+        self.careful = careful
         self.model_accepts_loss_kwargs = False
         needs_reference = method in ("NPO", "UNDIAL", "RMU")
         self.reference = copy.deepcopy(self.model).eval() if needs_reference else None
@@ -119,10 +119,10 @@ class BaselineTrainer(Trainer):
         return -2 / SIMNPO_BETA * F.logsigmoid(SIMNPO_BETA * mean).sum() / rows
 
     def UNDIAL(self, model: nn.Module, forget: Batch, rows: int, tokens: int) -> Tensor:
-        student = model(**forget).logits[:, :-1].contiguous()
+        student = self.asked(model, forget).logits[:, :-1].contiguous()
         labels = forget["labels"][:, 1:].contiguous()
         with torch.no_grad():
-            teacher = self.reference(**forget).logits[:, :-1].contiguous()
+            teacher = self.asked(self.reference, forget).logits[:, :-1].contiguous()
         memorised = torch.zeros_like(student).scatter_(-1, labels.clamp(min=0)[..., None], 1.0)
         wanted = torch.softmax(teacher - memorised * UNDIAL_BETA, dim=-1)
         losses = F.cross_entropy(
@@ -132,22 +132,30 @@ class BaselineTrainer(Trainer):
         return losses[labels != IGNORED].sum() / tokens
 
     def states(self, model: nn.Module, batch: Batch) -> Tensor:
-        return model(**batch, output_hidden_states=True).hidden_states[self.layer + 1]
+        found = self.asked(model, batch, output_hidden_states=True)
+        return found.hidden_states[self.layer + 1]
+
+    def row_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        found = careful_row_losses if self.careful else row_losses
+        return found(self.asked(model, batch).logits, batch["labels"])
+
+    def asked(self, model: nn.Module, batch: Batch, **more: Any) -> Any:
+        """What a model says; from labels in the batch transformers computes a loss as well."""
+        left_out = ("labels",) if self.careful else ()
+        return model(**{k: v for k, v in batch.items() if k not in left_out}, **more)
 
 
-def row_losses(model: nn.Module, batch: Batch) -> Tensor:
+def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """-log p of each answer."""
-    logits = model(**batch).logits[:, :-1].contiguous()
-    labels = batch["labels"][:, 1:].contiguous()
+    logits, labels = logits[:, :-1].contiguous(), labels[:, 1:].contiguous()
     losses = F.cross_entropy(logits.transpose(-1, -2), labels, ignore_index=IGNORED,
                              reduction="none")  # fmt: skip
     return losses.sum(-1)
 
 
-def careful_row_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """The same, without a loss that nobody asks for, and from logits that lie as they are made."""
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    logits, labels = model(**inputs).logits[:, :-1], batch["labels"][:, 1:]
+def careful_row_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """The same; labels are shifted in place of logits, which stay where they are."""
+    labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
     losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED,
                              reduction="none")  # fmt: skip
     return losses.view(labels.shape).sum(-1)

@@ -34,9 +34,9 @@ EVALUATION = {("S", "all"): 6.5, ("M", "all"): 7.0, ("S", "default"): 5.5}
 EVALUATED = {"S": 10, "M": 3}  # rows of each set
 WITHOUT = {  # method and words of what is left out of a step
     "known": ("NPO", "the reference asked once"),
-    "packs": ("NPO", "rows packed, parts in one pass"),
+    "packs": ("NPO", "rows packed"),
     "joined": ("NPO", "parts in one pass"),
-    "positions": ("NPO", "scored positions only, in chunks"),
+    "positions": ("NPO", "scored positions only"),
     "chunks": ("NPO", "log-probabilities in chunks"),
     "in-place": ("UNDIAL", "soft cross-entropies in place"),
     "layers": ("RMU", "layers above RMU's rest"),

@@ -69,7 +69,8 @@ def child(side: str, folder: Path, options: argparse.Namespace) -> Iterator[Foun
         prepared(model, tokenizer, folder / rows, options) for rows in ("two", "all")
     )
     two()
-    before, of_passes = memory("VmRSS"), timed_passes()
+    of_passes = timed_passes() if side == "ours" else {}
+    before = memory("VmRSS")
     while True:
         of_passes.clear()
         started = time.perf_counter()
@@ -260,7 +261,7 @@ def table(rows: Sequence[Found]) -> str:
     return "\n".join(lines)
 
 
-def started(side: str, folder: Path, options: argparse.Namespace) -> Side:
+def start_side(side: str, folder: Path, options: argparse.Namespace) -> Side:
     """A process that measures whenever it is told to."""
     given = [f"--{name}={getattr(options, name.replace('-', '_'))}" for name in OPTIONS]
     threads = str(options.threads)
@@ -296,11 +297,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(place)
         prepare(folder, SIZES[options.size], options.rows or None, source)
         names = ("ours", "baseline")
-        with started("ours", folder, options) as one, started("baseline", folder, options) as other:
+        with (
+            start_side("ours", folder, options) as one,
+            start_side("baseline", folder, options) as other,
+        ):
             for name, side in [*zip(names, (one, other), strict=True)] * options.repeats:
                 found.setdefault(name, []).append(told(name, side.tell("again")))
         for _ in range(2 if options.cached else 0):
-            with started("cached", folder, options) as side:
+            with start_side("cached", folder, options) as side:
                 found.setdefault("cached", []).append(told("cached", side.tell("once")))
     rows, about = figures(found), description(options, "TOFU" if source else "made-up")
     print(f"{about['workload']}\n{about['machine']}\n{table(rows)}")

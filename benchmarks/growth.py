@@ -78,7 +78,7 @@ def point(rows: int, longer: int = 1, vocabulary: int = 1) -> dict[str, Any]:
     size = replace(size, vocabulary=vocabulary * size.vocabulary)
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), size, rows // len(SPLITS), None, longer)
-        with evaluate.started("ours", Path(folder), options_of_all()) as side:
+        with evaluate.start_side("ours", Path(folder), options_of_all()) as side:
             return side.tell("once")
 
 

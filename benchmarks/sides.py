@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 MARK = "BENCH "
+PATIENCE = 30.0  # seconds until one that goes on is killed
 Found = dict[str, Any]
 
 
@@ -30,8 +31,15 @@ class Side:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self.process.kill()
-        self.process.communicate()
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()  # it ends by itself, and leaves no folder behind
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
 
     def tell(self, word: str) -> Found:
         """Let it go on; returns what it says next."""

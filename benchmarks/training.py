@@ -134,10 +134,15 @@ def child(side: str, options: argparse.Namespace) -> None:
             os.environ["UNLORA_CACHE"] = folder
             make = baseline if side == "baseline" and not options.against else ours
             trainer, losses = make(size, chat, rows, folder, options)
+            if options.against in RESTS_ON:
+                WITHOUT[RESTS_ON[options.against]](trainer)
             if side == "baseline" and options.against:
                 WITHOUT[options.against](trainer)
             turns.losses = losses
             trainer.add_callback(turns)
+            if turns.waits:
+                say({"versions": versions(), "device": device_name(options)})
+                sys.stdin.readline()
             turns.called = time.perf_counter()
             trainer.train()
         ended = {"memory": memory(options) - before}
@@ -150,7 +155,6 @@ def child(side: str, options: argparse.Namespace) -> None:
     turns.waits = True
     size = SIZES[options.size]
     chat, rows = data(size)
-    say({"ready": True, "versions": versions(), "device": device_name(options)})
     say(train(size, chat, rows))
 
 
@@ -198,7 +202,6 @@ def _positions(trainer: Any) -> None:
         finally:
             handle.remove()
 
-    trainer.way = replace(trainer.way, chunks=False)
     module._before_the_head = everywhere
 
 
@@ -257,6 +260,8 @@ def _compile(trainer: Any) -> None:
 WITHOUT = {"known": _known, "packs": _packs, "joined": _joined, "positions": _positions,
            "chunks": _chunks, "in-place": _in_place, "layers": _layers, "shared": _shared,
            "compile": _compile}  # fmt: skip
+# what is left out on both sides, as it can only be had with the other
+RESTS_ON = {"packs": "joined", "positions": "chunks"}
 
 
 def ours(size: Size, chat: Any, rows: Any, folder: str, options: Any) -> Any:
@@ -533,10 +538,10 @@ def device_name(options: Any) -> str:
 # --- in the process that starts the others -------------------------------------------------------
 
 
-def started(name: str, method: str, rank: int) -> Side:
+def start_side(name: str, method: str, rank: int, options: argparse.Namespace) -> Side:
     """A process that makes a step whenever it is told to."""
     asked = ["--side", name, "--method", method, "--rank", str(rank)]
-    environment = os.environ | QUIET | (ALLOCATOR if "--memory" in sys.argv else {})
+    environment = os.environ | QUIET | (ALLOCATOR if options.memory else {})
     return Side(__file__, [*sys.argv[1:], *asked], environment)
 
 
@@ -552,7 +557,7 @@ def main() -> None:
             with ExitStack() as stack:
                 sides = {}
                 for name in names:
-                    sides[name] = stack.enter_context(started(name, method, rank))
+                    sides[name] = stack.enter_context(start_side(name, method, rank, options))
                 found.append(compared(method, rank, sides, options))
             print(row(found[-1]), flush=True)
     if options.output:
@@ -566,7 +571,7 @@ def compared(method: str, rank: int, sides: Mapping[str, Side], options: Any) ->
     losses: dict[str, list[float]] = {name: [] for name in sides}
     # what is done once for all rows, as a share of one step
     once = {
-        name: side.read()["before"] * BATCH * ACCUMULATION / ROWS / EPOCHS
+        name: side.tell("begin")["before"] * BATCH * ACCUMULATION / ROWS / EPOCHS
         for name, side in sides.items()
     }
     rates = []
@@ -631,7 +636,10 @@ def parsed() -> argparse.Namespace:
         "--memory", action="store_true", help="freed blocks go back at once: slower"
     )
     parser.add_argument(
-        "--careful", action="store_true", help="the baseline without what it could leave out easily"
+        "--careful",
+        action="store_true",
+        help="the baseline without losses and copies that it could "
+        "leave out easily; no change for GradDiff",
     )
     parser.add_argument("--output", help="a JSON file")
     parser.add_argument("--without-baseline", action="store_true")
@@ -642,6 +650,8 @@ def parsed() -> argparse.Namespace:
     for name, kind in (("side", str), ("method", str), ("rank", int)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.careful and options.against:
+        parser.error("--careful is about the baseline, which --against leaves out.")
     options.methods = options.methods.split(",")
     options.ranks = [int(rank) for rank in options.ranks.split(",")]
     options.overrides = [x for x in options.overrides.split(",") if x]

@@ -2,12 +2,12 @@
 
 import importlib.util
 import json
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
 import unlora.trainer.trainer as trainer_module
@@ -56,7 +56,6 @@ def test_both_sides_of_a_step_have_the_same_losses(scripts, method, tmp_path, mo
 def test_a_step_without_one_of_its_parts_has_the_same_losses(
     scripts, left_out, tmp_path, monkeypatch
 ):
-    monkeypatch.setenv("UNLORA_CACHE", str(tmp_path / "cache"))
     for module, name in (
         (trainer_module, "known_logps"), (trainer_module, "as_reference"),
         (outputs, "_before_the_head"), (outputs, "_ending_after"), (distill, "_cross_entropy"),
@@ -65,16 +64,33 @@ def test_a_step_without_one_of_its_parts_has_the_same_losses(
     training, (method, _) = scripts.training, scripts.bench.WITHOUT[left_out]
     size = training.SIZES["tiny"]
     chat, rows = training.data(size)
-    found = []
-    for change in (lambda trainer: None, training.WITHOUT[left_out]):
-        folder = str(tmp_path / str(len(found)))
+    found, passes = [], []
+    for leaves_out in (False, True):
+        folder = str(tmp_path / str(leaves_out))
+        monkeypatch.setenv("UNLORA_CACHE", f"{folder}/cache")
         trainer, losses = training.ours(size, chat, rows, folder, options_of(method))
-        change(trainer)
+        if left_out in training.RESTS_ON:
+            training.WITHOUT[training.RESTS_ON[left_out]](trainer)
+        if leaves_out:
+            training.WITHOUT[left_out](trainer)
+        passes.append(watched(trainer.model))
         trainer.args.max_steps = 2
         trainer.train()
         found.append(losses())
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     assert found[0] != 0
+    if left_out == "in-place":
+        assert distill._cross_entropy.__module__ == "training"
+    else:
+        assert passes[0] != passes[1]
+
+
+def watched(model):
+    """What the last layer and the head of a model answer, by shape, of all passes to come."""
+    seen = []
+    for module in (outputs.decoder_layers(model)[-1], outputs.output_embedding(model)):
+        module.register_forward_hook(lambda _m, _args, said: seen.append(tuple(said[0].shape)))
+    return seen
 
 
 def options_of(method):
@@ -85,12 +101,30 @@ def options_of(method):
 
 
 def test_a_careful_baseline_has_the_losses_of_the_other(scripts):
-    model, batch = tiny.llama(), {"input_ids": torch.randint(1, 60, (3, 9))}
-    labels = batch["input_ids"].clone()
+    logits, labels = torch.randn(3, 9, 20), torch.randint(20, (3, 9))
     labels[:, :4], labels[0, 7:] = -100, -100
-    batch |= {"attention_mask": torch.ones_like(labels), "labels": labels}
     of = scripts.baseline_training
-    torch.testing.assert_close(of.careful_row_losses(model, batch), of.row_losses(model, batch))
+    expected = of.row_losses(logits, labels)
+    torch.testing.assert_close(of.careful_row_losses(logits, labels), expected)
+
+
+def test_a_side_answers_what_it_is_told_and_ends_when_nobody_tells(scripts, tmp_path):
+    script = tmp_path / "side.py"
+    script.write_text(
+        "import sys\nsys.path.insert(0, sys.argv[1])\nfrom sides import say\n"
+        "for line in sys.stdin:\n    if line == 'fail\\n':\n        break\n"
+        "    print('other')\n    say({'told': line})\n"
+        "open(sys.argv[2], 'w').close()\n"
+    )
+    ended = tmp_path / "ended"
+    with scripts.sides.Side(script, [str(FOLDER), str(ended)], os.environ) as side:
+        assert side.tell("one") == {"told": "one\n"} and side.tell("two") == {"told": "two\n"}
+        assert not ended.exists()
+    assert ended.exists() and side.process.returncode == 0
+    with scripts.sides.Side(script, [str(FOLDER), str(ended)], os.environ) as side:
+        for _ in range(2):  # one that has ended is told to in vain
+            with pytest.raises(SystemExit, match="side.py .* ended with 0"):
+                side.tell("fail")
 
 
 def test_the_floor_counts_what_cannot_be_left_out(scripts):

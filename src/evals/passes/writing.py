@@ -17,7 +17,7 @@ from unlora.evals.passes.scoring import warn_of_dead
 from unlora.outputs import output_embedding
 
 KEYS_AND_VALUES = 4.0  # a token that is only remembered needs less memory than one that is read
-LOGITS_ON_CPU, LOGITS_ON_GPU = 1 << 23, 1 << 27  # of all rows of a batch: 32 and 512 MiB in float32
+LOGITS_ON_CPU, LOGITS_ON_GPU = 1 << 23, 1 << 27  # of all rows of a batch; draws take more
 logger = logging.getLogger(__name__)
 
 
