@@ -115,8 +115,13 @@ def evaluation() -> list[Figure]:
         arguments = ["--rows", str(EVALUATED[size]), "--size", size, "--metrics", metrics]
         found, command = run("evaluate.py", [*arguments, "--repeats", "5", "--no-cached"])
         by_name = {one["figure"].split(" (")[0]: one["value"] for one in found}
+        products = by_name["seconds, ours, matrix products alone"]
         rows = [
             figure("times as fast", by_name["times as fast"], wanted, least=True),
+            figure("seconds", by_name["seconds, ours"]),
+            figure(
+                "matrix products alone, share of the seconds", products / by_name["seconds, ours"]
+            ),
             figure("share of the memory", by_name["share of the memory"]),
             figure("metrics differ by", by_name["largest relative difference"], METRICS),
         ]

@@ -50,7 +50,7 @@ Evaluation = Callable[[], dict[str, float]]
 
 
 def child(side: str, folder: Path, options: argparse.Namespace) -> Iterator[Found]:
-    """Measurements of ``ours`` or ``baseline``, or one of ``cached``."""
+    """Measurements of ``ours`` or ``baseline``, or one of ``cached`` or ``products``."""
     import logging
 
     import torch
@@ -64,11 +64,14 @@ def child(side: str, folder: Path, options: argparse.Namespace) -> Iterator[Foun
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
-    prepared = ours if side == "ours" else baseline
+    prepared = baseline if side == "baseline" else ours
     two, everything = (
         prepared(model, tokenizer, folder / rows, options) for rows in ("two", "all")
     )
     two()
+    if side == "products":
+        yield {"seconds": seconds_of_products(model, everything)}
+        return
     of_passes = timed_passes() if side == "ours" else {}
     before = memory("VmRSS")
     while True:
@@ -78,6 +81,20 @@ def child(side: str, folder: Path, options: argparse.Namespace) -> Iterator[Foun
         seconds = time.perf_counter() - started
         highest = memory("VmHWM") - before
         yield {"seconds": seconds, "memory": highest, "summary": summary, "passes": {**of_passes}}
+
+
+def seconds_of_products(model: Any, evaluation: Evaluation) -> float:
+    """What the matrix products of an evaluation would take, at the rate of this machine."""
+    from torch.utils.flop_counter import FlopCounterMode
+    from training import Size, multiply_rate
+
+    with FlopCounterMode(display=False) as counter:
+        evaluation()
+    config = model.config
+    shape = Size(config.hidden_size, config.intermediate_size, 1, 1, 1, config.vocab_size, "")
+    options = argparse.Namespace(threads=0, device="cpu", dtype="float32")
+    rates = [multiply_rate(shape, options) for _ in range(5)]
+    return counter.get_total_flops() / statistics.median(rates)
 
 
 def timed_passes() -> dict[str, float]:
@@ -227,6 +244,7 @@ def figures(found: Mapping[str, Sequence[Found]]) -> list[Found]:
     rows = [
         ("seconds, ours", seconds["ours"], None, None),
         *((f"seconds, ours, {name}", of_each[name], None, None) for name in of_each),
+        ("seconds, ours, matrix products alone", seconds["products"], None, None),
         ("seconds, baseline", seconds["baseline"], None, None),
         ("times as fast", speed, FASTER, speed >= FASTER),
         ("peak MB, ours", needed["ours"] / 1e6, None, None),
@@ -303,6 +321,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ):
             for name, side in [*zip(names, (one, other), strict=True)] * options.repeats:
                 found.setdefault(name, []).append(told(name, side.tell("again")))
+        with start_side("products", folder, options) as side:
+            found["products"] = [told("products", side.tell("once"))]
         for _ in range(2 if options.cached else 0):
             with start_side("cached", folder, options) as side:
                 found.setdefault("cached", []).append(told("cached", side.tell("once")))
