@@ -84,7 +84,7 @@ def child(side: str, folder: Path, options: argparse.Namespace) -> Iterator[Foun
 
 
 def seconds_of_products(model: Any, evaluation: Evaluation) -> float:
-    """What the matrix products of an evaluation would take, at the rate of this machine."""
+    """What its matrix products would take, but for those of attention, at this machine's rate."""
     from torch.utils.flop_counter import FlopCounterMode
     from training import Size, multiply_rate
 
