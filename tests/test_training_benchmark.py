@@ -32,13 +32,19 @@ def scripts():
         del sys.modules[name]
 
 
+@pytest.fixture(scope="module")
+def data(scripts):
+    """How a tiny model is asked, and its rows."""
+    return scripts.training.data(scripts.training.SIZES["tiny"])
+
+
 @pytest.mark.filterwarnings("ignore")  # of a tied head
 @pytest.mark.parametrize("method", METHODS)
-def test_both_sides_of_a_step_have_the_same_losses(scripts, method, tmp_path, monkeypatch):
+def test_both_sides_of_a_step_have_the_same_losses(scripts, data, method, tmp_path, monkeypatch):
     monkeypatch.setenv("UNLORA_CACHE", str(tmp_path / "cache"))
     training = scripts.training
     size = training.SIZES["tiny"]
-    chat, rows = training.data(size)
+    chat, rows = data
     options = options_of(method)
     found = []
     for make in (training.ours, training.baseline):
@@ -50,11 +56,12 @@ def test_both_sides_of_a_step_have_the_same_losses(scripts, method, tmp_path, mo
     assert found[0] != 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of a tied head
 @pytest.mark.parametrize("left_out", ("known", "packs", "joined", "positions", "chunks", "in-place",
                                       "layers", "shared"))  # fmt: skip
 def test_a_step_without_one_of_its_parts_has_the_same_losses(
-    scripts, left_out, tmp_path, monkeypatch
+    scripts, data, left_out, tmp_path, monkeypatch
 ):
     for module, name in (
         (trainer_module, "known_logps"), (trainer_module, "as_reference"),
@@ -63,7 +70,7 @@ def test_a_step_without_one_of_its_parts_has_the_same_losses(
         monkeypatch.setattr(module, name, getattr(module, name))  # put back after the test
     training, (method, _) = scripts.training, scripts.bench.WITHOUT[left_out]
     size = training.SIZES["tiny"]
-    chat, rows = training.data(size)
+    chat, rows = data
     found, passes = [], []
     for leaves_out in (False, True):
         folder = str(tmp_path / str(leaves_out))
