@@ -125,7 +125,8 @@ def test_of_two_evaluations_into_one_folder_the_second_is_refused(zygote, tmp_pa
     folder = prepared(tmp_path / "one")
     assert zygote.run(folder, command("RMU", "eval.tofu.cache=false")) == 0, said(folder)[-2000:]
     first = zygote.start(folder, evaluation("same"))
-    until(lambda: (folder / "saves" / "eval" / "same" / "eval_config.json").is_file())
+    until(lambda: (folder / "saves" / "eval" / ".same.eval.lock").is_file())
+    time.sleep(0.05)  # made, and then locked
     os.kill(first, signal.SIGSTOP)
     assert zygote.run(folder, evaluation("same")) == 2
     os.kill(first, signal.SIGCONT)
