@@ -31,7 +31,7 @@ FASTER = {
 OVER_FLOOR = {("M", "GradDiff"): 1.8}
 MEMORY = {"NPO": 0.45, "RMU": 0.25}
 EVALUATION = {("S", "all"): 6.5, ("M", "all"): 7.0, ("S", "default"): 5.5}
-EVALUATED = {"S": 10, "M": 10}  # rows of each set
+EVALUATED = 10  # rows of each set
 WITHOUT = {  # method and words of what is left out of a step
     "known": ("NPO", "the reference asked once"),
     "packs": ("NPO", "rows packed"),
@@ -112,7 +112,7 @@ def memory() -> list[Figure]:
 def evaluation() -> list[Figure]:
     figures = []
     for (size, metrics), wanted in EVALUATION.items():
-        arguments = ["--rows", str(EVALUATED[size]), "--size", size, "--metrics", metrics]
+        arguments = ["--rows", str(EVALUATED), "--size", size, "--metrics", metrics]
         found, command = run("evaluate.py", [*arguments, "--repeats", "5", "--no-cached"])
         by_name = {one["figure"].split(" (")[0]: one["value"] for one in found}
         products = by_name["seconds, ours, matrix products alone"]
