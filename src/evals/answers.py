@@ -21,7 +21,7 @@ from unlora.evals.subject import Subject
 VERSIONS = {
     "score": 1,
     "score_root": 1,
-    "generate": 1,
+    "generate": 2,
     "reread": 1,
     "legible": 1,
     "gradient_norm": 1,

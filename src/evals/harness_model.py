@@ -29,7 +29,7 @@ PASSES = {
     "generate_until": "generate",
 }
 # raise the one of a pass that comes to answer something else than before
-VERSIONS = {"choices": 1, "texts": 1, "generate": 1}
+VERSIONS = {"choices": 1, "texts": 1, "generate": 2}
 
 
 class Planned(Exception):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,3 +52,27 @@ def takes(model: Any, argument: str) -> bool:
 def in_full(logits: Tensor) -> Tensor:
     """Numbers that can be summed over a vocabulary: float32, or float64 where they are that."""
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def agree(
+    expected: np.ndarray, found: np.ndarray, lm: nn.Module, wrong: np.ndarray | None = None
+) -> bool:
+    """Whether logits or log-probabilities are these, but for rounding in the dtype of the weights.
+
+    Args:
+        wrong: what they would be if the model did not do what is asked; where rounding is coarse
+            they must be much nearer to what is expected than to that.
+    """
+    coarse = next(lm.parameters()).dtype not in (torch.float32, torch.float64)
+    allowed = 0.05 if coarse else 1e-4  # some attention takes its softmax in float32 always
+    finite = np.isfinite(expected)
+    if (finite != np.isfinite(found)).any():
+        return False
+    difference = np.abs(found - expected)[finite]
+    if not len(difference):
+        return True  # a dead model is as dead in every way
+    if difference.max() > allowed * max(1.0, float(np.abs(expected[finite]).max())):
+        return False
+    if wrong is None or not coarse:
+        return True
+    return bool(difference.mean() <= 0.2 * np.abs(wrong - expected)[finite].mean())

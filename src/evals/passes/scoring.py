@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from unlora.data.chat import Encoded
-from unlora.evals.passes.asking import device_of, evaluating, takes, unwrapped
+from unlora.evals.passes.asking import agree, device_of, evaluating, takes, unwrapped
 from unlora.evals.passes.batches import (
     Budget,
     Progress,
@@ -305,7 +305,7 @@ class _Asker:
         # where a head is split over processes, only the forward pass of the model puts it together
         if not needs_all_processes(self.lm) and self._factors_exist() and self._head_is_last():
             self.can = Abilities(trees=False, blocks=True)
-            blocks = _agree(alone, self._logps(single), self.lm)
+            blocks = agree(alone, self._logps(single), self.lm)
         self.can = Abilities(trees=False, blocks=blocks)
         shares = self.lm.config._attn_implementation in ("sdpa", "eager") and takes(
             self.lm, "position_ids"
@@ -317,7 +317,7 @@ class _Asker:
                 blind = [[_tree([(0, two[0][:-1], 0)])], [_tree([(1, tree.ids, 0)])]]
                 blind[1][0].paths[0] = tree.paths[1]
                 wrong = self._logps(blind)
-                shares = _agree(alone, self._logps([[tree]]), self.lm, wrong) and self._apart(two)
+                shares = agree(alone, self._logps([[tree]]), self.lm, wrong) and self._apart(two)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
             shares = False  # some want a mask of rows and columns, and nothing else
         self.rows = known
@@ -361,27 +361,3 @@ def _tree(rows: Sequence[tuple[int, Sequence[int], int]]) -> Tree:
     for number, ids, shared in rows:
         tree.add(number, list(ids), shared)
     return tree
-
-
-def _agree(
-    expected: np.ndarray, found: np.ndarray, lm: nn.Module, wrong: np.ndarray | None = None
-) -> bool:
-    """Whether log-probabilities are these, but for rounding in the dtype of the weights.
-
-    Args:
-        wrong: what they would be if the model did not do what is asked; where rounding is coarse
-            they must be much nearer to what is expected than to that.
-    """
-    coarse = next(lm.parameters()).dtype not in (torch.float32, torch.float64)
-    allowed = 0.05 if coarse else 1e-4  # some attention takes its softmax in float32 always
-    finite = np.isfinite(expected)
-    if (finite != np.isfinite(found)).any():
-        return False
-    difference = np.abs(found - expected)[finite]
-    if not len(difference):
-        return True  # a dead model is as dead in every way
-    if difference.max() > allowed * max(1.0, float(np.abs(expected[finite]).max())):
-        return False
-    if wrong is None or not coarse:
-        return True
-    return bool(difference.mean() <= 0.2 * np.abs(wrong - expected)[finite].mean())

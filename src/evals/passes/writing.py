@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from unlora.evals.passes.asking import device_of, evaluating, in_full, takes, unwrapped
+from unlora.evals.passes.asking import device_of, evaluating, unwrapped
 from unlora.evals.passes.batches import Budget, Progress, answer_all
+from unlora.evals.passes.decoding import decoding_of, select_rows
 from unlora.evals.passes.scoring import warn_of_dead
-from unlora.outputs import output_embedding
 
 KEYS_AND_VALUES = 4.0  # a token that is only remembered needs less memory than one that is read
 LOGITS_ON_CPU, LOGITS_ON_GPU = 1 << 23, 1 << 27  # of all rows of a batch; draws take more
@@ -69,10 +69,12 @@ def generate(
     if not prompts:
         return []
     lm = unwrapped(model)
-    writer = _Writer(lm, prompts, tokenizer, end_ids, max_new_tokens, stop, sampling)
     logits = LOGITS_ON_CPU if device_of(lm).type == "cpu" else LOGITS_ON_GPU
     most = max(1, logits // lm.config.get_text_config().vocab_size)
     with evaluating(lm):
+        writer = _Writer(lm, prompts, tokenizer, end_ids, max_new_tokens, stop, sampling)
+        if not writer.decoding.padding:
+            most = 1
         written = answer_all(
             list(range(len(prompts))),
             [len(prompt) + max_new_tokens for prompt in prompts],
@@ -118,7 +120,7 @@ class _Writer:
     ):
         self.lm, self.prompts, self.tokenizer = lm, prompts, tokenizer
         self.ends, self.steps, self.stop, self.sampling = set(end_ids), steps, stop, sampling
-        self.with_positions = takes(lm, "position_ids")
+        self.decoding = decoding_of(lm, tokenizer.pad_token_id)
 
     def write(self, batch: list[int]) -> list[_Written]:
         """What is written after these prompts."""
@@ -134,7 +136,7 @@ class _Writer:
         choose = _greedy if self.sampling is None else _Draw(self.sampling, batch, self.steps)
         cache = None
         for step in range(self.steps):
-            logits, cache = self._next(ids, mask, cache)
+            logits, cache = self.decoding.next_logits(self.lm, ids, mask, cache)
             # NaN and +inf are the highest where they are; -inf is it only where all are -inf
             alive = logits.amax(-1).isfinite().tolist()
             chosen = choose(logits, going, step)
@@ -144,33 +146,16 @@ class _Writer:
             keep = [k for k, row in enumerate(going) if self._goes_on(written[row])]
             if not keep or step == self.steps - 1:
                 break
-            # a model that remembers nothing is told everything again
+            # without a cache all tokens are read again
             ids = torch.cat((ids, chosen[:, None]), dim=1) if cache is None else chosen[:, None]
-            if len(keep) < len(going) and (cache is None or hasattr(cache, "batch_select_indices")):
+            if len(keep) < len(going) and (cache is None or self.decoding.selects):
                 kept = torch.tensor(keep, device=device)
                 if cache is not None:
-                    cache.batch_select_indices(kept)
+                    select_rows(cache, kept)
                 ids, mask = ids[kept], mask[kept]
                 going = [going[k] for k in keep]
             mask = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
         return written
-
-    def _next(
-        self, ids: Int[Tensor, "rows new"], mask: Int[Tensor, "rows time"], cache: Any
-    ) -> tuple[Float[Tensor, "rows vocab"], Any]:
-        """The logits after the last token of each row."""
-        inputs = {"input_ids": ids, "attention_mask": mask}
-        if self.with_positions:
-            positions = (mask.cumsum(-1) - 1).clamp_(min=0)
-            inputs["position_ids"] = positions[:, -ids.shape[1] :]
-        handle = output_embedding(self.lm).register_forward_pre_hook(
-            lambda _module, args: (args[0][:, -1:], *args[1:])
-        )
-        try:
-            found = self.lm(**inputs, past_key_values=cache, use_cache=True)
-        finally:
-            handle.remove()
-        return in_full(found.logits[:, -1]), getattr(found, "past_key_values", None)
 
     def _append(self, row: _Written, token: int, alive: bool) -> None:
         if row.tokens is None or row.ended:
