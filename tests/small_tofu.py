@@ -5,6 +5,7 @@ import functools
 import json
 from pathlib import Path
 
+import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from transformers import BertConfig, BertForSequenceClassification
@@ -70,8 +71,9 @@ def every_metric() -> dict[str, dict]:
     return {name: OmegaConf.to_container(config) for name, config in files.items()}
 
 
-def save_classifier(folder: Path, tokenizer) -> str:
+def save_classifier(folder: Path, tokenizer, *, seed: int = 0) -> str:
     """A tiny classifier of gibberish that knows nothing."""
+    torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
         num_attention_heads=2, id2label={0: "noise", 1: "clean"}, label2id={"noise": 0, "clean": 1},
