@@ -303,6 +303,7 @@ class ModelSection(Section):
     use_lora: bool = False
     lora_config: LoraKeys
     lineage: Literal["auto", "stack", "merge", "continue"] = "auto"
+    quantisation: Literal["nf4", "int8"] | None = None  # of the base weights, as they are loaded
     as_trained: bool = False  # what is not set is as the model was trained: unlora.model.as_trained
     targets: dict[str, Any] = Field(default_factory=dict)
 

@@ -19,7 +19,16 @@ from unlora.cli import launch, refuse_broken_stack
 from unlora.commandline import EXPERIMENTS, flag, given, normalised
 from unlora.errors import InputError
 
-PACKAGES = ("unlora", "torch", "transformers", "peft", "accelerate", "datasets", "lm_eval")
+PACKAGES = (
+    "unlora",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "lm_eval",
+    "bitsandbytes",
+)
 GIB = 1 << 30
 PROGRAM = 700 << 20  # Python with torch, transformers and peft, as measured on x86 Linux
 INSTEAD = {"eval": "--plan", "study": "--dry-run"}  # what says beforehand what those will do
@@ -234,9 +243,8 @@ def _advice(found: Any, config: Any) -> Iterator[str]:
         saved[words] = (found.activations + found.logits) * (rows - 1) // rows
     if not config.model.use_lora:
         saved["model.use_lora=true"] = found.optimiser + found.gradients + found.reference
-    elif not config.model.model_args.get("quantization_config"):
-        words = "+model.model_args.quantization_config.load_in_4bit=true (needs bitsandbytes)"
-        saved[words] = found.weights * 2 // 3
+    elif not (config.model.quantisation or config.model.model_args.get("quantization_config")):
+        saved["model.quantisation=nf4 (needs bitsandbytes)"] = found.weights * 2 // 3
     for words, size in sorted(saved.items(), key=lambda pair: -pair[1]):
         if size > 0.05 * found.total_bytes:
             yield f"{words} (saves about {in_words(size)})"

@@ -79,7 +79,10 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
     if not evaluate and args.eval_strategy == "no" and not args.eval_on_start:
         config = config.model_copy(update={"eval": {}})
     found = references.find(config)
-    lineage = check_model(config.model)
+    with_weights = loss.handler if loss.handler == "PerTA" else None
+    if plugins.start is not None:
+        with_weights = type(plugins.start).__name__
+    lineage = check_model(config.model, computes_with_weights=with_weights)
     resume = checkpoint_to_resume(args, lineage)
     held.enter_context(full_disk_in_words(folder))
     halved = held.enter_context(halvings())

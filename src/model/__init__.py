@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedToken
 
 from unlora.config import ModelSection, model_section
 from unlora.errors import InputError
-from unlora.model.as_trained import as_trained
+from unlora.model.as_trained import as_trained, warn_of_other_weights
 from unlora.model.guards import Probe
 from unlora.model.lineage import ADAPTER_WEIGHTS, Lineage
 from unlora.model.load import (
@@ -24,7 +24,9 @@ from unlora.model.load import (
     root_config,
 )
 from unlora.model.lora import LoRAModelForCausalLM, checked_lora_config
+from unlora.model.quantised import check_training, quantisation, require_package
 from unlora.model.skeleton import check_fits
+from unlora.model.start import STARTS
 from unlora.model.tokenizer import load_tokenizer
 
 MODEL_REGISTRY: dict[str, type] = {
@@ -48,27 +50,22 @@ def get_model(
         InputError: a setting is wrong, the model is out of reach, or its lineage is broken.
     """
     section = as_trained(model_section(model_cfg))
-    if trainable:
-        check_model(section)
+    lineage = check_model(section) if trainable else None
     tokenizer = load_tokenizer(section)
     args = load_args(section)
     path = args.pop("pretrained_model_name_or_path")
+    lineage = lineage or Lineage.read(path)
+    warn_of_other_weights(lineage, args.get("quantization_config"))
     if section.use_lora and trainable:
         model: Any = LoRAModelForCausalLM.from_pretrained(
             path, section.lora_config, lineage=section.lineage, **args
         )
     else:
-        lineage = Lineage.read(path)
         if not trainable:
             _check_links(lineage, root_config(lineage, args), args)
         base, lineage = load_root(lineage, args)
         model = attach(base, lineage)
         if trainable:
-            if getattr(base, "is_quantized", False):
-                raise InputError(
-                    "Quantised weights cannot be trained in full. Set model.use_lora=true, or "
-                    "leave out model.model_args.quantization_config."
-                )
             target = Probe.take(model)
             model = merge_adapters(model).requires_grad_(True)
             model.target = target
@@ -78,8 +75,11 @@ def get_model(
     return model, tokenizer
 
 
-def check_model(section: ModelSection) -> Lineage:
+def check_model(section: ModelSection, *, computes_with_weights: str | None = None) -> Lineage:
     """Find what is wrong with a model section before data are read or weights are loaded.
+
+    Args:
+        computes_with_weights: the method or plug-in that does, if there is one.
 
     Returns:
         The lineage that training would start from.
@@ -91,6 +91,17 @@ def check_model(section: ModelSection) -> Lineage:
     lineage = Lineage.read(args["pretrained_model_name_or_path"])
     architecture = root_config(lineage, args)
     _check_links(lineage, architecture, args)
+    start = section.lora_config.get("init_lora_weights")
+    if start in STARTS:
+        computes_with_weights = f"init_lora_weights={start}"
+    quantised = quantisation(architecture, args, lineage.root)
+    require_package(quantised)
+    check_training(
+        quantised,
+        use_lora=section.use_lora,
+        merges=section.lineage == "merge" and bool(lineage.links),
+        computes_with_weights=computes_with_weights,
+    )
     if section.use_lora and section.lineage != "continue":
         checked_lora_config(dict(section.lora_config), architecture)
     elif section.lineage == "continue" and not section.use_lora:

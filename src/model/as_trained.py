@@ -13,6 +13,7 @@ from unlora.config import ModelSection, section_as_written, shipped
 from unlora.errors import InputError
 from unlora.model.lineage import Lineage
 from unlora.model.load import load_args
+from unlora.model.quantised import SETTINGS, kind
 from unlora.model.tokenizer import load_tokenizer
 from unlora.trust import read_json
 
@@ -20,7 +21,8 @@ RUN = "run_config.json"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 # settings of a run without which its model answers differently; never trust_remote_code, which
 # is for the user to say and not for a folder
-OF_MODEL = ("torch_dtype", "dtype", "rope_scaling", "quantization_config")
+QUANTISED = "quantization_config"
+OF_MODEL = ("torch_dtype", "dtype", "rope_scaling", QUANTISED)
 OF_TOKENIZER = ("use_fast", "legacy", "add_bos_token", "add_eos_token", "model_max_length")
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,12 @@ def as_trained(section: ModelSection) -> ModelSection:
     run, trained = _last_run(folders)
     home = next((str(f) for f in folders if any((f / x).is_file() for x in TOKENIZER)), None)
     args: dict[str, Any] = dict(trained.model_args) if trained else {}
+    quantisation = trained.quantisation if trained else None
+    if "quantisation" in section.model_fields_set:
+        quantisation = section.quantisation
+        args.pop(QUANTISED, None)
+    elif QUANTISED in section.model_args:
+        quantisation = None
     args.update(section.model_args)
     tokenizer_args = {
         "pretrained_model_name_or_path": home or lineage.root,
@@ -50,7 +58,12 @@ def as_trained(section: ModelSection) -> ModelSection:
         **section.tokenizer_args,
     }
     found = section.model_copy(
-        update={"as_trained": False, "model_args": args, "tokenizer_args": tokenizer_args}
+        update={
+            "as_trained": False,
+            "model_args": args,
+            "tokenizer_args": tokenizer_args,
+            "quantisation": quantisation,
+        }  # fmt: skip
     )
     if trained:
         template, why = dict(trained.template_args), f"that of the run {run}"
@@ -63,6 +76,25 @@ def as_trained(section: ModelSection) -> ModelSection:
         why += f", with {', '.join(section.template_args)} as set"
     logger.info("%s is asked in this template: %s", path, why)
     return found.model_copy(update={"template_args": {**template, **section.template_args}})
+
+
+def warn_of_other_weights(lineage: Lineage, asked: Mapping[str, Any] | None) -> None:
+    """Say which adapters were trained on weights that were quantised otherwise than now.
+
+    Args:
+        asked: settings of bitsandbytes with which the root is loaded now.
+    """
+    now = kind(asked)
+    for link in lineage.links:
+        if (link.path / RUN).is_file():
+            run = _read(link.path / RUN)
+            then = kind(SETTINGS.get(str(run.quantisation)) or run.model_args.get(QUANTISED))
+            if then != now:
+                logger.warning(
+                    "the adapter %s was trained on %s weights and is put on %s ones, so it answers "
+                    "otherwise than in its run. model.quantisation=%s has it as it was",
+                    link.path, then, now, then if then in SETTINGS else "null",
+                )  # fmt: skip
 
 
 def _folders(path: str, lineage: Lineage) -> list[Path]:
@@ -102,6 +134,7 @@ def _read(file: Path) -> ModelSection:
                 | _kept(args, OF_MODEL),
                 "tokenizer_args": _kept(tokenizer_args, OF_TOKENIZER),
                 "template_args": model.get("template_args") or {},
+                "quantisation": model.get("quantisation"),
             }
         )
     except (ValueError, AttributeError, InputError) as error:

@@ -32,6 +32,7 @@ from unlora.model.as_trained import as_trained
 from unlora.model.lineage import ADAPTER_WEIGHTS, Lineage, adapter_config
 from unlora.model.load import load_args, root_config
 from unlora.model.lora import checked_lora_config
+from unlora.model.quantised import quantisation
 from unlora.model.reference import rest_above
 from unlora.model.start import STARTS
 from unlora.model.tokenizer import load_tokenizer
@@ -130,8 +131,7 @@ def estimate(config: Config) -> Estimate:
     args = load_args(section)
     lineage = Lineage.read(args["pretrained_model_name_or_path"])
     architecture = root_config(lineage, args)
-    stored = args.get("quantization_config") or getattr(architecture, "quantization_config", None)
-    quantised = _plain(stored)
+    quantised = quantisation(architecture, args, lineage.root)
     terms = _terms(config.trainer)
     views = {view: kind for term in terms for view, kind in term.views.items()}
     batches, lengths = _batches(config, tuple(sorted({view.split("_")[1] for view in views})))
@@ -258,13 +258,6 @@ def _adapter(model: nn.Module) -> _Frozen:
 
 def _size(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _plain(quantised: Any) -> Mapping[str, Any]:
-    if quantised is None or isinstance(quantised, Mapping):
-        return quantised or {}
-    settings: Mapping[str, Any] = quantised.to_dict()
-    return settings
 
 
 def _weight_bytes(base: Any, quantised: Mapping[str, Any]) -> int:

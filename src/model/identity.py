@@ -10,6 +10,7 @@ import torch
 from unlora.config import ModelSection
 from unlora.model.lineage import Lineage, fingerprint
 from unlora.model.load import commit_of, load_args, pinned, root_config
+from unlora.model.quantised import quantisation, versions
 
 # they say where weights are and how they come into memory, not what they are
 NOT_OF_THE_MODEL = (
@@ -31,16 +32,17 @@ def identities(section: ModelSection) -> tuple[str | None, str | None]:
     """
     args = load_args(section)
     lineage = Lineage.read(args["pretrained_model_name_or_path"])
+    architecture = root_config(lineage, args)  # of a hub model: brings it into the local cache
     if lineage.local_root:
         root = fingerprint(lineage.root)
     else:
-        root_config(lineage, args)  # brings the config into the local cache
         root = commit_of(lineage.root, pinned(lineage, args)) or ""
     if not root:
         return None, None
     settings: dict[str, Any] = {k: v for k, v in args.items() if k not in NOT_OF_THE_MODEL}
     settings["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     settings["packages"] = [metadata.version(package) for package in PACKAGES]
+    settings["packages"] += versions(quantisation(architecture, args, lineage.root))
     links = [(link.sha256, link.config_sha256) for link in lineage.links]
     return _name(root, links, settings), _name(root, [], settings)
 

@@ -1,6 +1,5 @@
 """Weights into memory: a root model, the adapters of its lineage on it, and their merge."""
 
-import inspect
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,13 @@ from transformers.integrations import deepspeed
 from unlora.config import ModelSection
 from unlora.errors import InputError
 from unlora.model.lineage import Lineage, fingerprint
-from unlora.registry import unknown
+from unlora.model.quantised import (
+    SETTINGS,
+    loading_config,
+    quantisation,
+    require_package,
+    settle,
+)
 from unlora.trust import how_to_convert, refuse_pickle
 
 HUB = ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only")
@@ -48,6 +53,13 @@ def load_args(section: ModelSection) -> dict[str, Any]:
     name = args.pop("dtype", None) or args.pop("torch_dtype", "auto")
     args.pop("torch_dtype", None)
     args["dtype"] = DTYPES[name] if isinstance(name, str) else name
+    if section.quantisation is not None:
+        if "quantization_config" in args:
+            raise InputError(
+                f"model.quantisation is {section.quantisation}, and "
+                "model.model_args.quantization_config is set as well. Leave out one of the two."
+            )
+        args["quantization_config"] = dict(SETTINGS[section.quantisation])
     args["pretrained_model_name_or_path"] = resolve(args["pretrained_model_name_or_path"])
     return args
 
@@ -66,7 +78,8 @@ def root_config(lineage: Lineage, model_args: Mapping[str, Any]) -> PretrainedCo
 
     Raises:
         InputError: the repository is unknown, gated or out of reach, has pickled weights, or needs
-            code that nobody allowed; one sentence says which.
+            code that nobody allowed, or quantised weights of a kind that is not supported; one
+            sentence says which.
     """
     if lineage.local_root:
         refuse_pickle(Path(lineage.root) / (model_args.get("subfolder") or ""))
@@ -78,17 +91,21 @@ def root_config(lineage: Lineage, model_args: Mapping[str, Any]) -> PretrainedCo
     kernel = model_args.get("attn_implementation") or getattr(found, "_attn_implementation", None)
     if "/" in str(kernel) and not passed["trust_remote_code"]:
         raise InputError(NEEDS_CODE.format(root=lineage.root, what=f"the attention {kernel!r}"))
+    quantisation(found, model_args, lineage.root)
     return found
 
 
 def load_root(lineage: Lineage, model_args: Mapping[str, Any]) -> tuple[PreTrainedModel, Lineage]:
     """The root model's weights, and the lineage with the root's fingerprint filled in."""
-    root_config(lineage, model_args)
+    architecture = root_config(lineage, model_args)
+    require_package(quantisation(architecture, model_args, lineage.root))
     # without a word on code of theirs, transformers would ask and wait
     believing_nothing = {"trust_remote_code": False, **model_args, "use_safetensors": True}
     args = pinned(lineage, believing_nothing)
-    if isinstance(args.get("quantization_config"), Mapping):
-        args["quantization_config"] = _quantisation(args["quantization_config"])
+    config = loading_config(architecture, args)
+    args.pop("quantization_config", None)  # a None would replace what config.json says
+    if config is not None:
+        args["quantization_config"] = config
     if args.get("device_map"):
         args["device_map"] = _device_map(args["device_map"])
     try:
@@ -99,12 +116,13 @@ def load_root(lineage: Lineage, model_args: Mapping[str, Any]) -> tuple[PreTrain
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(_why_not_loaded(lineage.root, error)) from error
     missing = sorted(read["missing_keys"])
-    if missing and not getattr(base, "is_quantized", False):  # transformers would draw them
+    if missing:  # transformers would draw them
         raise InputError(
             f"The model {lineage.root!r} has no weights for {', '.join(missing[:3])}: "
             f"{len(missing)} that its config.json asks for. Download or copy those that "
             "belong to it."
         )
+    settle(base)
     found = fingerprint(lineage.root) if lineage.local_root else commit_of(lineage.root, args)
     return base, Lineage(lineage.root, lineage.links, found)
 
@@ -138,19 +156,6 @@ def commit_of(repository: str, args: Mapping[str, Any]) -> str | None:
         repository, "config.json", cache_dir=args.get("cache_dir"), revision=args.get("revision")
     )
     return Path(file).parent.name if isinstance(file, str) else None
-
-
-def _quantisation(given: Mapping[str, Any]) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    known = inspect.signature(BitsAndBytesConfig).parameters
-    for key in given:
-        if key not in known:
-            raise InputError(unknown("key of quantization_config", key, set(known) - {"kwargs"}))
-    try:
-        return BitsAndBytesConfig(**given)
-    except (ImportError, TypeError, ValueError) as error:
-        raise InputError(f"quantization_config: {str(error).splitlines()[0]}") from error
 
 
 def attach(base: PreTrainedModel, lineage: Lineage) -> PreTrainedModel | PeftModel:

@@ -23,6 +23,7 @@ from unlora.model.load import (
     root_config,
     without_adapters,
 )
+from unlora.model.quantised import check_training, count, quantisation
 from unlora.model.reference import POLICY, adapters_off, freeze_reference
 from unlora.model.skeleton import skeleton
 from unlora.model.start import STARTS, has_start, save_with_start, start_at
@@ -76,7 +77,11 @@ class LoRAModelForCausalLM:
         start = STARTS.get(start_name)
         if start is not None:
             given["init_lora_weights"] = True
-        config = checked_lora_config(given, root_config(origin, model_args))
+        architecture = root_config(origin, model_args)
+        quantised = quantisation(architecture, model_args, origin.root)
+        merges = lineage == "merge" and bool(origin.links)
+        check_training(quantised, use_lora=True, merges=merges)
+        config = checked_lora_config(given, architecture)
         if lineage == "continue":
             if not origin.links:
                 raise InputError(
@@ -91,14 +96,8 @@ class LoRAModelForCausalLM:
                 )
             logger.info("the adapter is continued with its own settings, not model.lora_config")
         base, origin = load_root(origin, model_args)
-        quantised = getattr(base, "is_quantized", False)
         if lineage == "auto":
             lineage = "stack" if quantised else "merge"
-        if lineage == "merge" and quantised and origin.links:
-            raise InputError(
-                "model.lineage is 'merge', but the base is quantised, and merging into quantised "
-                "weights changes the answers. Set model.lineage=stack."
-            )
         model = attach(base, origin)
         target = Probe.take(model)
         if origin.links:
@@ -187,7 +186,7 @@ def save_adapter(model: PeftModel, folder: Path, state_dict: dict | None = None)
 def describe_size(model: nn.Module, folder: Path) -> str:
     """Trainable share and file size, as measured."""
     # ds_numel: weights that DeepSpeed has split over the processes
-    sizes = {n: (getattr(p, "ds_numel", p.numel()), p) for n, p in model.named_parameters()}
+    sizes = {n: (getattr(p, "ds_numel", count(p)), p) for n, p in model.named_parameters()}
     if not isinstance(model, PeftModel):
         return f"{sum(size for size, _ in sizes.values()):,} trained parameters, all of them"
     trained = sum(size for size, p in sizes.values() if p.requires_grad)

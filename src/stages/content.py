@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def key(stage: Stage) -> str:
     else:
         parts.append({name: _suite(suite, place) for name, suite in config["eval"].items()})
         parts.append(_asked_as(stage))
+    parts += _quantised(config["model"])
     return digest(*parts)
 
 
@@ -124,6 +126,7 @@ def _evaluation(stage: Stage) -> dict[str, Any]:
         "model": {
             **{k: v for k, v in shipped("model/any.yaml").items() if k != "defaults"},
             "model_args": _loading(whole["model"]["model_args"], str(stage.model)),
+            **_as_experiment(whole["model"], str(stage.model)),
             "tokenizer_args": {},
             "lora_config": shipped("lora/default.yaml"),
         },
@@ -136,6 +139,13 @@ def _loading(args: Mapping[str, Any], path: str) -> dict[str, Any]:
     """How the model comes into memory, as the unlearning experiment has it."""
     kept = ("attn_implementation", "device_map", "max_memory", "trust_remote_code", "token")
     return {"pretrained_model_name_or_path": path} | {k: args[k] for k in kept if k in args}
+
+
+def _as_experiment(model: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """A model that no run has made is quantised as the unlearning experiment has it."""
+    if (Path(path) / "run_config.json").is_file() or "quantisation" not in model:
+        return {}
+    return {"quantisation": model["quantisation"]}
 
 
 def model_content(path: str) -> Any:
@@ -171,7 +181,19 @@ def _asked_as(stage: Stage) -> Any:
     if not file.is_file():
         return None
     model = json.loads(file.read_text("utf-8"))["model"]
-    return [model.get("template_args"), model["model_args"].get("torch_dtype")]
+    asked = [model.get("template_args"), model["model_args"].get("torch_dtype")]
+    return asked + _quantised(model)
+
+
+def _quantised(model: Mapping[str, Any]) -> list[Any]:
+    """How the weights are quantised as they are loaded, and by what; nothing where they are not."""
+    found = model.get("quantisation") or model["model_args"].get("quantization_config")
+    if not found:
+        return []
+    try:
+        return [found, metadata.version("bitsandbytes")]
+    except metadata.PackageNotFoundError:  # which is said before anything is trained
+        return [found]
 
 
 def _without_paths(model: Mapping[str, Any]) -> dict[str, Any]:

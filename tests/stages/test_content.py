@@ -1,5 +1,6 @@
 """What a result depends on is in its key."""
 
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,28 @@ def test_a_retain_log_of_ones_own_counts_by_its_content():
     assert keys("given-target-eval", **changes) == before
     Path("log.json").write_text('{"x": {"agg_value": 2}}')
     assert keys("given-target-eval", **changes) != before
+
+
+def test_how_weights_are_quantised_counts_and_by_which_version(monkeypatch):
+    version, installed = metadata.version, ["0.50.2"]
+
+    def pretended(name):
+        return installed[0] if name == "bitsandbytes" else version(name)
+
+    monkeypatch.setattr(metadata, "version", pretended)
+    for stage, given in (("seed0-target-train", {}), ("given-target-eval", {"target": "root"})):
+
+        def found(*more, stage=stage, given=given):
+            changes = {"gold": None, "unlearn": [*study()["unlearn"], *more]}
+            return keys(stage, **{"target": target(*more), **changes, **given})
+
+        made = {found(), found("model.quantisation=nf4"), found("model.quantisation=int8")}
+        raw = "model.model_args.quantization_config.load_in_4bit=true"
+        if not given:
+            made.add(found(raw))
+        installed[0] = "0.50.2"
+        assert found("model.quantisation=nf4") in made
+        installed[0] = "0.51.0"
+        assert found("model.quantisation=nf4") not in made and found() in made
+        assert len(made) == 3 + (not given)
+        installed[0] = "0.50.2"
