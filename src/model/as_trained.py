@@ -22,7 +22,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 # settings of a run without which its model answers differently; never trust_remote_code, which
 # is for the user to say and not for a folder
 QUANTISED = "quantization_config"
-OF_MODEL = ("torch_dtype", "dtype", "rope_scaling", QUANTISED)
+OF_MODEL = ("torch_dtype", "dtype", "rope_scaling", "attn_implementation", QUANTISED)
 OF_TOKENIZER = ("use_fast", "legacy", "add_bos_token", "add_eos_token", "model_max_length")
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,10 @@ def as_trained(section: ModelSection) -> ModelSection:
         args.pop(QUANTISED, None)
     elif QUANTISED in section.model_args:
         quantisation = None
+    attention = section.model_args.get("attn_implementation") or args.get("attn_implementation")
     args.update(section.model_args)
+    if attention:  # `model=PATH` leaves it open
+        args["attn_implementation"] = attention
     tokenizer_args = {
         "pretrained_model_name_or_path": home or lineage.root,
         **(trained.tokenizer_args if trained else {}),
@@ -130,8 +133,7 @@ def _read(file: Path) -> ModelSection:
         args, tokenizer_args = model.get("model_args") or {}, model.get("tokenizer_args") or {}
         return section_as_written(
             {
-                "model_args": {"pretrained_model_name_or_path": str(file.parent)}
-                | _kept(args, OF_MODEL),
+                "model_args": {"pretrained_model_name_or_path": str(file.parent)} | _of_model(args),
                 "tokenizer_args": _kept(tokenizer_args, OF_TOKENIZER),
                 "template_args": model.get("template_args") or {},
                 "quantisation": model.get("quantisation"),
@@ -142,6 +144,13 @@ def _read(file: Path) -> ModelSection:
             f"{file} does not say how this model was trained ({error}). Give the template "
             "yourself: model.as_trained=false and model.template_args.*."
         ) from error
+
+
+def _of_model(args: Mapping[str, Any]) -> dict[str, Any]:
+    found = _kept(args, OF_MODEL)
+    if found.get("attn_implementation") not in (None, "eager", "sdpa"):
+        del found["attn_implementation"]  # others are packages, or code of the hub
+    return found
 
 
 def _kept(args: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

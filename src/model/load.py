@@ -1,5 +1,6 @@
 """Weights into memory: a root model, the adapters of its lineage on it, and their merge."""
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ from unlora.model.quantised import (
 )
 from unlora.trust import how_to_convert, refuse_pickle
 
+logger = logging.getLogger(__name__)
 HUB = ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only")
 NEEDS_CODE = (
     "The model {root!r} needs {what}, which is code from elsewhere and is not run. Choose a model "
@@ -108,11 +110,11 @@ def load_root(lineage: Lineage, model_args: Mapping[str, Any]) -> tuple[PreTrain
         args["quantization_config"] = config
     if args.get("device_map"):
         args["device_map"] = _device_map(args["device_map"])
+    if args.get("attn_implementation") in (None, "sdpa") and _caps_attention(architecture):
+        args["attn_implementation"] = "eager"  # transformers 4 would leave the cap out
     try:
         with read_whole():
-            base, read = AutoModelForCausalLM.from_pretrained(
-                lineage.root, output_loading_info=True, **args
-            )
+            base, read = _loaded(lineage.root, args)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(_why_not_loaded(lineage.root, error)) from error
     missing = sorted(read["missing_keys"])
@@ -125,6 +127,21 @@ def load_root(lineage: Lineage, model_args: Mapping[str, Any]) -> tuple[PreTrain
     settle(base)
     found = fingerprint(lineage.root) if lineage.local_root else commit_of(lineage.root, args)
     return base, Lineage(lineage.root, lineage.links, found)
+
+
+def _loaded(root: str, args: dict[str, Any]) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+    """A model and what was missing; with its own attention where it has no ``sdpa``."""
+    try:
+        return AutoModelForCausalLM.from_pretrained(root, output_loading_info=True, **args)
+    except ValueError as error:
+        if args.get("attn_implementation") != "sdpa" or "scaled_dot_product" not in str(error):
+            raise
+    logger.warning("%s has no attention by sdpa; its own (eager) is taken", root)
+    return _loaded(root, args | {"attn_implementation": "eager"})
+
+
+def _caps_attention(architecture: PretrainedConfig) -> bool:
+    return bool(getattr(architecture.get_text_config(), "attn_logit_softcapping", None))
 
 
 @contextmanager

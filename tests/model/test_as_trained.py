@@ -91,6 +91,14 @@ def test_a_run_is_asked_as_it_was_trained(base, caplog):
     assert model.dtype == torch.float32
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_attention_of_a_run_is_not_forgotten(attention, base):
+    ran(base, template_args=TAGS, model_args={"attn_implementation": attention})
+    section = found(base, attn_implementation=None)  # as model=PATH composes it
+    assert section.model_args["attn_implementation"] == attention
+    assert found(base, attn_implementation="x").model_args["attn_implementation"] == "x"
+
+
 def test_the_weights_say_the_dtype_where_no_run_does(base):
     model, _ = get_model(found(base), trainable=False)
     assert model.dtype == torch.bfloat16
