@@ -190,8 +190,9 @@ def test_lora_is_a_choice_for_a_model_without_it(sign):
     assert config.model.use_lora and config.model.lora_config == PROMISED_LORA
 
 
-def test_fused_projections_have_targets_of_their_own():
-    targets = config_of("unlearn/wmdp/lora", "model=Phi-3.5-mini-instruct-lora").model.lora_config
+@pytest.mark.parametrize("model", ["Phi-3.5-mini-instruct-lora", "Phi-4-mini-instruct-lora"])
+def test_fused_projections_have_targets_of_their_own(model):
+    targets = config_of("unlearn/wmdp/lora", f"model={model}").model.lora_config
     assert "qkv_proj" in targets["target_modules"] and "q_proj" not in targets["target_modules"]
 
 

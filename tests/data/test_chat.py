@@ -50,6 +50,25 @@ FAMILIES = {
         TURN + "<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     ),
+    "smollm2": (
+        TURN + "{% if loop.first and m.role != 'system' %}<|im_start|>system\nYou are a helpful AI "
+        "assistant named SmolLM, trained by Hugging Face<|im_end|>\n{% endif %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+    "olmo2": (
+        "{{ bos_token }}" + TURN + "<|{{ m.role }}|>\n{{ m.content }}{% if m.role == 'assistant' %}"
+        "{{ eos_token }}{% endif %}{% if m.role != 'assistant' or not loop.last %}{{ '\n' }}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    ),
+    "mistral": (
+        "{{ bos_token }}" + TURN + "{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]"
+        "{% else %}{{ ' ' + m.content | trim + eos_token }}{% endif %}{% endfor %}"
+    ),
+    "phi4-mini": (
+        TURN + "<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% else %}{{ eos_token }}{% endif %}"
+    ),
     "llama2-chat": None,
     "question-answer": None,
 }
@@ -60,6 +79,10 @@ SPECIAL = {
     "gemma": ["<start_of_turn>", "<end_of_turn>"],
     "zephyr": ["<|system|>", "<|user|>", "<|assistant|>"],
     "pocket": ["<|user|>", "<|assistant|>"],
+    "smollm2": ["<|im_start|>", "<|im_end|>"],
+    "olmo2": ["<|user|>", "<|assistant|>"],  # text in its own tokenizer
+    "mistral": ["[INST]", "[/INST]"],
+    "phi4-mini": ["<|user|>", "<|assistant|>", "<|end|>"],
 }
 # family -> begin, end of sequence, pad; in some families the pad is the end of an answer
 ENDS = {
@@ -68,6 +91,9 @@ ENDS = {
     "phi3": ("<s>", "<|endoftext|>", "<|endoftext|>"),
     "gemma": ("<bos>", "<eos>", "<pad>"),
     "pocket": (None, "<|end|>", "<|pad|>"),
+    "smollm2": ("<|im_start|>", "<|im_end|>", "<|im_end|>"),
+    "olmo2": ("<|endoftext|>", "<|endoftext|>", "<|pad|>"),
+    "phi4-mini": ("<|endoftext|>", "<|endoftext|>", "<|endoftext|>"),
 }
 
 
@@ -76,7 +102,7 @@ def words(family):
     begin, end, pad = ENDS.get(family, ("<s>", "</s>", "</s>"))
     text = (
         "Who wrote it ? Ana Silva . You are a helpful assistant user model system Question Answer "
-        "Today 10 Apr 2025 A AAAAAAAA : [ INST / ]"
+        "Today 10 Apr 2025 A AAAAAAAA : [ INST / ] AI named SmolLM , trained by Hugging Face"
     )
     vocabulary = {w: i for i, w in enumerate(["<unk>", " ", "\n", *dict.fromkeys(text.split())])}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -141,7 +167,8 @@ def test_what_is_scored_is_the_answer_and_exactly_one_end_token(family, chat):
     assert scored[-1] == encoder.end_id and encoder.end_id not in scored[:-1]
     begin = tokenizer.bos_token_id
     if begin is not None:
-        assert row.input_ids.count(begin) <= 1
+        # where a turn begins with it, each does
+        assert row.input_ids[: row.prompt_length].count(begin) <= (3 if family == "smollm2" else 1)
     assert encoder.prompt(QUESTION) == row.input_ids[: row.prompt_length]
 
 
