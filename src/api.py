@@ -380,10 +380,9 @@ def _new_run(folder: Path) -> Iterator[None]:
 @contextmanager
 def _as_command(name: str, words: Sequence[str]) -> Iterator[str]:
     """What a run notes as its command is what does the same from a shell."""
-    quoted = [shlex.quote(word) for word in words]
-    before, sys.argv = sys.argv, ["unlora", name, *quoted]
+    before, sys.argv = sys.argv, ["unlora", name, *words]
     try:
-        yield " ".join(sys.argv)
+        yield shlex.join(sys.argv)
     finally:
         sys.argv = before
 

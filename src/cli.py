@@ -9,6 +9,7 @@ must not wait for torch.
 import gc
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,15 @@ from unlora.shown import guard_logs, safe, without_setting
 from unlora.usage import COMMANDS, overview, usage
 
 HELP = {"-h", "--help"}
+# where nothing more is known: a training says what is kept of it
+AFTER_CTRL_C = {
+    "train": "Nothing was trained yet.",
+    "unlearn": "Nothing was trained yet.",
+    "eval": "What was asked until now is kept: the same command goes on where this one was.",
+    "study": "What is finished is kept: the same command goes on where this one was.",
+    "alternates": "Nothing was written: the same command begins anew.",
+    "export": "Nothing usable was written: the same command begins anew.",
+}
 # of a command, where it is not called like it; unlora.export is the function of the API
 MODULES = {"report": "unlora.report.command", "export": "unlora.exporting"}
 
@@ -56,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif command in COMMANDS and command != "report" and HELP & set(rest):
         print(usage(command, rest))
     else:
-        with _mistakes_in_one_message():
+        with _mistakes_in_one_message(command):
             if command not in COMMANDS:
                 raise InputError(unknown_command(command, COMMANDS))
             _silence_what_is_handled()
@@ -77,13 +87,14 @@ def launch(run: Callable[[Any], Any], config_name: str, argv: Sequence[str] | No
     if HELP & set(args):
         print(usage(name, args))
         return
-    with _mistakes_in_one_message():
+    with _mistakes_in_one_message(name):
         refuse_broken_stack()
         refuse_foreign_flags(name, typed)
         refuse_foreign_experiment(name, args)
         if name == "eval":
             args = beside_the_result(with_own_data(args))
-        _run_hydra(run, config_name, name, args)
+        line = sys.argv if argv is None else [sys.argv[0], config_name, *argv]
+        _run_hydra(run, config_name, name, args, line)
 
 
 def refuse_broken_stack() -> None:
@@ -105,7 +116,9 @@ def refuse_broken_stack() -> None:
         )
 
 
-def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequence[str]) -> None:
+def _run_hydra(
+    run: Callable[[Any], Any], default: str, name: str, args: Sequence[str], typed: Sequence[str]
+) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import MissingConfigException, OverrideParseException
@@ -133,6 +146,7 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
             _hide_secrets_in(Path(sweep) / "multirun.yaml")
         if several and not _has_own_folder(cfg, args):  # jobs never share a folder
             OmegaConf.update(cfg, "paths.output_dir", f"{cfg.paths.output_dir}/{settings.job.num}")
+        sys.argv = list(typed)  # Hydra has read its own; this is for the record of the run
         try:
             return run(cfg)
         except (InputError, GuardError) as error:
@@ -141,7 +155,7 @@ def _run_hydra(run: Callable[[Any], Any], default: str, name: str, args: Sequenc
                 raise
             raise SystemExit(_exit_code(error)) from error
 
-    before, sys.argv = sys.argv, [sys.argv[0], *args]
+    before, sys.argv = sys.argv, [sys.argv[0], *args]  # Hydra reads it
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are
     gc.disable()  # a config is many small things that stay: looking through them takes a fifth
     try:
@@ -229,15 +243,19 @@ def _leave_talking_to_the_first_process() -> None:
 
 
 @contextmanager
-def _mistakes_in_one_message() -> Iterator[None]:
+def _mistakes_in_one_message(command: str) -> Iterator[None]:
     try:
         yield
     except (InputError, GuardError) as error:
         _say(error)
         raise SystemExit(_exit_code(error)) from error
+    except KeyboardInterrupt as stopped:
+        if is_main_process():
+            _say(str(stopped) or f"Stopped by Ctrl-C. {AFTER_CTRL_C.get(command, '')}".rstrip())
+        raise SystemExit(128 + signal.SIGINT) from stopped
 
 
-def _say(error: Exception) -> None:
+def _say(error: Exception | str) -> None:
     print(safe(str(error)), file=sys.stderr)
 
 

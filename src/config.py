@@ -41,6 +41,9 @@ OWN_DATA = ("forget", "retain", "holdout")  # data.* that may be a file, to be e
 DEVICE_MAP = re.compile(r"auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:\d+)?")
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Steps = Annotated[float, Field(gt=0)]  # below 1 they are a share of all
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy's
 
 
 def _dtype(value: Any) -> Any:
@@ -274,7 +277,7 @@ class AlternatesKeys(TypedDict, total=False):
     top_p: Annotated[float, Field(gt=0, le=1)]
     max_new_tokens: Count
     batch_size: Count
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
     prompt: Annotated[str | None, AfterValidator(_prompt)]
     voice: Literal["model", "root"]
 
@@ -308,23 +311,40 @@ class ModelSection(Section):
     targets: dict[str, Any] = Field(default_factory=dict)
 
 
+def _max_steps(value: int) -> int:
+    if value != -1 and value <= 0:
+        raise ValueError("it must be above 0, or -1 for no limit: nothing would be trained.")
+    return value
+
+
 @with_config(ConfigDict(extra="allow", strict=True, allow_inf_nan=False))
 class TrainerArgs(TypedDict, total=False):
-    """The usual ones; ``unlora.trainer`` checks all names against the TrainingArguments."""
+    """Those with a range; ``unlora.trainer`` checks all names against the TrainingArguments."""
 
     per_device_train_batch_size: Count
     per_device_eval_batch_size: Count
     gradient_accumulation_steps: Count
     num_train_epochs: Annotated[float, Field(gt=0)]
-    max_steps: int
-    learning_rate: Annotated[float, Field(ge=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    warmup_epochs: Annotated[float, Field(ge=0)] | None
+    max_steps: Annotated[int, AfterValidator(_max_steps)]
+    learning_rate: NotNegative
+    weight_decay: NotNegative
+    adam_beta1: Share
+    adam_beta2: Share
+    adam_epsilon: NotNegative
+    warmup_epochs: NotNegative | None
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] | None
     warmup_steps: Annotated[int | float, Field(ge=0)] | None
-    max_grad_norm: float
-    gradient_checkpointing: bool
-    seed: Annotated[int, Field(ge=0)]
+    max_grad_norm: NotNegative
+    logging_steps: Steps
+    save_steps: Steps
+    eval_steps: Steps | None
+    eval_delay: NotNegative | None
+    save_total_limit: Annotated[int, Field(ge=0)] | None
+    ddp_timeout: Count
+    gradient_checkpointing: bool | None
+    activation_checkpointing: bool | None
+    seed: Seed
+    data_seed: Seed | None
 
 
 class TrainerSection(Section):
@@ -334,6 +354,7 @@ class TrainerSection(Section):
     plugins: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
     needs_alternates: bool = False  # refusals will not do
     on_divergence: Literal["stop", "skip", "rollback"] = "stop"
+    on_change: Literal["stop", "resume"] = "stop"  # of settings, where a run is resumed
 
 
 class Paths(Section):
@@ -354,7 +375,7 @@ class Config(Section):
     alternates: AlternatesKeys = Field(default_factory=AlternatesKeys)
     collator: dict[str, CollatorKeys] = Field(default_factory=dict)
     eval: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    seed: int = 0
+    seed: Seed = 0
     global_batch_size: Count | None = None  # rows of one optimiser step, of all processes
     # of an evaluation: print what would be asked and stop; what is printed while it runs
     plan: bool = False

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from unlora.dropout import TokenKeys, keys_of, narrow, token_keys
 from unlora.errors import InputError
 from unlora.head import factors, token_logps
 from unlora.packing import Layout, packed, padded
@@ -190,6 +191,7 @@ def ask_all(
 
     Args:
         questions: ``Outputs``, ``TokenLogps`` or ``Hidden``, of a batch; all or none ``Hidden``.
+            Where a batch has a ``key`` of each row, dropout goes by it.
         layer: that ``Hidden`` looks at, counted from 0; the pass ends there.
     """
     if not way.packs and len(questions) > 1:
@@ -207,25 +209,27 @@ def ask_all(
         for begin, (tokens, position) in zip(layout.offsets, scored, strict=True)
     ]
     kinds = [kind for kind, _ in questions]
+    keys = _keys(batches, layout)
     if Hidden in kinds:
         assert layer is not None and all(kind is Hidden for kind in kinds)
-        return _states(model, layout, layer, scored, places)
+        return _states(model, layout, layer, scored, places, keys)
     projected = [kind is Outputs or not way.chunks for kind in kinds]
-    with _before_the_head(model, places, projected) as kept:
+    with token_keys(keys), _before_the_head(model, places, projected) as kept:
         logits = _forward(model, layout.inputs).squeeze(0)
     sizes = [len(states) for states, whole in zip(kept, projected, strict=True) if whole]
     # the gradient of a part alone would be copied into one of the whole
     said = iter(logits.split(sizes) if len(sizes) > 1 else [logits])
     head = output_embedding(model)
     found: list[Answer] = []
-    for whole, states, (tokens, _) in zip(projected, kept, scored, strict=True):
+    for whole, states, (tokens, _), place in zip(projected, kept, scored, places, strict=True):
         # a module takes its input to its own device itself
         here = states.device if whole else head.weight.device
         moved = tokens.labels.to(here), tokens.row.to(here), tokens.rows
         if whole:
             found.append(Outputs(*moved, _in_full(next(said))))
             continue
-        products = factors(head, states.to(here))
+        with token_keys(keys and keys.select(place)):
+            products = factors(head, states.to(here))
         assert products is not None  # so it was when the way was found
         found.append(GivenLogps(*moved, token_logps(products, moved[0])))
     return found
@@ -238,7 +242,9 @@ def scored_tokens(batch: Batch) -> ScoredTokens:
 
 def ask_padded(model: nn.Module, batch: Batch) -> Padded:
     """One forward pass that projects every position to the vocabulary."""
-    logits = _forward(model, padded(batch).inputs).float()
+    layout = padded(batch)
+    with token_keys(_keys([batch], layout)):
+        logits = _forward(model, layout.inputs).float()
     return Padded(logits, batch["labels"].to(logits.device))
 
 
@@ -248,9 +254,11 @@ def _states(
     layer: int,
     scored: Sequence[tuple[ScoredTokens, Tensor]],
     places: Sequence[Tensor],
+    keys: TokenKeys | None,
 ) -> list[Answer]:
     nothing = [place[:0] for place in places]
     with ExitStack() as stack:
+        stack.enter_context(token_keys(keys))
         stack.enter_context(_before_the_head(model, nothing, [True] * len(places)))
         seen = stack.enter_context(_ending_after(model, layer))
         _forward(model, layout.inputs)
@@ -267,6 +275,11 @@ def _forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     # labels stay here: transformers would compute a loss of its own
     logits: Tensor = model(**inputs, use_cache=False).logits
     return logits
+
+
+def _keys(batches: Sequence[Batch], layout: Layout) -> TokenKeys | None:
+    size = layout.inputs["input_ids"].numel()
+    return keys_of([batch.get("key") for batch in batches], layout.offsets, size)
 
 
 def _in_full(logits: Tensor) -> Tensor:
@@ -295,6 +308,8 @@ def _before_the_head(
         flat = hidden.flatten(0, 1)
         kept[:] = [flat[place.to(flat.device)] for place in places]  # of several devices
         shown = [states for states, whole in zip(kept, projected, strict=True) if whole]
+        seen = [place for place, whole in zip(places, projected, strict=True) if whole]
+        narrow(torch.cat(seen) if seen else places[0][:0])
         return (torch.cat([flat[:0], *shown]).unsqueeze(0), *rest)
 
     handle = output_embedding(model).register_forward_pre_hook(select)

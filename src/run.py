@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -44,10 +45,10 @@ class Run:
 
     def __init__(self, folder: str, config: Mapping[str, Any], *, kind: str = ""):
         self.folder, self.config, self.kind = Path(folder), config, kind
-        self.started = time.time()
+        self.started = time.monotonic()  # the other clock may be set meanwhile
         _forget_peak_memory()
         self.manifest: dict[str, Any] = {
-            "command": " ".join(map(without_setting, sys.argv)),
+            "command": _command(),
             "git_commit": _git_commit(),
             "versions": _versions(),
             "python": platform.python_version(),
@@ -81,8 +82,8 @@ class Run:
 
     def finish(self, **facts: Any) -> None:
         """Write the manifest; a folder without it holds an unfinished run."""
-        self.manifest |= {"hardware": _hardware(), **facts}
-        self.manifest["seconds"] = round(time.time() - self.started, 1)
+        seconds = round(time.monotonic() - self.started, 1)
+        self.manifest |= {"hardware": _hardware(), "seconds": seconds, **facts}
         self.manifest["peak_memory_bytes"] = peak_memory()
         if is_main_process():
             name = f"{self.kind}_manifest.json" if self.kind else "manifest.json"
@@ -92,10 +93,17 @@ class Run:
 def set_aside(folder: Path) -> Path | None:
     """Keep an earlier run as ``<folder>.previous-<n>``; ``folder`` is empty then.
 
+    What a start has left that came to no checkpoint is removed: there is nothing to keep of it.
+
     Returns:
         Where it is now; None where there was none.
     """
-    if not any(any(folder.glob(pattern)) for pattern in OF_A_RUN):
+    left = [path for pattern in OF_A_RUN for path in folder.glob(pattern)]
+    if not left:
+        return None
+    if all(_is_of_a_start(path) for path in left):
+        for path in left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         return None
     number = 1
     while (kept := folder.with_name(f"{folder.name}.previous-{number}")).exists():
@@ -106,12 +114,18 @@ def set_aside(folder: Path) -> Path | None:
     return kept
 
 
+def _is_of_a_start(path: Path) -> bool:
+    unfinished = path.is_dir() and not (path / "trainer_state.json").exists()
+    return path.name == "run_config.json" or path.parent.name == "logs" or unfinished
+
+
 @contextmanager
 def alone(folder: str | Path, kind: str = "") -> Iterator[None]:
     """Keep other processes from running into the same folder, on all machines that share its disk.
 
     The lock is a file beside the folder, for the folder itself may be set aside. It is free again
-    when the process has ended, however it did.
+    when the process has ended, however it did. Where a run has left nothing, neither file nor
+    folders of it stay.
 
     Raises:
         InputError: another process is at work there.
@@ -123,6 +137,7 @@ def alone(folder: str | Path, kind: str = "") -> Iterator[None]:
         return
     place = Path(os.path.abspath(folder))
     name = f".{place.name}.{kind}.lock" if kind else f".{place.name}.lock"
+    new = [folder for folder in (place, *place.parents) if not folder.exists()]
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         inside = not os.access(place.parent, os.W_OK)  # then nothing can be set aside, either
@@ -144,6 +159,13 @@ def alone(folder: str | Path, kind: str = "") -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):  # a folder that holds something stays
+            if not inside:
+                place.rmdir()
+                # whoever opens it now sees that it is gone, and makes another
+                Path(lock.lock_file).unlink()
+                for folder in new[1:]:
+                    folder.rmdir()
         lock.release()
 
 
@@ -282,6 +304,14 @@ def _forget_peak_memory() -> None:
     if torch is not None and torch.cuda.is_available():
         for device in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(device)
+
+
+def _command() -> str:
+    """The command line, as one would type it again."""
+    program, *words = sys.argv or [""]
+    name = Path(program).name
+    start = ["unlora"] if name in ("unlora", "__main__.py") else ["python", program]
+    return shlex.join([*start, *map(without_setting, words)])
 
 
 def _versions() -> dict[str, str]:

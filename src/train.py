@@ -44,6 +44,7 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
     from unlora.evals.passes.batches import halvings
     from unlora.model import as_trained, check_model, get_model, load_args, load_tokenizer
     from unlora.model.guards import evaluation_is_pure
+    from unlora.model.identity import content_of
     from unlora.model.lora import describe_size
     from unlora.run import Run, alone, full_disk_in_words
     from unlora.trainer import (
@@ -56,9 +57,12 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
         Trackers,
         UnlearningLoss,
         UnlearningTrainer,
+        check_optimiser,
         checkpoint_to_resume,
         choose_best_by,
         refuse_own_model,
+        resumption,
+        run_settings,
         set_warmup,
         start_adapter,
         training_arguments,
@@ -83,7 +87,8 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
     if plugins.start is not None:
         with_weights = type(plugins.start).__name__
     lineage = check_model(config.model, computes_with_weights=with_weights)
-    resume = checkpoint_to_resume(args, lineage)
+    unchecked = config.trainer.on_change == "resume"
+    resume = checkpoint_to_resume(args, lineage, unchecked=unchecked)
     held.enter_context(full_disk_in_words(folder))
     halved = held.enter_context(halvings())
     held.enter_context(alone(folder))
@@ -112,6 +117,7 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
         datasets_dir=datasets_dir,
     )
     set_warmup(args, config.trainer.args, rows=len(parts))
+    check_optimiser(args, rows=len(parts))
     suites = build_suites(
         references.evaluated(config, found),
         tokenizer=tokenizer,
@@ -119,6 +125,11 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
         datasets_dir=datasets_dir,
     )
     panels = choose_best_by(args, config.trainer.args, suites)
+    settings = run_settings(
+        config.model_dump(include={"model", "trainer", "eval"}), args, parts,
+        content_of(load_args(config.model), lineage),
+    )  # fmt: skip
+    resumed = resumption(resume, settings, config.trainer.on_change)
 
     if not config.model.use_lora and dtype in (torch.bfloat16, torch.float16):
         logger.warning(
@@ -158,6 +169,7 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
             plugins=plugins,
             penalty=penalty,
             divergence=divergence,
+            resumption=resumed,
             processing_class=tokenizer,
             callbacks=[guards, tracked, preemption],
         )
@@ -191,6 +203,8 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
         **divergence.facts,
         **({"memory_ran_out": ran_out} if any(ran_out.values()) else {}),
         **({"arithmetic": arithmetic} if arithmetic else {}),
+        **({"resumed": resumed.resumed} if resumed.resumed else {}),
+        seconds=round(resumed.seconds, 1),
         lineage=str(model.lineage),
         size=size,
         seed=args.seed,

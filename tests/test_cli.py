@@ -571,3 +571,46 @@ def test_a_guard_that_stops_a_run_speaks_in_words_and_exits_with_1(capsys):
         launch(run, "unlearn", [LORA])
     assert left.value.code == 1
     assert capsys.readouterr().err == "start equals target: it does not\n"
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+AT_WORK = {
+    "train": "unlora.train", "unlearn": "unlora.train", "eval": "unlora.eval",
+    "study": "unlora.study", "alternates": "unlora.alternates", "export": "unlora.exporting",
+    "report": "unlora.report.command", "doctor": "unlora.doctor",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", AT_WORK)
+def test_ctrl_c_is_one_sentence_and_code_130(command, monkeypatch, capsys):
+    stopped = types.ModuleType(AT_WORK[command])
+    stopped.run = stopped.main = interrupt
+    monkeypatch.setitem(sys.modules, AT_WORK[command], stopped)
+    experiments = {"train": "finetune/pocket/lora", "unlearn": LORA.partition("=")[2],
+                   "eval": "eval/pocket/default", "study": "study/pocket/lora",
+                   "alternates": "unlearn/pocket/lora"}  # fmt: skip
+    words = [f"experiment={experiments[command]}"] if command in experiments else ["mine"]
+    with pytest.raises(SystemExit) as left:
+        main([command, *words])
+    assert left.value.code == 130
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("Stopped by Ctrl-C.")
+
+
+def test_ctrl_c_says_what_a_training_has_kept(capsys, monkeypatch):
+    def run(cfg):
+        raise KeyboardInterrupt("Stopped by Ctrl-C. The checkpoint 2 was written.")
+
+    with pytest.raises(SystemExit) as left:
+        launch(run, "unlearn", [LORA, "task_name=mine"])
+    assert left.value.code == 130
+    assert capsys.readouterr().err == "Stopped by Ctrl-C. The checkpoint 2 was written.\n"
+
+
+def test_a_run_knows_the_command_line_that_was_typed():
+    seen = []
+    launch(lambda cfg: seen.extend(sys.argv), "unlearn", [LORA, "task_name=mine", "a.yaml.b=1"][:2])
+    assert seen[1:] == ["unlearn", LORA, "task_name=mine"]

@@ -112,3 +112,63 @@ def test_the_peak_of_a_run_is_its_own(tmp_path):
     run.finish()
     peak = json.loads((tmp_path / "large" / "manifest.json").read_text())["peak_memory_bytes"]
     assert peak["cpu"] > small["cpu"] + 250_000_000
+
+
+def test_a_start_that_came_to_no_checkpoint_is_not_kept(tmp_path):
+    """As one that is killed again and again leaves it."""
+    folder = tmp_path / "mine"
+    for _ in range(3):
+        Run(str(folder), {}).begin(fresh=True)
+        (folder / "checkpoint-2").mkdir()  # not written to its end
+        (folder / "checkpoint-2" / "adapter_model.safetensors").write_text("")
+        (folder / "logs").mkdir(exist_ok=True)
+        (folder / "logs" / "events.out").write_text("")
+    assert [f.name for f in tmp_path.iterdir()] == ["mine"]
+    (folder / "checkpoint-2" / "trainer_state.json").write_text("{}")
+    Run(str(folder), {}).begin(fresh=True)
+    assert (tmp_path / "mine.previous-1" / "checkpoint-2").is_dir()
+    assert not (folder / "checkpoint-2").exists()
+
+
+def test_a_run_that_is_refused_leaves_nothing(tmp_path):
+    folder = tmp_path / "saves" / "unlearn" / "mine"
+    with pytest.raises(InputError, match="refused"), alone(folder):
+        Run(str(folder), {})
+        raise InputError("refused")
+    assert list(tmp_path.iterdir()) == []
+    with alone(folder):  # and one that is not keeps its folder
+        Run(str(folder), {}).begin(fresh=True)
+    assert (folder / "run_config.json").is_file()
+    with pytest.raises(InputError, match="refused"), alone(folder):
+        raise InputError("refused")
+    assert (folder / "run_config.json").is_file()
+
+
+def test_a_folder_that_was_empty_before_stays_the_users(tmp_path):
+    (tmp_path / "saves").mkdir()
+    with pytest.raises(InputError), alone(tmp_path / "saves" / "mine"):
+        Run(str(tmp_path / "saves" / "mine"), {})
+        raise InputError("refused")
+    assert [path.name for path in tmp_path.iterdir()] == ["saves"]
+
+
+@pytest.mark.parametrize(
+    "argv, command",
+    [
+        (["/env/bin/unlora", "unlearn", "a=[1,2]"], "unlora unlearn 'a=[1,2]'"),
+        (["/src/__main__.py", "eval", "a=b"], "unlora eval a=b"),
+        (["src/train.py", "--config-name=unlearn"], "python src/train.py --config-name=unlearn"),
+        (["unlora", "train", "hub_token=12345678"], "unlora train 'hub_token=(hidden)'"),
+    ],
+)
+def test_the_command_is_whole_and_can_be_typed_again(tmp_path, monkeypatch, argv, command):
+    monkeypatch.setattr("sys.argv", argv)
+    Run(str(tmp_path), {}).finish()
+    assert json.loads((tmp_path / "manifest.json").read_text())["command"] == command
+
+
+def test_a_clock_that_is_set_back_makes_no_run_shorter(tmp_path, monkeypatch):
+    run = Run(str(tmp_path), {})
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    run.finish()
+    assert json.loads((tmp_path / "manifest.json").read_text())["seconds"] >= 0

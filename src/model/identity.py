@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -32,19 +33,36 @@ def identities(section: ModelSection) -> tuple[str | None, str | None]:
     """
     args = load_args(section)
     lineage = Lineage.read(args["pretrained_model_name_or_path"])
-    architecture = root_config(lineage, args)  # of a hub model: brings it into the local cache
-    if lineage.local_root:
-        root = fingerprint(lineage.root)
-    else:
-        root = commit_of(lineage.root, pinned(lineage, args)) or ""
+    root, links, quantised_by = content_of(args, lineage)
     if not root:
         return None, None
     settings: dict[str, Any] = {k: v for k, v in args.items() if k not in NOT_OF_THE_MODEL}
     settings["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     settings["packages"] = [metadata.version(package) for package in PACKAGES]
-    settings["packages"] += versions(quantisation(architecture, args, lineage.root))
-    links = [(link.sha256, link.config_sha256) for link in lineage.links]
+    settings["packages"] += quantised_by
     return _name(root, links, settings), _name(root, [], settings)
+
+
+def content_of(
+    args: Mapping[str, Any], lineage: Lineage
+) -> tuple[str, list[tuple[str, str]], list[str]]:
+    """What a model is made of, by content.
+
+    Args:
+        args: the keyword arguments of ``from_pretrained``.
+
+    Returns:
+        A hash of the root's weights (of one on the hub its commit; an empty text where it is not in
+        the local cache yet); the hashes of each adapter and of its settings; the versions of what
+        dequantises the weights.
+    """
+    architecture = root_config(lineage, args)  # of a hub model: brings it into the local cache
+    if lineage.local_root:
+        root = fingerprint(lineage.root)
+    else:
+        root = commit_of(lineage.root, pinned(lineage, args)) or ""
+    links = [(link.sha256, link.config_sha256) for link in lineage.links]
+    return root, links, versions(quantisation(architecture, args, lineage.root))
 
 
 def _name(*parts: Any) -> str:

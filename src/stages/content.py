@@ -62,7 +62,7 @@ def key(stage: Stage) -> str:
     place = config["paths"].get("datasets_dir")
     if stage.kind == "train":
         model = {k: v for k, v in config["model"].items() if k != "targets"}
-        trainer = dict(config["trainer"])
+        trainer = {k: v for k, v in config["trainer"].items() if k != "on_change"}
         chooses = bool(trainer["args"].get("load_best_model_at_end"))
         left_out = ("output_dir", "report_to", "run_name") if chooses else NOT_LEARNT
         trainer["args"] = {k: v for k, v in trainer["args"].items() if k not in left_out}

@@ -68,8 +68,8 @@ def _launched(launch: Launch, new: Sequence[tuple[Stage, Record]]) -> list[str |
     try:
         return launch(new)
     except KeyboardInterrupt as stopped:
-        raise GuardError(
-            "Stopped. The same command goes on where this one was: what is finished is kept."
+        raise KeyboardInterrupt(
+            "Stopped by Ctrl-C. What is finished is kept: the same command goes on where it was."
         ) from stopped
     except Exception as error:  # a worker that was killed takes the launcher with it
         why = f"its process was lost ({type(error).__name__}); too little memory?"

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import re
-import shlex
 import shutil
 import sys
 import time
@@ -159,7 +158,7 @@ def _command(stage: Stage) -> list[str]:
         set_here["model.model_args.pretrained_model_name_or_path"] = stage.model
     name = "unlearn" if stage.config == "unlearn" else "train"
     words = [f"{key}={_typed(value)}" for key, value in set_here.items()]
-    return ["unlora", name, *map(shlex.quote, (*stage.overrides, *words))]
+    return ["unlora", name, *stage.overrides, *words]
 
 
 def _typed(value: Any) -> str:

@@ -7,7 +7,12 @@ trainer.args.report_to                ->  Trackers          (trackers.py)
 all, a model and data                 ->  UnlearningTrainer (trainer.py)
 """
 
-from unlora.trainer.arguments import choose_best_by, set_warmup, training_arguments
+from unlora.trainer.arguments import (
+    check_optimiser,
+    choose_best_by,
+    set_warmup,
+    training_arguments,
+)
 from unlora.trainer.arithmetic import HANDLERS as TASK_VECTORS
 from unlora.trainer.arithmetic import TaskVector
 from unlora.trainer.callbacks import Guards
@@ -16,6 +21,7 @@ from unlora.trainer.divergence import Divergence
 from unlora.trainer.loss import UnlearningLoss
 from unlora.trainer.plugins import Plugins
 from unlora.trainer.preemption import Preemption
+from unlora.trainer.resume import Resumption, resumption, run_settings
 from unlora.trainer.start import start_adapter
 from unlora.trainer.trackers import Trackers
 from unlora.trainer.trainer import UnlearningTrainer
@@ -26,13 +32,17 @@ __all__ = [
     "Guards",
     "Plugins",
     "Preemption",
+    "Resumption",
     "TaskVector",
     "Trackers",
     "UnlearningLoss",
     "UnlearningTrainer",
+    "check_optimiser",
     "checkpoint_to_resume",
     "choose_best_by",
     "refuse_own_model",
+    "resumption",
+    "run_settings",
     "set_warmup",
     "start_adapter",
     "training_arguments",

@@ -35,12 +35,13 @@ class ComposedStep:
 
     Attributes:
         retain_average: GRU's moving average of the retain gradient, saved in checkpoints.
+        inner_steps: how many a constraint has made in this step.
     """
 
     def __init__(self, trainer: "UnlearningTrainer"):
         self.trainer, self.loss, self.plugins = trainer, trainer.loss, trainer.plugins
         self.retain_average: Gradient | None = None
-        self._inner_steps = 0
+        self.inner_steps = 0
         self._reached: set[int] = set()  # the parameters that a term had a gradient for
         self._before: tuple[Any, ...] = ()  # see undo
 
@@ -52,7 +53,7 @@ class ComposedStep:
         constraint = self.loss.constraint
         self._note_before()
         if constraint is not None:
-            self._inner_steps = 0
+            self.inner_steps = 0
             sizes = [
                 0 if self.trainer.is_blank(batch) else len(batch["retain"]["input_ids"])
                 for batch in batches
@@ -166,12 +167,12 @@ class ComposedStep:
     def _inner_step(self, model: nn.Module, sizes: Sequence[int], learning_rate: float) -> float:
         """One step of plain gradient descent on fresh retain rows; returns their loss before it."""
         trainer, rows = self.trainer, self.trainer.parts.rows["retain"]
-        self._inner_steps += 1
+        self.inner_steps += 1
         mine = torch.tensor([sum(sizes)], device=trainer.args.device)
         counts = trainer.accelerator.gather(mine).tolist()
         # all processes draw the same rows, and each takes its own of them
         draw = np.random.default_rng(
-            [trainer.args.seed, 0, trainer.state.global_step, self._inner_steps]
+            [trainer.args.seed, 0, trainer.state.global_step, self.inner_steps]
         )
         drawn = draw.integers(len(rows), size=sum(counts))
         own = drawn[sum(counts[: trainer.args.process_index]) :][: sum(sizes)]

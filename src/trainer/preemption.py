@@ -1,5 +1,9 @@
-"""SIGTERM, as machines send it that are wanted for something else: a checkpoint, then the end."""
+"""SIGTERM, as machines send it that are wanted for something else, and Ctrl-C.
 
+First a checkpoint, then the end.
+"""
+
+import os
 import signal
 import sys
 import threading
@@ -12,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from unlora.run import is_main_process
 
+AFTER_THIS_STEP = "\nCtrl-C: a checkpoint is written after this step; again ends it at once\n"
 CODE = 128 + signal.SIGTERM  # 143, what a shell reports of a process that SIGTERM has ended
 
 
@@ -27,10 +32,10 @@ class Stopped(SystemExit):
 
 
 class Preemption(TrainerCallback):
-    """While it is entered, SIGTERM ends a training after its step, with a checkpoint.
+    """While it is entered, SIGTERM and Ctrl-C end a training after its step, with a checkpoint.
 
-    Before the first step and after the last one it ends the process at once. All processes of a run
-    write the same checkpoint, whichever of them was told.
+    Before the first step and after the last one they end it at once, and so does a second Ctrl-C.
+    All processes of a run write the same checkpoint, whichever of them was told.
 
     Args:
         folder: the run folder, for what is said at the end.
@@ -41,16 +46,18 @@ class Preemption(TrainerCallback):
         self.folder = folder
         self._asked = self._leaving = self._training = False
         self._otherwise = f"Nothing was trained {f'since {resume}' if resume else 'yet'}"
-        self._before: Any = None
+        self._before: dict[int, Any] = {}
+        self._number = int(signal.SIGTERM)
 
     def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread():  # others may not
-            self._before = signal.signal(signal.SIGTERM, self._told)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._told)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
         if isinstance(error, Stopped) and is_main_process():
             print(error, file=sys.stderr, flush=True)
 
@@ -59,6 +66,7 @@ class Preemption(TrainerCallback):
 
         Raises:
             Stopped: SIGTERM came too late for a checkpoint.
+            KeyboardInterrupt: Ctrl-C did.
         """
         self._training = False
         self._otherwise = (
@@ -72,6 +80,10 @@ class Preemption(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._training = True
+        self._otherwise = (
+            "What was trained since the last checkpoint is not kept; the same command with "
+            "trainer.args.resume_from_checkpoint=auto goes on there, or from the beginning"
+        )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -98,9 +110,15 @@ class Preemption(TrainerCallback):
         )
 
     def _told(self, number: int, frame: FrameType | None) -> None:
-        if not self._training:
+        again = self._asked and number == self._number == signal.SIGINT
+        self._number = number
+        if not self._training or again:
             raise self._stopped(self._otherwise)
         self._asked = True
+        if number == signal.SIGINT and is_main_process():
+            os.write(2, AFTER_THIS_STEP.encode())  # print may be what was interrupted
 
-    def _stopped(self, what_now: str) -> Stopped:
+    def _stopped(self, what_now: str) -> BaseException:
+        if self._number == signal.SIGINT:
+            return KeyboardInterrupt(f"Stopped by Ctrl-C. {what_now}.")
         return Stopped(f"Stopped by SIGTERM. {what_now}.")

@@ -1,6 +1,7 @@
 """One trainer for fine-tuning and for every objective."""
 
 import math
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ from transformers.trainer_utils import TrainOutput
 
 from unlora.data.collate import collate_parts
 from unlora.data.pairs import BLANK, KeyedSampler, Parts
+from unlora.dropout import row_keys
 from unlora.errors import InputError
 from unlora.model.guards import evaluation_is_pure
 from unlora.model.lora import save_adapter
@@ -30,6 +32,7 @@ from unlora.model.start import has_start, load_with_start
 from unlora.objectives import View
 from unlora.outputs import (
     PLAIN,
+    Batch,
     Hidden,
     Outputs,
     Padded,
@@ -43,13 +46,16 @@ from unlora.outputs import (
 )
 from unlora.run import sync_files, whole_files
 from unlora.trainer import constraint as constraints
-from unlora.trainer.checkpoints import best_beside
+from unlora.trainer.checkpoints import NO_RECORD, best_beside, damage, write_record
 from unlora.trainer.compose import ComposedStep
 from unlora.trainer.divergence import Divergence, StepDiverged
+from unlora.trainer.keyed_dropout import KeepKeys, draws_numbers, key_dropout
 from unlora.trainer.known import known_logps
 from unlora.trainer.loss import SUBTRACTED, Totals, UnlearningLoss
 from unlora.trainer.memory import Pieces
 from unlora.trainer.plugins import Plugins
+from unlora.trainer.progress import Progress, mean_of_processes
+from unlora.trainer.resume import Resumption
 from unlora.trainer.way import found_way
 
 NO_PLUGINS = Plugins()
@@ -78,6 +84,7 @@ class UnlearningTrainer(Trainer):
         plugins: what is done to the gradients of the terms.
         penalty: a loss on the weights alone, added to that on the data.
         divergence: what is done where a loss or a gradient is no number.
+        resumption: what the run was made with, and what it goes on from; checkpoints say so.
     """
 
     def __init__(
@@ -89,11 +96,12 @@ class UnlearningTrainer(Trainer):
         plugins: Plugins = NO_PLUGINS,
         penalty: Penalty | None = None,
         divergence: Divergence | None = None,
+        resumption: Resumption | None = None,
         **kwargs: Any,
     ):
         self.pad_id = kwargs["processing_class"].pad_token_id
         self.divergence = divergence or Divergence()
-        kwargs["callbacks"] = [self.divergence, *(kwargs.get("callbacks") or ())]
+        kwargs["callbacks"] = [self.divergence, KeepKeys(), *(kwargs.get("callbacks") or ())]
         super().__init__(
             *args,
             train_dataset=parts,
@@ -104,6 +112,7 @@ class UnlearningTrainer(Trainer):
         )
         self.loss, self.parts, self.panels = loss, parts, panels
         self.plugins, self.penalty = plugins, penalty
+        self.resumption = resumption or Resumption()
         composes = plugins.compose_gradients or loss.constraint is not None
         self.composed = ComposedStep(self) if composes else None
         # then weights are there in a pass only
@@ -141,9 +150,13 @@ class UnlearningTrainer(Trainer):
         }
         self.divergence.watch(self)
         self.pieces = Pieces(self)
+        self.keyed = key_dropout(self.model, self.args.seed)
         self.known: Mapping[str, Tensor] = {}  # part -> log p under the reference, row by row
         self.micro_batches: Sequence[Mapping] = ()
         self._logged: dict[str, list[float]] = defaultdict(list)
+        self.progress = Progress()
+        self._loss_sum: Tensor | None = None
+        self._mean_loss = 0.0
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Trainer's, or peft's LoRA+."""
@@ -259,7 +272,7 @@ class UnlearningTrainer(Trainer):
                 asked[who][part] = kind
         for who, kinds in asked.items():
             if who == "policy":
-                answers = self._ask(model, kinds, inputs)
+                answers = self._ask(model, kinds, self._with_keys(inputs))
             elif kinds:
                 with as_reference(self.accelerator.unwrap_model(model), self.frozen) as reference:
                     answers = self._ask(reference, kinds, inputs)
@@ -267,6 +280,24 @@ class UnlearningTrainer(Trainer):
                 answers = {}
             found |= {f"{who}_{part}": answer for part, answer in answers.items()}
         return found
+
+    def _with_keys(self, inputs: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Batch]:
+        """The batches with a key for each row, which its dropout goes by.
+
+        A row of the anchor comes once in a step, and the others are known by the one they meet.
+        """
+        if not self.keyed:
+            return dict(inputs)
+        anchor = inputs.get(self.parts.anchor)
+        drawn = self.composed.inner_steps if self.composed else 0
+        step = self.args.seed, self.state.global_step, drawn
+        return {
+            part: {
+                **batch,
+                "key": row_keys((anchor or batch)["number"], *step, zlib.crc32(part.encode())),
+            }
+            for part, batch in inputs.items()
+        }
 
     def _ask(
         self, model: nn.Module, kinds: Mapping[str, type], inputs: Mapping[str, Mapping]
@@ -387,10 +418,18 @@ class UnlearningTrainer(Trainer):
         self._recall(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _pickles_of_numbers(checkpoint):
+        with self.resumption.keeping_rates(self), _pickles_of_numbers(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
+        several = self.args.world_size > 1
+        name = f"rng_state_{self.args.process_index}.pth" if several else "rng_state.pth"
+        if checkpoint and not (Path(checkpoint) / name).is_file() and draws_numbers(self.model):
+            raise InputError(
+                f"The checkpoint {checkpoint!r} has no {name}: another number of processes wrote "
+                "it, and this model draws random numbers of its own in training. Start as many "
+                "processes as before."
+            )
         with _pickles_of_numbers(checkpoint):
             super()._load_rng_state(checkpoint)
 
@@ -402,6 +441,12 @@ class UnlearningTrainer(Trainer):
         super()._load_callback_state()
 
     def _load_best_model(self) -> None:
+        why = damage(str(self.state.best_model_checkpoint))
+        if why and why != NO_RECORD:  # another machine's disk may have the record
+            raise InputError(
+                f"The best checkpoint, {self.state.best_model_checkpoint}, cannot be taken: {why}. "
+                "Train again from an earlier checkpoint, or without load_best_model_at_end."
+            )
         if isinstance(self.model, PeftModel) and has_start(self.model):
             load_with_start(self.model, Path(str(self.state.best_model_checkpoint)))
         else:
@@ -414,6 +459,13 @@ class UnlearningTrainer(Trainer):
         # a model that is trained in full is its own reference before the first step only
         self.known = self.known or known_logps(self)
         self._resumed = resume_from_checkpoint
+        record, step = self.resumption.record, 0
+        if isinstance(resume_from_checkpoint, str):
+            file = Path(resume_from_checkpoint) / TRAINER_STATE_NAME
+            step = TrainerState.load_from_json(str(file)).global_step
+        self.progress = Progress.of(record.get("progress"), step)
+        if self.is_world_process_zero():
+            self._logged.update({name: [*seen] for name, seen in record.get("noted", {}).items()})
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except AlreadyTrained:  # Trainer would make one more step
@@ -421,16 +473,32 @@ class UnlearningTrainer(Trainer):
                 self._load_best_model()
             handler = self.callback_handler
             self.control = handler.on_train_end(self.args, self.state, self.control)  # type: ignore[has-type]
-            return TrainOutput(self.state.global_step, 0.0, {})
+            loss = self.progress.mean(0.0, self.state.global_step)
+            self.log({"train_loss": loss})
+            return TrainOutput(self.state.global_step, loss, {})
+
+    def _maybe_log_save_evaluate(self, tr_loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        self._loss_sum = tr_loss  # since the last entry of the log, where it becomes 0 in place
+        step = self.state.global_step
+        if self.control.should_log and step > self._globalstep_last_logged:
+            self._mean_loss = self.progress.log(self._loss_since_log(), step)
+        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
+
+    def _loss_since_log(self) -> float:
+        return mean_of_processes(self.accelerator, self._loss_sum)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log the terms of the loss beside the loss, as means since the last time.
 
-        As the loss they are those of all processes, each of which has seen rows of its own.
+        As the loss they are those of all processes, each of which has seen rows of its own; and
+        also of the steps before a checkpoint that the run went on from.
         """
         if "loss" in logs:
-            logs |= _means(gather_object([dict(self._logged)]))
+            logs["loss"] = self._mean_loss
+            logs |= _means(_joined(gather_object([dict(self._logged)])))
             self._logged.clear()
+        if "train_loss" in logs:
+            logs["train_loss"] = self.progress.mean(self._loss_since_log(), self.state.global_step)
         super().log(logs, *args, **kwargs)
 
     def evaluate(
@@ -485,7 +553,12 @@ class UnlearningTrainer(Trainer):
         """Trainer's; it is whole once its ``trainer_state.json`` is there, which comes last."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)  # of an earlier attempt
-        self.state.save_to_json = partial(_write_state, self.state)
+        facts = self.resumption.facts() | {
+            "weights_only": self.args.save_only_model,
+            "progress": self.progress.facts(self._loss_since_log()),
+            "noted": _joined(gather_object([dict(self._logged)])),
+        }
+        self.state.save_to_json = partial(_write_state, self.state, facts=facts)
         super()._save_checkpoint(model, trial)
 
     def save_state(self) -> None:
@@ -518,14 +591,19 @@ def _pickles_of_numbers(checkpoint: str | None) -> Iterator[None]:
         ) from error
 
 
-def _write_state(state: TrainerState, file: str) -> None:
-    """What ``TrainerState.save_to_json`` writes, whole."""
+def _write_state(state: TrainerState, file: str, facts: Mapping[str, Any] | None = None) -> None:
+    """What ``TrainerState.save_to_json`` writes, whole; with facts, the record of a checkpoint."""
     with whole_files(Path(file).parent) as new:
         TrainerState.save_to_json(state, str(new / Path(file).name))
+        if facts is not None:
+            write_record(Path(file).parent, new / Path(file).name, facts)
 
 
-def _means(noted: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
-    """The mean of each number over what several processes have noted."""
+def _joined(noted: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
+    """The numbers that several processes have noted, under each name."""
     names = dict.fromkeys(name for one in noted for name in one)
-    found = {name: [number for one in noted for number in one.get(name, ())] for name in names}
-    return {name: sum(seen) / len(seen) for name, seen in found.items() if seen}
+    return {name: [number for one in noted for number in one.get(name, ())] for name in names}
+
+
+def _means(noted: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: sum(seen) / len(seen) for name, seen in noted.items() if seen}

@@ -6,7 +6,6 @@ import torch
 from unlora.errors import InputError
 from unlora.trainer import arguments
 from unlora.trainer.arguments import choose_best_by, set_warmup, training_arguments
-from unlora.trainer.checkpoints import whole_checkpoints
 
 
 def build(tmp_path, **given):
@@ -172,11 +171,3 @@ def test_the_best_by_a_metric_that_lacks_its_reference_is_refused(tmp_path):
     given = {"metric_for_best_model": "forget_quality"}
     with pytest.raises(InputError, match="will have no value: the retain model is missing"):
         choose_best_by(build(tmp_path, **given), given, [Suite()])
-
-
-def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path):
-    for step, state in ((5, '{"global_step": 5}'), (20, '{"global_step": 20}'), (30, '{"glob')):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    (tmp_path / "checkpoint-40").mkdir()
-    assert [c.name for c in whole_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-20"]
