@@ -113,7 +113,7 @@ class KeyedDropout(nn.Dropout):
     def forward(self, input: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         if not self.training or self.p == 0.0:
             return input
-        recomputed = torch._C._current_graph_task_id() != -1  # type: ignore[attr-defined]
+        recomputed = torch._C._current_graph_task_id() != -1
         fits = _now is not None and input[..., 0].numel() == len(_now.tokens)
         if recomputed and fits != self._was_keyed:
             raise RuntimeError(

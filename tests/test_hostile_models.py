@@ -234,7 +234,8 @@ def resume(folder, lineage=None):
         {"report_to": "none", "resume_from_checkpoint": str(folder)},
         output_dir=str(folder.parent),
     )
-    return checkpoint_to_resume(args, lineage or Lineage("tiny"))
+    # their maker can write any hashes; here there are none
+    return checkpoint_to_resume(args, lineage or Lineage("tiny"), unchecked=True)
 
 
 @pytest.fixture

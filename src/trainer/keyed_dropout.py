@@ -40,7 +40,7 @@ def key_dropout(model: nn.Module, seed: int) -> bool:
 
 def draws_numbers(model: nn.Module) -> bool:
     """Whether a training pass draws random numbers: dropout of the model's own, or unkeyed."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return bool(getattr(text, "attention_dropout", 0)) or any(
         isinstance(module, nn.Dropout) and module.p > 0 and not isinstance(module, KeyedDropout)

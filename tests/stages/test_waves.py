@@ -9,6 +9,7 @@ from pretended import METHODS, here, study
 from unlora.stages import waves, work
 from unlora.stages.plan import plan
 from unlora.stages.settings import read
+from unlora.trainer.checkpoints import write_record
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -119,7 +120,9 @@ def test_an_interrupted_training_goes_on_and_one_with_other_settings_begins_anew
         place = Path(config["paths"]["output_dir"])
         resumed.append(config["trainer"]["args"].get("resume_from_checkpoint"))
         (place / "checkpoint-5").mkdir(exist_ok=True)
-        (place / "checkpoint-5" / "trainer_state.json").write_text('{"global_step": 5}')
+        state = place / "checkpoint-5" / "trainer_state.json"
+        state.write_text('{"global_step": 5}')
+        write_record(state.parent, state, {})
         raise ValueError("killed")
 
     monkeypatch.setattr("unlora.train.run", train)
