@@ -36,6 +36,7 @@ SHORT = {
 OWN_DATA = ("data.forget", "data.retain", "data.holdout")
 OWN = "eval/own/default"
 MODEL_PATH = "model.model_args.pretrained_model_name_or_path"
+WITHOUT_EVALUATION = re.compile(r"~@?eval|(\+\+|\+)?@?eval=(null|none|false|)", re.IGNORECASE)
 OVERRIDE = re.compile(r"(\+\+|\+|~|)@?([^=]*)(=.*)?", re.DOTALL)
 
 
@@ -46,6 +47,7 @@ def normalised(argv: Sequence[str]) -> list[str]:
     the config for any model, with an adapter to train for a ``.../lora`` experiment. A value with a
     dotted key is set whether or not the key is there already: the typed sections of the config tell
     keys from typos, and know more keys than the YAML, which holds only those with a default.
+    ``~eval`` and ``eval=null`` leave out whatever evaluation an experiment has.
     """
     flags, overrides, short, words = [], [], [], iter(argv)
     for word in words:
@@ -144,6 +146,8 @@ def beside_the_result(args: Sequence[str]) -> list[str]:
 def _override(word: str, folders: Sequence[Path]) -> str:
     match = OVERRIDE.fullmatch(word)
     assert match is not None  # it matches every string
+    if WITHOUT_EVALUATION.fullmatch(word):
+        return "++evaluate=false"
     sign, key, value = match[1], match[2], match[3] or ""
     if key.startswith("hydra") or sign == "~" or not value:
         return sign + key + value

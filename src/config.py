@@ -375,6 +375,7 @@ class Config(Section):
     alternates: AlternatesKeys = Field(default_factory=AlternatesKeys)
     collator: dict[str, CollatorKeys] = Field(default_factory=dict)
     eval: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    evaluate: bool = True  # false leaves out all of eval
     seed: Seed = 0
     global_batch_size: Count | None = None  # rows of one optimiser step, of all processes
     # of an evaluation: print what would be asked and stop; what is printed while it runs
@@ -400,6 +401,8 @@ def read(cfg: Mapping[str, Any]) -> Config:
     content = plain(cfg)
     if isinstance(content.get("model"), Mapping):
         content["model"] = _with_lora_default(content["model"])
+    if content.get("evaluate") is False:
+        content["eval"] = {}
     if isinstance(content.get("data"), Mapping):
         content["data"] = _without_files(content["data"], content)
     config = checked(Config, content)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 WINDOWS = 1 << 20  # a power of two
 
@@ -125,34 +124,18 @@ class KeyedDropout(nn.Dropout):
         if _now is None or not fits:
             return super().forward(input)
         windows = _now.windows(self.number, self.modules_in_all).to(input.device)
-        tosses = _tosses(self.seed, self.p, input.shape[-1], input.dtype, input.device)
-        dropped: Tensor = _Dropped.apply(input, windows, tosses)
-        return dropped
-
-
-class _Dropped(torch.autograd.Function):
-    """Input times mask; the mask is looked up again for the gradient, and not kept."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, windows: Tensor, tosses: Tensor) -> Tensor:
-        ctx.save_for_backward(windows)
-        ctx.tosses = tosses
-        return tosses.index_select(0, windows).view_as(input).mul_(input)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> Any:
-        (windows,) = ctx.saved_tensors
-        (slope,) = upstream
-        mask = ctx.tosses.index_select(0, windows).view_as(slope)
-        return mask.mul_(slope), None, None
+        # elsewhere a bit more work is less than the memory of a mask in numbers
+        exact = input.dtype if input.device.type == "cpu" else torch.bool
+        tosses = _tosses(self.seed, self.p, input.shape[-1], exact, input.device)
+        dropped: Tensor = input * tosses.index_select(0, windows).view_as(input)
+        return dropped if exact == input.dtype else dropped * (1 / (1 - self.p))
 
 
 @cache
 def _tosses(
     seed: int, p: float, width: int, dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, "windows width"]:
-    """Every window of the line of tosses: 0, or what keeps the mean where it is not dropped."""
+    """Every window of the line of tosses: 0, or what keeps the mean; False or True of bools."""
     return _line(seed, p, width, dtype, device).unfold(0, width, 1)
 
 
@@ -162,7 +145,8 @@ def _line(
 ) -> Float[Tensor, " tosses"]:
     generator = torch.Generator().manual_seed(seed)
     tosses = torch.rand(WINDOWS - 1 + width, generator=generator)
-    return ((tosses >= p).double() / (1 - p)).to(device, dtype)
+    kept = tosses >= p
+    return (kept if dtype == torch.bool else kept.double() / (1 - p)).to(device, dtype)
 
 
 def keep_keys(model: nn.Module) -> None:
@@ -211,7 +195,10 @@ def _shifted(keys: Int[Tensor, "*shape"], bits: int) -> Int[Tensor, "*shape"]:
 
 def _scalar(key: int) -> int:
     """:func:`mixed` of one number."""
-    return int(mixed(torch.tensor(_signed(key % (1 << 64)))))
+    key = (key + 0x9E3779B97F4A7C15) % (1 << 64)
+    key = (key ^ (key >> 30)) * 0xBF58476D1CE4E5B9 % (1 << 64)
+    key = (key ^ (key >> 27)) * 0x94D049BB133111EB % (1 << 64)
+    return _signed(key ^ (key >> 31))
 
 
 def _signed(number: int) -> int:

@@ -40,7 +40,9 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
     from unlora.data import fingerprint, load_parts
     from unlora.data.chat import Chat
     from unlora.errors import InputError
+    from unlora.eval import lines
     from unlora.evals import build_suites, evaluate_all
+    from unlora.evals.logs import intervals
     from unlora.evals.passes.batches import halvings
     from unlora.model import as_trained, check_model, get_model, load_args, load_tokenizer
     from unlora.model.guards import evaluation_is_pure
@@ -215,8 +217,21 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
         training=trainer.state.log_history,
         summary=summary,
     )
+    if summary:
+        bounds = [intervals(Path(folder) / "evals", suite.kind) for suite in suites]
+        logger.info("%s", lines(summary, {name: b for one in bounds for name, b in one.items()}))
     logger.info("finished: %s", folder)
+    if evaluate:
+        logger.info("next: %s", next_command(config.mode, folder))
     return summary
+
+
+def next_command(mode: str, folder: str) -> str:
+    """What one would do with a run that is finished."""
+    if mode == "finetune":
+        own = "experiment=unlearn/own/lora data.forget=FILE data.retain=FILE trainer=NPO"
+        return f"unlora chat {folder}, or: unlora unlearn model={folder} {own}"
+    return f"unlora report {folder}, unlora chat {folder}, or: unlora export {folder} --merged"
 
 
 if __name__ == "__main__":

@@ -53,6 +53,12 @@ def elsewhere(tmp_path, monkeypatch):
         ("task_name=a.yaml", "task_name=a.yaml"),
         ("hydra.verbose=true", "hydra.verbose=true"),
         ("hydra/launcher=joblib", "hydra/launcher=joblib"),
+        ("~eval", "++evaluate=false"),
+        ("~@eval", "++evaluate=false"),
+        ("eval=null", "++evaluate=false"),
+        ("eval=none", "++evaluate=false"),
+        ("~eval.own", "~eval.own"),
+        ("eval=tofu", "eval=tofu"),
     ],
 )  # fmt: skip
 def test_command_lines_are_normalised(typed, read):
@@ -614,3 +620,15 @@ def test_a_run_knows_the_command_line_that_was_typed():
     seen = []
     launch(lambda cfg: seen.extend(sys.argv), "unlearn", [LORA, "task_name=mine", "a.yaml.b=1"][:2])
     assert seen[1:] == ["unlearn", LORA, "task_name=mine"]
+
+
+@pytest.mark.parametrize("word", ["~eval", "eval=null", "evaluate=false"])
+def test_an_evaluation_can_be_left_out(word):
+    from unlora.compose import composed
+    from unlora.config import read
+
+    whole = ["experiment=unlearn/pocket/lora", "trainer=NPO"]
+    assert list(read(composed("unlearn", whole)).eval) == ["tofu"]
+    assert read(composed("unlearn", [*whole, word])).eval == {}
+    with pytest.raises(InputError, match="mode is eval, but no suite is chosen"):
+        read(composed("eval", ["experiment=eval/pocket/default", word]))

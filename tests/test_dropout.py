@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from unlora import dropout
 from unlora.dropout import KeyedDropout, keep_keys, keys_of, row_keys, token_keys
 
 P, MODULES, WIDTH, ROWS, TIME = 0.05, 6, 64, 40, 25
@@ -101,6 +102,21 @@ def test_the_gradient_is_that_of_what_was_kept():
         assert torch.autograd.gradcheck(module, inputs)
         module(inputs).sum().backward()
         assert torch.equal(inputs.grad, module(torch.ones_like(inputs)))
+
+
+def test_keys_of_one_number_are_those_of_a_tensor():
+    numbers = [0, 1, -1, 2**40, -(2**62)]
+    assert [dropout._scalar(n % 2**64) for n in numbers] == dropout.mixed(
+        torch.tensor(numbers)
+    ).tolist()
+
+
+def test_a_mask_in_bits_is_that_in_numbers():
+    """As it is kept on a GPU."""
+    whole, bits = (
+        dropout._tosses(0, 0.5, 7, d, torch.device("cpu"))[:9] for d in (torch.float64, torch.bool)
+    )
+    assert torch.equal(whole, 2.0 * bits)
 
 
 def test_without_keys_or_with_those_of_other_tokens_it_is_torchs():

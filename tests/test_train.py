@@ -66,8 +66,11 @@ def manifest(path):
     return json.loads((path / "manifest.json").read_text())
 
 
-def test_finetune_unlearn_and_evaluate(folder):
-    finetune("task_name=full")
+def test_finetune_unlearn_and_evaluate(folder, caplog):
+    caplog.set_level("INFO")
+    finetune("task_name=full", "eval=null")
+    assert caplog.messages[-1].startswith("next: unlora chat ./saves/finetune/full, or: unlora unl")
+    assert not (folder / "saves" / "finetune" / "full" / "evals").exists()
     start = weights("saves/finetune/full")
     summary = unlearn(
         start, "task_name=npo", "trainer.args.eval_strategy=steps", "trainer.args.eval_steps=2",
@@ -76,6 +79,9 @@ def test_finetune_unlearn_and_evaluate(folder):
         "trainer.args.metric_for_best_model=forget_Q_A_ROUGE", "trainer.args.eval_on_start=true",
     )  # fmt: skip
     run = folder / "saves" / "unlearn" / "npo"
+    table, finished, following = caplog.messages[-3:]
+    assert [line.split()[0] for line in table.splitlines()] == sorted(METRICS)
+    assert finished == "finished: ./saves/unlearn/npo" and "unlora report" in following
     written = manifest(run)
     assert set(written["guards"]) == {
         "start equals target", "gradients alive", "evaluation is pure",
@@ -117,6 +123,14 @@ def test_an_interrupted_run_resumes_where_it_was(folder):
         {"model_args": {"pretrained_model_name_or_path": str(run)}}, trainable=False
     )[0])[0] == 0  # fmt: skip
     assert not (folder / "saves" / "unlearn" / "npo.previous-1").exists()
+    assert manifest(run)["resumed"][0]["checkpoint"] == "checkpoint-2"
+    assert manifest(run)["resumed"][0]["changed"] == {}
+    kept = (run / "run_config.json").read_text()
+    changed = (*save, resume, "trainer.args.learning_rate=2e-2", "trainer.method_args.beta=0.5")
+    with pytest.raises(InputError) as error:
+        unlearn(weights("saves/finetune/full"), "task_name=npo", *changed)
+    assert "trainer.args.learning_rate: 0.01 then, 0.02 now" in str(error.value)
+    assert (run / "run_config.json").read_text() == kept, "nothing is written"
     with pytest.raises(InputError, match="belongs on .*full, but the model is root"):
         unlearn(weights("root"), "task_name=npo", *save, resume)
 

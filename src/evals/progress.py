@@ -1,5 +1,7 @@
 """One bar for a whole evaluation."""
 
+import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,9 +11,14 @@ from transformers.utils import logging as of_transformers
 
 from unlora.run import is_main_process
 
+EVERY = 60.0  # seconds between two lines, where there is no terminal
+logger = logging.getLogger(__name__)
+
 
 class Bar:
     """How many of the tokens that an evaluation asks about are done, and which pass is at work.
+
+    Where there is no terminal to draw it in, a line a minute says the same.
 
     Args:
         quiet: show nothing.
@@ -20,6 +27,8 @@ class Bar:
     def __init__(self, *, quiet: bool = False):
         self.quiet = quiet
         self.depth = 0
+        self.tokens = self.total = 0
+        self.started = self.said = time.monotonic()
 
     def __enter__(self) -> "Bar":
         if self.depth == 0:
@@ -42,6 +51,7 @@ class Bar:
     def expect(self, kind: str, tokens: int) -> None:
         """A suite has this much to ask."""
         self.kind = kind
+        self.total += tokens
         self.bar.total += tokens
         self.bar.refresh()
 
@@ -49,6 +59,15 @@ class Bar:
         """A pass has done this much."""
         self.bar.set_description(f"{self.kind} {name}", refresh=False)
         self.bar.update(tokens)
+        self.tokens += tokens
+        now = time.monotonic()
+        if self.bar.disable and not self.quiet and is_main_process() and now - self.said >= EVERY:
+            self.said = now
+            left = (now - self.started) * (self.total - self.tokens) / max(self.tokens, 1)
+            logger.info(
+                "%s %s: %.0f %% of %d tokens, about %.0f min left",
+                self.kind, name, 100 * self.tokens / max(self.total, 1), self.total, left / 60,
+            )  # fmt: skip
 
 
 @contextmanager
