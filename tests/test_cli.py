@@ -630,5 +630,11 @@ def test_an_evaluation_can_be_left_out(word):
     whole = ["experiment=unlearn/pocket/lora", "trainer=NPO"]
     assert list(read(composed("unlearn", whole)).eval) == ["tofu"]
     assert read(composed("unlearn", [*whole, word])).eval == {}
+
+
+def test_an_evaluation_of_nothing_is_refused():
+    from unlora.compose import composed
+    from unlora.config import read
+
     with pytest.raises(InputError, match="mode is eval, but no suite is chosen"):
-        read(composed("eval", ["experiment=eval/pocket/default", word]))
+        read(composed("eval", ["experiment=eval/pocket/default", "~eval"]))
