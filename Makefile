@@ -9,7 +9,7 @@ AUDIT = .venv-tools/bin/pip-audit --strict --disable-pip --no-deps --progress-sp
 PARALLEL = --numprocesses auto --dist loadfile
 INSTALL_SELF = $(PIP) --no-build-isolation --no-deps --editable .
 
-.PHONY: demo picture methods memory bench bench-gpu bench-more bench-eval test test-floor test-slow faults fuzz check lock audit clean
+.PHONY: demo picture methods memory bench bench-gpu bench-more bench-eval test test-floor test-newest test-slow faults fuzz check lock audit clean
 
 demo: .venv/.run  ## the whole main job on the embedded benchmark
 	.venv/bin/python src/study.py --config-name=study experiment=study/pocket/lora
@@ -40,6 +40,14 @@ test: .venv/.test  ## the default tests: offline, on the CPU
 
 test-floor: .venv-floor/.test  ## the same with the oldest packages that are supported
 	.venv-floor/bin/python -m pytest -q $(PARALLEL)
+
+test-newest:  ## the same with the newest packages that pip finds today, but for torch
+	$(call new_environment,.venv-newest)
+	.venv-newest/bin/python $(TORCH)
+	.venv-newest/bin/python $(PIP) --upgrade --upgrade-strategy eager --constraint requirements/torch.txt \
+		--editable ".[test,lm-eval]"
+	.venv-newest/bin/python -m pip list | grep -E "^(torch|transformers|peft|accelerate|datasets|huggingface) "
+	.venv-newest/bin/python -m pytest -q $(PARALLEL)
 
 test-slow: .venv/.test
 	.venv/bin/python -m pytest -q -m "slow and not gpu"
@@ -81,7 +89,7 @@ audit: .venv-tools/.all  ## known holes in what is installed, and what our own c
 	done
 
 clean:  ## environments and caches; runs in saves/ stay
-	rm -rf .venv .venv-floor .venv-tools build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-floor .venv-newest .venv-tools build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # a stamp is written when an environment is whole, so that an interrupted installation is repeated
