@@ -16,6 +16,7 @@ from small_tofu import TEMPLATE_ARGS, eval_config, qa, write_splits
 
 from unlora.errors import InputError
 from unlora.evals import Subject, build_suites, check, passes
+from unlora.evals.passes.decoding import decoding_of
 
 NEED_RETAIN_LOG = {
     "forget_quality", "forget_quality_ks", "forget_quality_log10", "privleak", "s_mia_loss",
@@ -407,6 +408,7 @@ def test_muse_end_to_end(tokenizer, model, tmp_path, muse):
 
 def say(model, script):
     """Make the model write these tokens after any prompt, and the last of them ever after."""
+    decoding_of(model.eval(), pad_id=0)  # else it is tried, and takes tokens of the script
     steps = iter([*script, *[script[-1]] * 1000])
 
     def scripted(module, args, logits):

@@ -68,11 +68,11 @@ def agree(
     finite = np.isfinite(expected)
     if (finite != np.isfinite(found)).any():
         return False
-    difference = np.abs(found - expected)[finite]
+    difference = np.abs(found[finite] - expected[finite])
     if not len(difference):
         return True  # a dead model is as dead in every way
     if difference.max() > allowed * max(1.0, float(np.abs(expected[finite]).max())):
         return False
     if wrong is None or not coarse:
         return True
-    return bool(difference.mean() <= 0.2 * np.abs(wrong - expected)[finite].mean())
+    return bool(difference.mean() <= 0.2 * np.abs(wrong[finite] - expected[finite]).mean())
