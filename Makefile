@@ -46,7 +46,7 @@ test-newest:  ## the same with the newest packages that pip finds today, but for
 	.venv-newest/bin/python $(TORCH)
 	.venv-newest/bin/python $(PIP) --upgrade --upgrade-strategy eager --constraint requirements/torch.txt \
 		--editable ".[test,lm-eval]"
-	.venv-newest/bin/python -m pip list | grep -E "^(torch|transformers|peft|accelerate|datasets|huggingface) "
+	.venv-newest/bin/python -m pip list | grep -E "^(torch|transformers|peft|accelerate|datasets|huggingface_hub) "
 	.venv-newest/bin/python -m pytest -q $(PARALLEL)
 
 test-slow: .venv/.test

@@ -3,16 +3,17 @@
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
-from unlora.config import model_section
+from unlora.config import model_section, shipped
 from unlora.errors import InputError
+from unlora.model.default_targets import default_targets, has_experts
 from unlora.model.guards import Probe
 from unlora.model.lineage import ADAPTER_WEIGHTS, Lineage
 from unlora.model.load import (
@@ -136,8 +137,8 @@ def checked_lora_config(
     targets = config.target_modules
     if targets is None or targets == "all-linear":
         return config
-    modules = skeleton(architecture).named_modules()
-    names = [name for name, module in modules if isinstance(module, nn.Linear)]
+    model = skeleton(architecture)
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     short = {name.rpartition(".")[2] for name in names}
     if isinstance(targets, str):
         try:
@@ -153,10 +154,29 @@ def checked_lora_config(
                 "Give a list of names, a regular expression, or all-linear."
             )
         return config
+    if set(targets) == set(shipped("lora/default.yaml")["target_modules"]):
+        config.target_modules = _fitting(targets, names, model)
+        return config
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise InputError(unknown(f"target module of {architecture.model_type}", target, short))
+        if not any(_is(name, target) for name in names):
+            raise InputError(
+                unknown(f"target module of {architecture.model_type}", target, short)
+                + f" All: model.lora_config.target_modules=[{','.join(default_targets(model))}]."
+            )
     return config
+
+
+def _is(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def _fitting(targets: Collection[str], names: Sequence[str], model: PreTrainedModel) -> set[str]:
+    """The default targets, or the architecture's own where it lacks one or has experts."""
+    if not has_experts(model) and all(any(_is(n, target) for n in names) for target in targets):
+        return set(targets)
+    own = default_targets(model)
+    logger.info("the adapter of a %s is on its %s", model.config.model_type, ", ".join(own))
+    return set(own)
 
 
 def save_adapter(model: PeftModel, folder: Path, state_dict: dict | None = None) -> None:
