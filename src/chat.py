@@ -150,7 +150,10 @@ def _answer(
             )[0]
         except KeyboardInterrupt:
             ended = " [ended]"
-    return tokenizer.decode(so_far[len(prompt) :], skip_special_tokens=True).strip() + ended
+    text = tokenizer.decode(
+        so_far[len(prompt) :], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return text.strip() + ended
 
 
 # --- the conversation ----------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import LORA, VOCABULARY, llama, qwen2, rows
+from tiny import LORA, VOCABULARY, adapted, llama, qwen2, rows
 
 from unlora.data.collate import collate
 from unlora.outputs import IGNORE_INDEX, ask
@@ -35,6 +35,15 @@ def test_prompt_and_padding_never_reach_the_vocabulary_projection():
     ask(model, collate(rows([3, 7, 1]), pad_id=0))
     assert seen == [(1, 11, 32)]
     assert not model.lm_head._forward_pre_hooks, "the hook must not stay"
+
+
+def test_hooks_see_each_pass_once_under_an_adapter():
+    """peft calls the model in it from 0.21 on, and its forward before."""
+    model, seen = adapted().eval(), []
+    model.get_base_model().register_forward_hook(lambda *_: seen.append("model"))
+    model.get_output_embeddings().register_forward_pre_hook(lambda *_: seen.append("head"))
+    ask(model, collate(rows([3, 7, 1]), pad_id=0))
+    assert seen.count("head") == 1 and seen.count("model") <= 1
 
 
 def test_padding_changes_nothing():

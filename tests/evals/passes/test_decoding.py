@@ -47,13 +47,14 @@ def write(model, prompts, tokenizer, ends=()):
         for name in families.HERE
     ],
 )
-def test_every_row_is_continued_as_it_is_alone(family, prompts, tokenizer):
+def test_every_row_is_continued_as_it_is_alone(family, prompts, tokenizer, caplog):
     model = families.model(family)
     free = [alone(model, prompt) for prompt in prompts]
     ends = {free[0][2], free[3][4]}  # so that rows end at different steps
     expected = [text(tokenizer, alone(model, prompt, ends)) for prompt in prompts]
     assert len(set(expected)) > 2
     assert write(model, prompts, tokenizer, ends) == expected
+    assert "deprecated" not in caplog.text  # names of a cache that will go
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,5 +1,7 @@
 """Rows leave the batch when they have ended; what is written is the same."""
 
+import copy
+
 import pytest
 import tiny
 import torch
@@ -85,6 +87,28 @@ def test_a_row_ends_with_a_stop_string(model, prompts, tokenizer):
         assert whole.startswith(ours) and (stop in ours) == (stop in whole)
         assert (ours == whole) or ours.endswith(stop)
     assert found[row] != free[row] and min(rows for rows, _ in seen) < 6
+
+
+def test_what_is_written_is_not_cleaned_up(model, prompts, tokenizer):
+    """Versions of transformers differ in whether they would; a tokenizer may wish for it."""
+    expected = write(model, prompts, tokenizer)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.clean_up_tokenization_spaces = True
+    space, stop = tokenizer(" .").input_ids[:2]
+    assert write(model, prompts, tokenizer) == expected
+    spoken = model.lm_head.register_forward_hook(_saying([space, stop]))
+    assert write(model, prompts[:1], tokenizer, max_new_tokens=2) == [" ."]
+    spoken.remove()
+
+
+def _saying(script):
+    """A hook that makes a model write these tokens."""
+    steps = iter(script)
+
+    def hook(_module, _args, logits):
+        return torch.nn.functional.one_hot(torch.tensor(next(steps)), logits.shape[-1]) + 0 * logits
+
+    return hook
 
 
 def test_all_rows_ended_end_the_pass(model, prompts, tokenizer):
