@@ -128,7 +128,8 @@ def load(path_or_name: "str | Path | Unlearned", **model_args: Any) -> Model:
 
     Args:
         path_or_name: a run folder, an adapter, a model folder, or a repository of the hub.
-        model_args: for ``from_pretrained``: ``torch_dtype``, ``device_map``, ``revision``, ...
+        model_args: for ``from_pretrained``: ``torch_dtype``, ``device_map``, ``revision``, ...; and
+            ``base``, the model that an adapter is on where the one it names is not there.
 
     Raises:
         InputError: there is no such model, or no such argument.
@@ -262,13 +263,17 @@ def evaluate(
 
 
 def export(
-    run: "str | Path | Model | Unlearned", merged: bool = True, output: str | Path | None = None
+    run: "str | Path | Model | Unlearned",
+    merged: bool = True,
+    output: str | Path | None = None,
+    dtype: str = "auto",
 ) -> Path:
     """Write the model of a run so that it stands alone; what ``unlora export`` does.
 
     Args:
         merged: full weights for plain transformers; else one adapter for plain peft.
         output: a new folder; ``RUN/exported/merged`` (or ``adapter``) if not given.
+        dtype: of merged weights, such as ``float32``; that of the root model if not given.
 
     Raises:
         InputError: there is no adapter to export, or the folder is not empty.
@@ -276,7 +281,8 @@ def export(
     """
     from unlora.model.export import export as write
 
-    return write(_path(run), "merged" if merged else "adapter", str(output) if output else None)
+    form = "merged" if merged else "adapter"
+    return write(_path(run), form, str(output) if output else None, dtype=dtype)
 
 
 def _path(model: AnyModel) -> str:
@@ -389,7 +395,10 @@ def _as_command(name: str, words: Sequence[str]) -> Iterator[str]:
 
 def _model_words(path: str, model_args: Mapping[str, Any]) -> list[str]:
     args = {"pretrained_model_name_or_path": path, **model_args}
-    return [_word(f"{MODEL_ARGS}.{key}", value) for key, value in args.items()]
+    return [
+        _word("model.base" if key == "base" else f"{MODEL_ARGS}.{key}", value)
+        for key, value in args.items()
+    ]
 
 
 def _word(key: str, value: Any) -> str:

@@ -13,7 +13,7 @@ from unlora.usage import COMMANDS
 FLAGS = ("--help", "--cfg", "--multirun", "--config-dir", "--config-name")
 FLAGS_OF = {
     "chat": ("--help", "--temperature", "--max-new-tokens", "--seed"),
-    "export": ("--help", "--merged", "--adapter", "--output"),
+    "export": ("--help", "--merged", "--adapter", "--output", "--dtype", "--base"),
     "doctor": ("--help", "--config-name", "--config-dir"),
     "report": ("--help",),
     "completion": ("--help",),

@@ -216,6 +216,7 @@ class LoraKeys(TypedDict, total=False):
     fan_in_fan_out: bool
     layers_to_transform: Annotated[Any, _one_or_several(int, "a whole number")]
     layers_pattern: Annotated[Any, _one_or_several(str, "a name")]
+    target_parameters: Annotated[Any, _one_or_several(str, "a parameter name")]
     rank_pattern: dict[str, Count]
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]]
 
@@ -307,6 +308,7 @@ class ModelSection(Section):
     lora_config: LoraKeys
     lineage: Literal["auto", "stack", "merge", "continue"] = "auto"
     quantisation: Literal["nf4", "int8"] | None = None  # of the base weights, as they are loaded
+    base: str | None = None  # the model that an adapter is on, where the one it names is not there
     as_trained: bool = False  # what is not set is as the model was trained: unlora.model.as_trained
     targets: dict[str, Any] = Field(default_factory=dict)
 

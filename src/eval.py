@@ -56,7 +56,9 @@ def run(cfg: Any) -> dict[str, float]:
             datasets_dir=config.paths.datasets_dir,
             prepare=False,
         )
-        lineage = Lineage.read(load_args(config.model)["pretrained_model_name_or_path"])
+        lineage = Lineage.read(
+            load_args(config.model)["pretrained_model_name_or_path"], config.model.base
+        )
         key, root_key = identities(config.model)
 
         def load() -> Any:

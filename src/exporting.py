@@ -20,6 +20,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--merged", action="store_const", dest="form", const="merged")
     parser.add_argument("--adapter", action="store_const", dest="form", const="adapter")
     parser.add_argument("--output")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--base")
     try:
         args, strange = parser.parse_known_args(list(argv))
     except argparse.ArgumentError as error:
@@ -35,4 +37,5 @@ def main(argv: Sequence[str]) -> None:
             "In which form? --merged writes full weights, --adapter one adapter on the root "
             f"model. Type: unlora export {args.run} --merged"
         )
-    print(import_module("unlora.model.export").export(args.run, args.form, args.output))
+    write = import_module("unlora.model.export").export
+    print(write(args.run, args.form, args.output, dtype=args.dtype, base=args.base))

@@ -34,6 +34,7 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
     config = read(cfg)
 
     import torch
+    from peft import PeftModel
     from transformers import set_seed
 
     from unlora import references
@@ -45,7 +46,7 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
     from unlora.evals.logs import intervals
     from unlora.evals.passes.batches import halvings
     from unlora.model import as_trained, check_model, get_model, load_args, load_tokenizer
-    from unlora.model.guards import evaluation_is_pure
+    from unlora.model.guards import evaluation_is_pure, saved_equals_trained
     from unlora.model.identity import content_of
     from unlora.model.lora import describe_size
     from unlora.run import Run, alone, full_disk_in_words
@@ -189,6 +190,8 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
         trainer.save_state()
         trainer.accelerator.wait_for_everyone()  # until the first process has written the model
         preemption.saved()
+        if isinstance(model, PeftModel) and args.should_save:
+            guards.found("saved equals trained", saved_equals_trained(model, Path(folder)))
         size = describe_size(model, Path(folder))
         logger.info("%s", size)
 

@@ -106,11 +106,13 @@ COMMANDS = {
     "export": Command(
         "write a run as one standalone model or adapter",
         ("export saves/unlearn/forgot --merged", "export saves/unlearn/forgot --adapter"),
-        "RUN (--merged | --adapter) [--output FOLDER]",
+        "RUN (--merged | --adapter) [--output FOLDER] [--dtype DTYPE] [--base FOLDER]",
         (
             "--merged           full weights, for plain transformers",
             "--adapter          one adapter on the root model, for plain peft",
             "--output FOLDER    a new folder; RUN/exported/<form> if not given",
+            "--dtype DTYPE      of merged weights: float32, bfloat16, float16; else the root's",
+            "--base FOLDER      the model that an adapter is on, where the one it names is gone",
         ),
     ),
     "chat": Command(

@@ -9,24 +9,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from unlora.config import ModelSection, model_section
 from unlora.errors import InputError
 from unlora.model.as_trained import as_trained, warn_of_other_weights
+from unlora.model.attach import check_links, load_model, merge_adapters
 from unlora.model.guards import Probe
-from unlora.model.lineage import ADAPTER_WEIGHTS, Lineage
-from unlora.model.load import (
-    attach,
-    load_args,
-    load_root,
-    merge_adapters,
-    root_config,
-)
-from unlora.model.lora import LoRAModelForCausalLM, checked_lora_config
+from unlora.model.lineage import Lineage
+from unlora.model.load import load_args, root_config
+from unlora.model.lora import LoRAModelForCausalLM, refuse_unlike
 from unlora.model.quantised import check_training, quantisation, require_package
-from unlora.model.skeleton import check_fits
 from unlora.model.start import STARTS
+from unlora.model.targets import checked_lora_config
 from unlora.model.tokenizer import load_tokenizer
 
 MODEL_REGISTRY: dict[str, type] = {
@@ -54,19 +49,16 @@ def get_model(
     tokenizer = load_tokenizer(section)
     args = load_args(section)
     path = args.pop("pretrained_model_name_or_path")
-    lineage = lineage or Lineage.read(path)
+    lineage = lineage or Lineage.read(path, section.base)
     warn_of_other_weights(lineage, args.get("quantization_config"))
     if section.use_lora and trainable:
         model: Any = LoRAModelForCausalLM.from_pretrained(
-            path, section.lora_config, lineage=section.lineage, **args
+            path, section.lora_config, lineage=section.lineage, base=section.base, **args
         )
     else:
-        if not trainable:
-            _check_links(lineage, root_config(lineage, args), args)
-        base, lineage = load_root(lineage, args)
-        model = attach(base, lineage)
+        model, lineage = load_model(lineage, args)
         if trainable:
-            target = Probe.take(model)
+            target = Probe.of(model)
             model = merge_adapters(model).requires_grad_(True)
             model.target = target
         model.lineage = lineage
@@ -88,9 +80,9 @@ def check_model(section: ModelSection, *, computes_with_weights: str | None = No
         InputError: the model is out of reach, its lineage is broken, or an adapter does not fit.
     """
     args = load_args(as_trained(section))
-    lineage = Lineage.read(args["pretrained_model_name_or_path"])
-    architecture = root_config(lineage, args)
-    _check_links(lineage, architecture, args)
+    lineage = Lineage.read(args["pretrained_model_name_or_path"], section.base)
+    architecture, trust = root_config(lineage, args), bool(args.get("trust_remote_code"))
+    check_links(lineage, architecture, trust=trust)
     start = section.lora_config.get("init_lora_weights")
     if start in STARTS:
         computes_with_weights = f"init_lora_weights={start}"
@@ -103,19 +95,14 @@ def check_model(section: ModelSection, *, computes_with_weights: str | None = No
         computes_with_weights=computes_with_weights,
     )
     if section.use_lora and section.lineage != "continue":
-        checked_lora_config(dict(section.lora_config), architecture)
+        config = checked_lora_config(dict(section.lora_config), architecture, trust=trust)
+        refuse_unlike(lineage, config)
     elif section.lineage == "continue" and not section.use_lora:
         raise InputError(
             "model.lineage is 'continue', which trains an adapter further, but model.use_lora is "
             "false. Set model.use_lora=true."
         )
     return lineage
-
-
-def _check_links(lineage: Lineage, architecture: PretrainedConfig, args: Mapping[str, Any]) -> None:
-    trust = bool(args.get("trust_remote_code"))
-    for link in lineage.links:
-        check_fits(link.path / ADAPTER_WEIGHTS, lineage.root, architecture, trust)
 
 
 def _sync_special_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

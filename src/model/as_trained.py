@@ -40,7 +40,7 @@ def as_trained(section: ModelSection) -> ModelSection:
     if not section.as_trained:
         return section
     path = load_args(section)["pretrained_model_name_or_path"]
-    lineage = Lineage.read(path)
+    lineage = Lineage.read(path, section.base)
     folders = _folders(path, lineage)
     run, trained = _last_run(folders)
     home = next((str(f) for f in folders if any((f / x).is_file() for x in TOKENIZER)), None)

@@ -28,13 +28,14 @@ from unlora.data import load_part
 from unlora.data.chat import Chat
 from unlora.errors import InputError
 from unlora.head import LOGITS_AT_ONCE, LOGITS_KEPT
+from unlora.model.adapter import ADAPTER_WEIGHTS, adapter_settings
 from unlora.model.as_trained import as_trained
-from unlora.model.lineage import ADAPTER_WEIGHTS, Lineage, adapter_config
+from unlora.model.lineage import Lineage
 from unlora.model.load import load_args, root_config
-from unlora.model.lora import checked_lora_config
 from unlora.model.quantised import quantisation
 from unlora.model.reference import rest_above
 from unlora.model.start import STARTS
+from unlora.model.targets import checked_lora_config
 from unlora.model.tokenizer import load_tokenizer
 from unlora.objectives import TERMS, Term
 from unlora.outputs import (
@@ -129,7 +130,7 @@ def estimate(config: Config) -> Estimate:
     section = as_trained(config.model)
     config = config.model_copy(update={"model": section})
     args = load_args(section)
-    lineage = Lineage.read(args["pretrained_model_name_or_path"])
+    lineage = Lineage.read(args["pretrained_model_name_or_path"], section.base)
     architecture = root_config(lineage, args)
     quantised = quantisation(architecture, args, lineage.root)
     terms = _terms(config.trainer)
@@ -248,7 +249,7 @@ def _separates_head(
     if quantised or section.lineage == "stack":
         return False
     name = next(n for n, module in base.named_modules() if module is head).rpartition(".")[2]
-    return any(name in (adapter_config(x.path).get("target_modules") or ()) for x in merged)
+    return any(name in (adapter_settings(x.path).get("target_modules") or ()) for x in merged)
 
 
 def _adapter(model: nn.Module) -> _Frozen:

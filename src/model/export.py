@@ -1,134 +1,247 @@
-"""Write the model of a run folder as something that stands alone.
+"""Write the model of a run folder, or of an adapter from elsewhere, as something that stands alone.
 
 * ``merged``: full weights, for plain transformers;
-* ``adapter``: one adapter on the root model, for plain peft. It is exact: the A of all links are
-  stacked, and so are the B with their scaling, so the sum of the products is one product.
+* ``adapter``: one adapter on the root model, for plain peft. A lineage of one adapter is that one;
+  of several, the A of all are stacked, and so are the B with their scaling, so that the sum of the
+  products is one product.
 """
 
 import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from unlora.errors import InputError
+from unlora.model.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_settings, stored_names
+from unlora.model.attach import load_model, merge_adapters
 from unlora.model.guards import Probe, export_parity
 from unlora.model.lineage import Lineage
-from unlora.model.load import attach, load_root, merge_adapters, without_adapters
+from unlora.model.load import DTYPES, load_root
 from unlora.model.tokenizer import get_tokenizer
+from unlora.registry import unknown
+from unlora.run import write_json
 
-CARD = """# LoRA adapter
+MERGED = """# Merged model
 
-One adapter that stands for a whole lineage, to be loaded by peft on `{root}`.
-
-Use it unmerged. Where the head of the root model shares its weights with the input embedding,
-peft's own merge changes both; `unlora export --merged` writes correct full weights.
+`{root}` with the adapters {links} merged into its weights, as {dtype}. {finding}.{head}
 """
+OWN_HEAD = """
+
+The head has weights of its own here (`tie_word_embeddings` is false): in `{root}` it shares those
+of the input embedding, and an adapter was on one of the two."""
+ADAPTER = """# LoRA adapter
+
+One adapter that stands for a whole lineage, to be loaded by peft on `{root}`.{head}
+"""
+TIED_HEAD = """
+
+It is also on the output head, which in `{root}` shares its weights with the input embedding. Load
+it with `PeftModel.from_pretrained` and leave it unmerged: peft's merge changes the embedding, too.
+`lm_eval --model hf --model_args pretrained=...,peft=...` ends in a KeyError (it ties the weights
+once more), and llama.cpp refuses it or leaves the head out without a word (a tied model has no
+`output.weight`). For them, and wherever an adapter on a head is not read, write full weights:
+`unlora export ... --merged`. An adapter that all of them read is one that was trained without
+`lm_head` among `model.lora_config.target_modules`.
+"""
+TOLD = (
+    "the adapter is on a head that shares its weights with the input embedding; lm_eval's peft= "
+    "and llama.cpp do not read such an adapter (see its README.md): for them, export with --merged"
+)
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 logger = logging.getLogger(__name__)
 
 
-def export(run: str, form: str, output: str | None = None) -> Path:
+def export(
+    run: str,
+    form: str,
+    output: str | None = None,
+    *,
+    dtype: str = "auto",
+    base: str | None = None,
+) -> Path:
     """Write the model of ``run``; its answers are compared before it is called done.
 
     Args:
-        run: a run folder with an adapter.
+        run: a run folder with an adapter, or an adapter.
         form: ``merged`` or ``adapter``.
         output: a folder that does not exist yet; ``RUN/exported/<form>`` if not given.
+        dtype: of merged weights; ``auto`` is that of the root model.
+        base: the model that an adapter is on, where the one it names is not there.
 
     Raises:
-        InputError: nothing to export, or the target exists.
+        InputError: nothing to export, or the target exists or cannot be written.
         GuardError: what was written answers differently.
     """
     if not Path(run).is_dir():
         raise InputError(f"There is no run folder {run!r}.")
-    lineage = Lineage.read(run)
+    if dtype not in DTYPES:
+        raise InputError(unknown("dtype", dtype, DTYPES))
+    if dtype != "auto" and form != "merged":
+        raise InputError("--dtype is of merged weights; an adapter stays as it was trained.")
+    lineage = Lineage.read(run, base, merging=form == "merged")
     if not lineage.links:
         raise InputError(f"{run!r} has no adapter to export; it is a full model already.")
     folder = Path(output) if output else Path(run) / "exported" / form
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"{str(folder)!r} is not empty. Give another --output, or remove it.")
-    model = attach(load_root(lineage, {"dtype": "auto"})[0], lineage)
-    said = Probe.take(model)
     temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
-        forms = _write_merged if form == "merged" else _write_adapter
-        finding = export_parity(said, **forms(model, lineage, temporary))
-        tokenizer = get_tokenizer(run, {"pretrained_model_name_or_path": run})
-        tokenizer.save_pretrained(str(temporary))
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        model, lineage = load_model(lineage, {"dtype": "auto"}, merging=form == "merged")
+        if form == "merged":
+            finding = _write_merged(model, lineage, temporary, dtype)
+        else:
+            finding = _write_adapter(model, lineage, temporary)
+        home = _home_of_tokenizer(run, lineage)
+        get_tokenizer(home, {"pretrained_model_name_or_path": home}).save_pretrained(str(temporary))
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
+    except OSError as error:
+        raise InputError(
+            f"{str(folder)!r} cannot be written: {error.strerror or error}. Give --output FOLDER."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     logger.info("guard: export parity: %s", finding)
+    if "is left" in finding and dtype == "auto":
+        logger.info("--dtype float32 keeps all that the adapters do")
     return folder
 
 
-def _write_merged(model: PeftModel, lineage: Lineage, folder: Path) -> dict[str, torch.nn.Module]:
+def _home_of_tokenizer(run: str, lineage: Lineage) -> str:
+    places = [Path(run), *reversed(lineage.folders)]
+    with_one = (p for p in places if any((p / file).is_file() for file in TOKENIZER))
+    return str(next(with_one, lineage.root))
+
+
+def _write_merged(model: Any, lineage: Lineage, folder: Path, dtype: str) -> str:
+    said, root, tied = Probe.of(model), _root(lineage), model.config.tie_word_embeddings
+    if dtype != "auto":
+        model = model.float()  # merged in float32, and rounded once
     merged = merge_adapters(model)
+    if dtype != "auto":
+        merged = merged.to(DTYPES[dtype])
     merged.save_pretrained(str(folder))
     reloaded = AutoModelForCausalLM.from_pretrained(
         str(folder), dtype="auto", trust_remote_code=False, use_safetensors=True
     )
-    return {"merged": merged, "merged_and_reloaded": reloaded}
+    finding = export_parity(said, merged=merged, merged_and_reloaded=reloaded)
+    own_head = tied and not merged.config.tie_word_embeddings
+    card = MERGED.format(
+        root=root,
+        links=", ".join(f"`{link.path}`" for link in lineage.links),
+        dtype=str(merged.dtype).removeprefix("torch."),
+        finding=finding[0].upper() + finding[1:],
+        head=OWN_HEAD.format(root=root) if own_head else "",
+    )
+    (folder / "README.md").write_text(card, "utf-8")
+    return finding
 
 
-def _write_adapter(model: PeftModel, lineage: Lineage, folder: Path) -> dict[str, torch.nn.Module]:
-    config, tensors = concatenated(model)
-    base = without_adapters(model)
-    joined = get_peft_model(base, config)
-    state = dict(joined.named_parameters())
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            state[name].copy_(tensor)
-    root = os.path.abspath(lineage.root) if lineage.local_root else lineage.root
-    joined.peft_config["default"].base_model_name_or_path = root
-    joined.save_pretrained(str(folder), save_embedding_layers=False)
-    (folder / "README.md").write_text(CARD.format(root=root), "utf-8")
-    reloaded = PeftModel.from_pretrained(load_root(lineage, {"dtype": "auto"})[0], str(folder))
-    return {"joined_adapter": joined, "joined_adapter_reloaded": reloaded}
+def _write_adapter(model: PeftModel, lineage: Lineage, folder: Path) -> str:
+    said, root = Probe.of(model), _root(lineage)
+    head = isinstance(model.get_output_embeddings(), LoraLayer) and model.config.tie_word_embeddings
+    if len(lineage.links) == 1:
+        _copy(lineage.links[0].path, root, folder)
+    else:
+        config, tensors = concatenated(model)
+        config.base_model_name_or_path = root
+        config.save_pretrained(str(folder))
+        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    card = ADAPTER.format(root=root, head=TIED_HEAD.format(root=root) if head else "")
+    (folder / "README.md").write_text(card, "utf-8")
+    del model
+    base = load_root(lineage, {"dtype": "auto"})[0]
+    reloaded = PeftModel.from_pretrained(base, str(folder))
+    finding = export_parity(said, adapter_reloaded=reloaded)
+    if head:
+        logger.warning(TOLD)
+    return finding
 
 
-def concatenated(model: PeftModel) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+def _root(lineage: Lineage) -> str:
+    return os.path.abspath(lineage.root) if lineage.local_root else lineage.root
+
+
+def _copy(link: Path, root: str, folder: Path) -> None:
+    """One adapter as plain peft reads it, on the root model as it is now."""
+    settings = adapter_settings(link) | {"base_model_name_or_path": root, "inference_mode": True}
+    write_json(folder / ADAPTER_CONFIG, settings)
+    content = load_file(link / ADAPTER_WEIGHTS)
+    tensors = {name: content[stored] for name, stored in stored_names(link).items()}
+    lora = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
+    save_file(lora, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+
+def concatenated(model: PeftModel) -> tuple[LoraConfig, dict[str, Tensor]]:
     """One LoRA that equals all adapters of the model together.
 
     Returns:
-        Its config, and parameter name in a fresh peft model of that config -> value.
+        Its config, and name in its file -> value.
 
     Raises:
         InputError: an adapter is not plain LoRA (DoRA has no such sum).
     """
     names = list(model.active_adapters)
-    layers = {n: m for n, m in model.base_model.model.named_modules() if isinstance(m, LoraLayer)}
-    ranks = {name: model.peft_config[name].r for name in names}
-    rank = 0
     for name in names:
-        config = model.peft_config[name]
-        if config.use_dora or config.peft_type != "LORA":
+        if model.peft_config[name].use_dora:
             raise InputError(
                 f"Adapter {name} is not plain LoRA, so it cannot be joined with others. "
                 "Export with --merged."
             )
-        ranks[name] = max(layer.r[name] for layer in layers.values() if name in layer.r)
-        rank += ranks[name]
+    layers = {n: m for n, m in model.get_base_model().named_modules() if isinstance(m, LoraLayer)}
+    # every layer has the adapters that are on it; the others count as zeros
+    rank = sum(max(m.r[name] for m in layers.values() if name in m.r) for name in names)
     tensors = {}
     for place, layer in layers.items():
-        a, b = [], []
-        for name in (n for n in names if n in layer.r):
-            a.append(layer.lora_A[name].weight)
-            b.append(layer.lora_B[name].weight * layer.scaling[name])
-        missing = rank - sum(x.shape[0] for x in a)
-        a.append(a[0].new_zeros(missing, a[0].shape[1]))
-        b.append(b[0].new_zeros(b[0].shape[0], missing))
-        prefix = f"base_model.model.{place}"
-        tensors[f"{prefix}.lora_A.default.weight"] = torch.cat(a, 0).detach().clone()
-        tensors[f"{prefix}.lora_B.default.weight"] = torch.cat(b, 1).detach().clone()
+        experts = getattr(layer, "num_experts", 1)
+        parts = [_factors(layer, name, experts) for name in names if name in layer.r]
+        missing = rank - sum(a.shape[1] for a, _ in parts)
+        first_a, first_b = parts[0]
+        parts.append(
+            (
+                first_a.new_zeros(experts, missing, first_a.shape[2]),
+                first_b.new_zeros(first_b.shape[0], missing, experts),
+            )
+        )
+        a = torch.cat([a for a, _ in parts], 1).flatten(0, 1)
+        b = torch.cat([b for _, b in parts], 1).flatten(1)
+        kind, ending = ("embedding_", "") if layer.lora_embedding_A else ("", ".weight")
+        for side, tensor in (("A", a), ("B", b)):
+            name = f"base_model.model.{place}.lora_{kind}{side}{ending}"
+            tensors[name] = tensor.detach().cpu().contiguous()
+    parameters = {
+        f"{place.replace('.base_layer', '')}.{layer.parameter_name}"
+        for place, layer in layers.items()
+        if hasattr(layer, "parameter_name")
+    }
+    modules = [place for place, layer in layers.items() if not hasattr(layer, "parameter_name")]
     config = LoraConfig(
-        r=rank, lora_alpha=rank, target_modules=sorted(layers), bias="none", task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=rank,
+        target_modules=sorted(modules),
+        bias="none",
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(layer.fan_in_fan_out for layer in layers.values()),
+        **({"target_parameters": sorted(parameters)} if parameters else {}),
     )
     return config, tensors
+
+
+def _factors(layer: LoraLayer, name: str, experts: int) -> tuple[Tensor, Tensor]:
+    """[experts, rank, in] and [out, rank, experts], with the scaling in the second."""
+    if layer.lora_embedding_A:
+        a, b = layer.lora_embedding_A[name], layer.lora_embedding_B[name]
+    else:
+        a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    scaled = b.float() * layer.scaling[name]
+    return a.float().reshape(experts, -1, a.shape[1]), scaled.reshape(len(b), -1, experts)

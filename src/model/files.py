@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -51,27 +50,3 @@ def check_model_files(folder: Path) -> None:
             )
     for file in sorted(folder.glob("*.safetensors")):
         shapes(file)
-
-
-def check_adapter(file: Path, config: Mapping[str, Any]) -> None:
-    """Raises InputError where a file is no LoRA adapter, or not the one that its config describes.
-
-    Args:
-        config: the content of ``adapter_config.json``.
-    """
-    kind, rank = config.get("peft_type"), config.get("r")
-    if kind != "LORA":
-        raise InputError(
-            f"The adapter {str(file.parent)!r} is of the peft_type {kind!r}; only LORA can be "
-            "read. Give a LoRA adapter."
-        )
-    found = shapes(file)
-    if not any("lora_" in name for name in found):
-        raise InputError(f"{str(file)!r} holds no LoRA weights. Give the adapter that was trained.")
-    ranks = {shape[0] for name, shape in found.items() if ".lora_A." in name and shape}
-    if not config.get("rank_pattern") and ranks - {rank}:
-        raise InputError(
-            f"The weights {str(file)!r} have rank {min(ranks - {rank})}, but adapter_config.json "
-            f"beside them says r={rank}. They are of two adapters; put back what belongs "
-            "together."
-        )

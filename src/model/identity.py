@@ -32,7 +32,7 @@ def identities(section: ModelSection) -> tuple[str | None, str | None]:
         InputError: the model is out of reach, or its lineage is broken.
     """
     args = load_args(section)
-    lineage = Lineage.read(args["pretrained_model_name_or_path"])
+    lineage = Lineage.read(args["pretrained_model_name_or_path"], section.base)
     root, links, quantised_by = content_of(args, lineage)
     if not root:
         return None, None

@@ -13,25 +13,25 @@ weights mean. A root on the hub is believed by its commit, a local one by the ha
 
 import functools
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from unlora.errors import InputError
-from unlora.model.files import check_adapter, check_model_files
+from unlora.model.adapter import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    adapter_settings,
+    check_adapter,
+    settings_hash,
+    settings_hash_before,
+)
+from unlora.model.files import check_model_files
 from unlora.run import write_json
-from unlora.trust import near, read_json, refuse_pickle
+from unlora.trust import near, read_json
 
 FILE = "lineage.json"
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-# keys of adapter_config.json that change what the model answers
-MEANING = (
-    "alpha_pattern", "fan_in_fan_out", "layers_pattern", "layers_to_transform", "lora_alpha",
-    "peft_type", "r", "rank_pattern", "target_modules", "use_dora", "use_rslora",
-)  # fmt: skip
+SAY_WHERE = "say where it is with model.base=FOLDER (unlora export: --base FOLDER)"
 
 
 @dataclass(frozen=True)
@@ -43,38 +43,26 @@ class Link:
     config_sha256: str
 
     @classmethod
-    def of(cls, folder: Path) -> "Link":
+    def of(cls, folder: Path, *, merging: bool = False) -> "Link":
         """The link that an adapter folder is now.
 
         Raises:
-            InputError: it holds no adapter.
+            InputError: it holds no adapter, or one that cannot be read exactly.
         """
-        if folder.is_dir():
-            refuse_pickle(folder, ADAPTER_WEIGHTS)
-        for file in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
-            if not (folder / file).is_file():
-                raise InputError(
-                    f"The lineage needs the adapter {folder / file}, which is not there. "
-                    "Put the folder back, or give another model."
-                )
-        config = adapter_config(folder)
-        check_adapter(folder / ADAPTER_WEIGHTS, config)
-        meaning = {key: config.get(key) for key in MEANING}
-        if isinstance(meaning["target_modules"], list):
-            meaning["target_modules"] = sorted(meaning["target_modules"])
-        text = json.dumps(meaning, sort_keys=True)
-        return cls(
-            folder,
-            _sha256(folder / ADAPTER_WEIGHTS),
-            hashlib.sha256(text.encode()).hexdigest(),
-        )
+        settings = check_adapter(folder, merging=merging)
+        return cls(folder, _sha256(folder / ADAPTER_WEIGHTS), settings_hash(settings))
 
-    def verify(self) -> None:
-        """Raises InputError if the adapter is missing or is not the one that was used."""
+    def verified(self) -> "Link":
+        """The adapter as it is now.
+
+        Raises:
+            InputError: it is missing or is not the one that was used.
+        """
         now = Link.of(self.path)
+        known = (now.config_sha256, settings_hash_before(adapter_settings(self.path)))
         for what, changed in (
             (ADAPTER_WEIGHTS, now.sha256 != self.sha256),
-            (ADAPTER_CONFIG, now.config_sha256 != self.config_sha256),
+            (ADAPTER_CONFIG, self.config_sha256 not in known),
         ):
             if changed:
                 raise InputError(
@@ -82,6 +70,7 @@ class Link:
                     "has changed. It was trained again or edited since. Put the old one back, or "
                     "train again from the new one."
                 )
+        return now
 
 
 @dataclass(frozen=True)
@@ -97,37 +86,55 @@ class Lineage:
     fingerprint: str | None = None
 
     @classmethod
-    def read(cls, path: str, *, above: tuple[Path, ...] = ()) -> "Lineage":
+    def read(
+        cls,
+        path: str,
+        base: str | None = None,
+        *,
+        merging: bool = False,
+        above: tuple[Path, ...] = (),
+    ) -> "Lineage":
         """The lineage of a run folder, an adapter folder, a model folder or a hub repository.
 
         Args:
+            base: the model that the adapter belongs on, where the one it names is not there.
+            merging: it is only to be written into full weights, so it may be more than LoRA.
             above: adapters that name this as their base model.
 
         Raises:
             InputError: the folder holds no model, or a link or the root is missing or changed.
         """
         folder = Path(path)
+        if not folder.is_dir() and looks_local(path):
+            raise InputError(
+                f"There is no folder {path!r} to load a model from. "
+                "Give a run folder, a model folder or a hub repository."
+            )
+        if base and not any((folder / file).is_file() for file in (FILE, ADAPTER_CONFIG)):
+            raise InputError(
+                f"The base model {base!r} is given for {path!r}, which is no folder of an adapter. "
+                "Leave it out, or give the adapter's folder as the model."
+            )
         if not folder.is_dir():
-            if looks_local(path):
-                raise InputError(
-                    f"There is no folder {path!r} to load a model from. "
-                    "Give a run folder, a model folder or a hub repository."
-                )
             return cls(path)
         if (folder / FILE).is_file():
-            lineage = cls.parse(folder)
+            lineage = cls.parse(folder, base)
         elif (folder / ADAPTER_CONFIG).is_file():
-            lineage = cls._of_foreign_adapter(folder, above)
+            lineage = cls._of_foreign_adapter(folder, base, merging, above)
         elif (folder / "config.json").is_file():
             check_model_files(folder)
             return cls(path)
         else:
+            inside = sorted(str(file.parent) for file in folder.glob(f"*/{ADAPTER_CONFIG}"))
             raise InputError(
                 f"The folder {path!r} holds no model: neither config.json nor {ADAPTER_CONFIG}. "
-                "Was its training finished?"
+                + (f"Give one of {inside[:6]}." if inside else "Was its training finished?")
             )
-        for link in lineage.links:
-            link.verify()
+        if not (folder / FILE).is_file():
+            return lineage
+        links = tuple(link.verified() for link in lineage.links)
+        lineage = cls(lineage.root, links, lineage.fingerprint)
+        lineage.refuse_late_dora()
         if lineage.fingerprint and lineage.local_root:
             if fingerprint(lineage.root) != lineage.fingerprint:
                 raise InputError(
@@ -138,9 +145,23 @@ class Lineage:
             check_model_files(Path(lineage.root))
         return lineage
 
+    def refuse_late_dora(self) -> None:
+        """Raises InputError where DoRA stands on other adapters: it scales the weights below."""
+        for link in self.links[1:]:
+            if adapter_settings(link.path).get("use_dora"):
+                raise InputError(
+                    f"The adapter {str(link.path)!r} has use_dora and stands on another one. DoRA "
+                    "scales the weights that it was trained on, which are nowhere as they were "
+                    "then. Export what it stands on with `unlora export --merged`, and train again "
+                    "from that."
+                )
+
     @classmethod
-    def parse(cls, folder: Path) -> "Lineage":
+    def parse(cls, folder: Path, base: str | None = None) -> "Lineage":
         """What ``lineage.json`` in a folder says, without believing it.
+
+        Args:
+            base: where the root model is now.
 
         Raises:
             InputError: it is not a lineage, or names a root folder that is not there.
@@ -150,11 +171,13 @@ class Lineage:
             root, links = content["root"], content["links"]
             path = root["path"]
             _refuse_absolute(folder, [path, *(x["path"] for x in links)])
-            if root["local"]:
+            if base:
+                path = base
+            elif root["local"]:
                 path = _from_relative(path, folder)
                 if not os.path.isdir(path) and os.path.isdir(root["given"]):
                     path = root["given"]
-            known = root["local"] and root.get("fingerprint")  # then its content decides
+            known = base or (root["local"] and root.get("fingerprint"))  # then its content decides
             if os.path.isdir(path) and not known and not near(path, folder):
                 raise InputError(
                     f"{folder / FILE} names the root model {path!r}, outside of the folders that "
@@ -165,13 +188,15 @@ class Lineage:
                 if not os.path.isdir(path):
                     raise InputError(
                         f"The root model of {str(folder)!r} is not there: neither {path!r} nor "
-                        f"{root['given']!r} is a folder. Put it back, or give another model."
+                        f"{root['given']!r} is a folder. Put it back, or {SAY_WHERE}."
                     )
             found = tuple(
                 Link(Path(_from_relative(x["path"], folder)), x["sha256"], x["config_sha256"])
                 for x in links
             )
-            return cls(path, found, root.get("fingerprint"))
+            # a copy of a hub model is not known by its commit
+            copy = base and not root["local"]
+            return cls(path, found, None if copy else root.get("fingerprint"))
         except InputError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -181,28 +206,39 @@ class Lineage:
             ) from error
 
     @classmethod
-    def _of_foreign_adapter(cls, folder: Path, above: tuple[Path, ...]) -> "Lineage":
-        base = adapter_config(folder).get("base_model_name_or_path")
-        if not base:
+    def _of_foreign_adapter(
+        cls, folder: Path, base: str | None, merging: bool, above: tuple[Path, ...]
+    ) -> "Lineage":
+        settings, above = adapter_settings(folder), (*above, folder)
+        named = base or str(settings.get("base_model_name_or_path") or "")
+        if not named:
             raise InputError(
                 f"The adapter folder {str(folder)!r} names no base model. Write its path or "
-                f"repository as base_model_name_or_path into {ADAPTER_CONFIG}."
+                f"repository as base_model_name_or_path into {ADAPTER_CONFIG}, or {SAY_WHERE}."
             )
-        above, base = (*above, folder), str(base)
-        if os.path.isdir(base) and any(os.path.samefile(base, one) for one in above):
+        if os.path.isdir(named) and any(os.path.samefile(named, one) for one in above):
             raise InputError(
                 f"The adapter in {str(folder)!r} names itself as its base model, or one that "
                 "stands on it. Write the model that it was trained on as "
                 f"base_model_name_or_path into {ADAPTER_CONFIG}."
             )
-        if os.path.isdir(base) and not near(base, folder):
+        if not os.path.isdir(named) and looks_local(named):
             raise InputError(
-                f"The adapter in {str(folder)!r} names the base model {base!r}, outside of the "
-                "folders that it is in. Copy one beside the other, or name the model's folder in "
-                "UNLORA_MODELS."
+                f"The adapter {str(folder)!r} belongs on {named!r}, as its {ADAPTER_CONFIG} says, "
+                f"and there is no such folder. Put the model back, or {SAY_WHERE}."
             )
-        below = cls.read(base, above=above)
-        return cls(below.root, (*below.links, Link.of(folder)), below.fingerprint)
+        if os.path.isdir(named) and not base and not near(named, folder):
+            raise InputError(
+                f"The adapter in {str(folder)!r} names the base model {named!r}, outside of the "
+                f"folders that it is in. Copy one beside the other, or {SAY_WHERE}, or name the "
+                "model's folder in UNLORA_MODELS."
+            )
+        below = cls.read(named, above=above)
+        link = Link.of(folder, merging=merging)
+        commit = None if below.links or below.local_root else settings.get("revision")
+        lineage = cls(below.root, (*below.links, link), below.fingerprint or commit)
+        lineage.refuse_late_dora()
+        return lineage
 
     @property
     def local_root(self) -> bool:
@@ -234,28 +270,6 @@ class Lineage:
 
     def __str__(self) -> str:
         return " + ".join([self.root, *(str(link.path) for link in self.links)])
-
-
-def adapter_config(folder: Path) -> dict[str, Any]:
-    """The settings of an adapter.
-
-    Raises:
-        InputError: they are not JSON.
-    """
-    try:
-        content: dict[str, Any] = read_json(folder / ADAPTER_CONFIG)
-        if not isinstance(content, dict):
-            raise ValueError(f"{type(content).__name__} where keys and values should be")
-    except ValueError as error:
-        raise InputError(
-            f"{str(folder / ADAPTER_CONFIG)!r} holds no settings of an adapter ({error}). Download "
-            "or copy it again."
-        ) from error
-    if content.get("megatron_config"):  # peft would import the module that stands beside it
-        raise InputError(
-            f"{folder / ADAPTER_CONFIG} has a megatron_config, which this program does not load."
-        )
-    return content
 
 
 def _refuse_absolute(folder: Path, paths: list[str]) -> None:

@@ -1,8 +1,7 @@
-"""Weights into memory: a root model, the adapters of its lineage on it, and their merge."""
+"""A root model into memory, or why it cannot be."""
 
 import logging
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -11,12 +10,10 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations import deepspeed
+from transformers.utils import find_adapter_config_file
 
 from unlora.config import ModelSection
 from unlora.errors import InputError
@@ -89,6 +86,7 @@ def root_config(lineage: Lineage, model_args: Mapping[str, Any]) -> PretrainedCo
     try:
         found = AutoConfig.from_pretrained(lineage.root, **pinned(lineage, passed))
     except Exception as error:  # a config of others fails in ways of its own
+        _refuse_adapter(lineage, passed)
         raise InputError(_why_not_loaded(lineage.root, error)) from error
     kernel = model_args.get("attn_implementation") or getattr(found, "_attn_implementation", None)
     if "/" in str(kernel) and not passed["trust_remote_code"]:
@@ -97,9 +95,20 @@ def root_config(lineage: Lineage, model_args: Mapping[str, Any]) -> PretrainedCo
     return found
 
 
+def _refuse_adapter(lineage: Lineage, hub: Mapping[str, Any]) -> None:
+    """Raises InputError for an adapter on the hub: transformers would load it, base and all."""
+    args = {key: value for key, value in hub.items() if key != "trust_remote_code"}
+    if not lineage.local_root and find_adapter_config_file(lineage.root, **args):
+        raise InputError(
+            f"The repository {lineage.root!r} holds an adapter and not a model. Download it with "
+            f"`hf download {lineage.root} --local-dir FOLDER`, and give model=FOLDER."
+        )
+
+
 def load_root(lineage: Lineage, model_args: Mapping[str, Any]) -> tuple[PreTrainedModel, Lineage]:
     """The root model's weights, and the lineage with the root's fingerprint filled in."""
     architecture = root_config(lineage, model_args)
+    _refuse_adapter(lineage, {key: model_args[key] for key in HUB if key in model_args})
     require_package(quantisation(architecture, model_args, lineage.root))
     # without a word on code of theirs, transformers would ask and wait
     believing_nothing = {"trust_remote_code": False, **model_args, "use_safetensors": True}
@@ -173,78 +182,6 @@ def commit_of(repository: str, args: Mapping[str, Any]) -> str | None:
         repository, "config.json", cache_dir=args.get("cache_dir"), revision=args.get("revision")
     )
     return Path(file).parent.name if isinstance(file, str) else None
-
-
-def attach(base: PreTrainedModel, lineage: Lineage) -> PreTrainedModel | PeftModel:
-    """Put every adapter of the lineage on its root, unmerged, frozen and switched on."""
-    if not lineage.links:
-        return base
-    model: Any = base
-    for number, link in enumerate(lineage.links):
-        name = f"link{number}"
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("error", message="Found missing adapter keys")
-                if number == 0:
-                    model = PeftModel.from_pretrained(base, str(link.path), adapter_name=name)
-                else:
-                    model.load_adapter(str(link.path), name)
-        except UserWarning as error:
-            raise InputError(
-                f"The adapter {str(link.path)!r} lacks weights of modules that its "
-                "adapter_config.json names. Download or copy it again."
-            ) from error
-        except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise InputError(
-                f"The adapter {str(link.path)!r} does not fit the model {lineage.root!r}: "
-                f"{shortened(error)}. Give the model that it was trained on."
-            ) from error
-    for name, weight in model.named_parameters():
-        if "lora_" in name and not weight.isfinite().all():
-            raise InputError(
-                f"An adapter of {str(lineage)!r} holds NaN or infinity ({name}). Its training "
-                "diverged, or the file is damaged: give one from before, such as a checkpoint."
-            )
-    model.base_model.set_adapter([f"link{n}" for n in range(len(lineage.links))])
-    model.requires_grad_(False)
-    return model.eval()
-
-
-def merge_adapters(model: nn.Module) -> PreTrainedModel:
-    """Add every adapter that is on to the weights, in float32, and return the plain model.
-
-    A head that shares its weights with the input embedding gets its own copy first: an adapter on
-    the head must not change what the model reads.
-    """
-    if not isinstance(model, PeftModel):
-        return model
-    head = model.get_output_embeddings()
-    if isinstance(head, LoraLayer):
-        _untie(model.get_base_model(), head)
-    for layer in [m for m in model.modules() if isinstance(m, LoraLayer)]:
-        weight = layer.get_base_layer().weight
-        stored = weight.dtype
-        weight.data = weight.data.float()
-        layer.merge()
-        weight.data = weight.data.to(stored)
-    return without_adapters(model)
-
-
-def without_adapters(model: PeftModel) -> PreTrainedModel:
-    """The plain model below, with nothing left of the adapters that were on it."""
-    base = model.base_model.unload()
-    # a later adapter would join those that these still name
-    for attribute in ("peft_config", "_hf_peft_config_loaded"):
-        vars(base).pop(attribute, None)
-    return base
-
-
-def _untie(base: PreTrainedModel, head: LoraLayer) -> None:
-    layer = head.get_base_layer()
-    if layer.weight is base.get_input_embeddings().weight:
-        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
-        base.config.tie_word_embeddings = False
-        base.config.get_text_config().tie_word_embeddings = False
 
 
 def _device_map(device_map: Any) -> Any:

@@ -2,36 +2,57 @@
 
 import logging
 import os
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
 
-from unlora.config import model_section, shipped
+from unlora.config import model_section
 from unlora.errors import InputError
-from unlora.model.default_targets import default_targets, has_experts
-from unlora.model.guards import Probe
-from unlora.model.lineage import ADAPTER_WEIGHTS, Lineage
-from unlora.model.load import (
-    attach,
-    load_args,
-    load_root,
+from unlora.model.adapter import ADAPTER_WEIGHTS, adapter_settings
+from unlora.model.attach import (
+    SEVERAL_ON_PARAMETERS,
+    load_model,
+    load_weights,
     merge_adapters,
-    root_config,
+    put_on,
+    share_left_by_rounding,
     without_adapters,
 )
+from unlora.model.guards import Probe
+from unlora.model.lineage import Lineage
+from unlora.model.load import load_args, root_config
 from unlora.model.quantised import check_training, count, quantisation
-from unlora.model.reference import POLICY, adapters_off, freeze_reference
-from unlora.model.skeleton import skeleton
-from unlora.model.start import STARTS, has_start, save_with_start, start_at
-from unlora.registry import unknown
+from unlora.model.reference import POLICY, freeze_reference, is_of
+from unlora.model.start import STARTS, has_start, load_with_start, save_with_start, start_at
+from unlora.model.targets import checked_lora_config, tell_of_full_rank
 from unlora.run import whole_files
 
+ENOUGH = 0.95  # share of what adapters add to coarse weights with which they are merged
 logger = logging.getLogger(__name__)
+
+
+def refuse_unlike(lineage: Lineage, config: LoraConfig) -> None:
+    """Raises InputError where a new adapter could not be put beside those of a lineage again."""
+    if config.use_dora and lineage.links:
+        raise InputError(
+            "model.lora_config.use_dora is true, but the model has adapters already. DoRA scales "
+            "the weights that it is trained on, and merged ones are not kept. Leave it out, or "
+            "write the model into full weights first: unlora export --merged."
+        )
+    mine = set(config.target_parameters or ())
+    for link in lineage.links if mine else ():
+        before = set(adapter_settings(link.path).get("target_parameters") or ())
+        if before and before != mine or not SEVERAL_ON_PARAMETERS:
+            raise InputError(
+                f"The new adapter is on the parameters {sorted(mine)}, and {str(link.path)!r} on "
+                f"{sorted(before)}. peft puts several adapters on parameters from version 0.20 on, "
+                "and only on the same ones. Set model.lora_config.target_parameters to those, or "
+                "write the model into full weights first: unlora export --merged."
+            )
 
 
 class LoRAModelForCausalLM:
@@ -47,6 +68,7 @@ class LoRAModelForCausalLM:
         lora_config: Mapping[str, Any] | None = None,
         *,
         lineage: str = "auto",
+        base: str | None = None,
         **model_args: Any,
     ) -> PeftModel:
         """Load a root model or a run folder and put an adapter on it.
@@ -58,7 +80,9 @@ class LoRAModelForCausalLM:
             lineage: what happens to the adapters that are there already. ``merge``: into the
                 weights, in memory. ``stack``: they stay beside the new one, frozen.
                 ``continue``: the last one is trained further, a frozen twin is the reference.
-                ``auto``: merge, or stack where the weights are quantised.
+                ``auto``: merge, or stack where the weights are quantised or so coarse that a merge
+                would round away some of what the adapters do.
+            base: the model that an adapter belongs on, where the one it names is not there.
             model_args: keyword arguments of ``AutoModelForCausalLM.from_pretrained``.
 
         Raises:
@@ -69,10 +93,11 @@ class LoRAModelForCausalLM:
                 "model_args": {"pretrained_model_name_or_path": path_or_repo, **model_args},
                 "lora_config": lora_config,
                 "lineage": lineage,
+                "base": base,
             }
         )
         model_args = load_args(section)
-        origin = Lineage.read(model_args.pop("pretrained_model_name_or_path"))
+        origin = Lineage.read(model_args.pop("pretrained_model_name_or_path"), base)
         given = dict(section.lora_config)
         start_name = str(given.get("init_lora_weights"))
         start = STARTS.get(start_name)
@@ -83,6 +108,8 @@ class LoRAModelForCausalLM:
         merges = lineage == "merge" and bool(origin.links)
         check_training(quantised, use_lora=True, merges=merges)
         config = checked_lora_config(given, architecture)
+        if lineage != "continue":
+            refuse_unlike(origin, config)
         if lineage == "continue":
             if not origin.links:
                 raise InputError(
@@ -96,14 +123,10 @@ class LoRAModelForCausalLM:
                     "out one of the two."
                 )
             logger.info("the adapter is continued with its own settings, not model.lora_config")
-        base, origin = load_root(origin, model_args)
+        model, origin = load_model(origin, model_args)
         if lineage == "auto":
-            lineage = "stack" if quantised else "merge"
-        model = attach(base, origin)
-        target = Probe.take(model)
-        if origin.links:
-            with adapters_off(model):
-                target = target.beside(model)
+            lineage = "stack" if quantised or _rounds_away(model) else "merge"
+        target = Probe.of(model)
         if lineage == "continue":
             model = _continue(model, origin, merge=not quantised)
         elif lineage == "stack" and origin.links:
@@ -114,69 +137,11 @@ class LoRAModelForCausalLM:
         if start is not None and lineage != "continue":
             start_at(model, start)
         kept = origin.links[:-1] if lineage == "continue" else origin.links
+        if lineage != "continue":
+            tell_of_full_rank(model, POLICY)
         model.lineage = Lineage(origin.root, kept, origin.fingerprint)
         model.target = target
         return model
-
-
-def checked_lora_config(
-    lora_config: Mapping[str, Any], architecture: PretrainedConfig
-) -> LoraConfig:
-    """A ``LoraConfig`` whose target modules exist in this architecture.
-
-    Args:
-        lora_config: keyword arguments of ``peft.LoraConfig``.
-
-    Raises:
-        InputError: settings that do not go together, or a target that matches nothing.
-    """
-    try:
-        config = LoraConfig(**lora_config)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"lora_config: {' '.join(str(error).split())}") from error
-    targets = config.target_modules
-    if targets is None or targets == "all-linear":
-        return config
-    model = skeleton(architecture)
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    short = {name.rpartition(".")[2] for name in names}
-    if isinstance(targets, str):
-        try:
-            matched = any(re.fullmatch(targets, name) for name in names)
-        except re.error as error:
-            raise InputError(
-                f"lora_config.target_modules {targets!r} is not a regular expression: {error}."
-            ) from error
-        if not matched:
-            raise InputError(
-                f"lora_config.target_modules {targets!r} matches no linear layer of "
-                f"{architecture.model_type}; it has: {', '.join(sorted(short))}. "
-                "Give a list of names, a regular expression, or all-linear."
-            )
-        return config
-    if set(targets) == set(shipped("lora/default.yaml")["target_modules"]):
-        config.target_modules = _fitting(targets, names, model)
-        return config
-    for target in targets:
-        if not any(_is(name, target) for name in names):
-            raise InputError(
-                unknown(f"target module of {architecture.model_type}", target, short)
-                + f" All: model.lora_config.target_modules=[{','.join(default_targets(model))}]."
-            )
-    return config
-
-
-def _is(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}")
-
-
-def _fitting(targets: Collection[str], names: Sequence[str], model: PreTrainedModel) -> set[str]:
-    """The default targets, or the architecture's own where it lacks one or has experts."""
-    if not has_experts(model) and all(any(_is(n, target) for n in names) for target in targets):
-        return set(targets)
-    own = default_targets(model)
-    logger.info("the adapter of a %s is on its %s", model.config.model_type, ", ".join(own))
-    return set(own)
 
 
 def save_adapter(model: PeftModel, folder: Path, state_dict: dict | None = None) -> None:
@@ -203,6 +168,18 @@ def save_adapter(model: PeftModel, folder: Path, state_dict: dict | None = None)
     model.lineage.write(folder)
 
 
+def restore_adapter(model: PeftModel, folder: Path) -> None:
+    """Put back what :func:`save_adapter` wrote, bit by bit.
+
+    Raises:
+        InputError: it is of another adapter.
+    """
+    if has_start(model):
+        load_with_start(model, folder)
+    else:
+        load_weights(model, folder, POLICY)
+
+
 def describe_size(model: nn.Module, folder: Path) -> str:
     """Trainable share and file size, as measured."""
     # ds_numel: weights that DeepSpeed has split over the processes
@@ -218,32 +195,44 @@ def describe_size(model: nn.Module, folder: Path) -> str:
     )
 
 
+def _rounds_away(model: nn.Module) -> bool:
+    """Whether merging would round away some of what the adapters do; the log says so."""
+    if not isinstance(model, PeftModel) or model.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    share = share_left_by_rounding(model)
+    if share >= ENOUGH:
+        return False
+    logger.info(
+        "the earlier adapters stay beside the new one: of what they add to the %s weights, a merge "
+        "would leave %.0f %% (model.lineage=merge merges all the same)",
+        str(model.dtype).removeprefix("torch."), 100 * share,
+    )  # fmt: skip
+    return True
+
+
 def _continue(model: PeftModel, lineage: Lineage, *, merge: bool) -> PeftModel:
     """Train the last link further; the links before it are merged or stay frozen beside it."""
     last = lineage.links[-1]
     before = [f"link{n}" for n in range(len(lineage.links) - 1)]
     model.delete_adapter(f"link{len(before)}")
+    plain: Any = model
     if before and merge:
         model.base_model.set_adapter(before)
-        model = merge_adapters(model)
-    if before and not merge:
-        model.load_adapter(str(last.path), POLICY, is_trainable=True)
-    else:
-        base = model if merge and before else without_adapters(model)
-        model = PeftModel.from_pretrained(
-            base, str(last.path), adapter_name=POLICY, is_trainable=True
-        )
+        plain = merge_adapters(model)
+    elif not before:
+        plain = without_adapters(model)
+    model = put_on(plain, last.path, POLICY, trainable=True)
     _activate_policy(model)
     freeze_reference(model)
     return model
 
 
 def _activate_policy(model: PeftModel) -> None:
-    """Switch on all adapters; only the policy's learns. It comes first: peft saves the first."""
+    """Switch on all adapters, in the order of the lineage; only the policy's learns."""
     links = [name for name in model.peft_config if name.startswith("link")]
-    model.base_model.set_adapter([POLICY, *links])
+    model.base_model.set_adapter([*links, POLICY])
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name and f".{POLICY}." in name)
+        parameter.requires_grad_(is_of(POLICY, name))
 
 
 def _card(lineage: Lineage) -> str:

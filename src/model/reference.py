@@ -43,7 +43,7 @@ def as_reference(model: nn.Module, frozen: nn.Module | None = None) -> Iterator[
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad(), _switched(model, reference_adapters(model)):
+        with torch.no_grad(), switched(model, reference_adapters(model)):
             yield model
     finally:
         for module, training in modes.items():
@@ -52,27 +52,27 @@ def as_reference(model: nn.Module, frozen: nn.Module | None = None) -> Iterator[
 
 def reference_adapters(model: PeftModel) -> list[str]:
     """The adapters that are on when the model answers as its reference."""
-    if REFERENCE in model.peft_config:
-        return [REFERENCE]
-    return [name for name in model.active_adapters if name not in (POLICY, START)]
+    below = [name for name in model.active_adapters if name not in (POLICY, START)]
+    return [*below, REFERENCE] if REFERENCE in model.peft_config else below
 
 
 @contextmanager
 def adapters_off(model: PeftModel) -> Iterator[None]:
     """The root model: every adapter switched off."""
-    with _switched(model, []):
+    with switched(model, []):
         yield
 
 
 @contextmanager
 def last_link_off(model: PeftModel) -> Iterator[None]:
     """What a model that is only asked was before its last adapter was trained."""
-    with _switched(model, list(model.active_adapters)[:-1]):
+    with switched(model, list(model.active_adapters)[:-1]):
         yield
 
 
 @contextmanager
-def _switched(model: PeftModel, names: list[str]) -> Iterator[None]:
+def switched(model: PeftModel, names: list[str]) -> Iterator[None]:
+    """These adapters and no others are on."""
     # peft's own switches change requires_grad of the adapters on their way in and out, so the
     # flags are put back as they were; the gradient of a policy pass survives that
     active = list(model.active_adapters)
@@ -98,16 +98,22 @@ def _tuner_layers(model: PeftModel) -> list[BaseTunerLayer]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
+def is_of(adapter: str, name: str) -> bool:
+    """Whether a parameter of this name belongs to an adapter."""
+    return "lora_" in name and f".{adapter}." in f"{name}."
+
+
 def freeze_reference(model: PeftModel) -> None:
     """Keep a copy of the trained adapter to be the reference. Costs one adapter, not one model."""
-    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    flags, active = {n: p.requires_grad for n, p in model.named_parameters()}, model.active_adapters
     model.add_adapter(REFERENCE, copy.deepcopy(model.peft_config[POLICY]))
     state = dict(model.named_parameters())
     with torch.no_grad():
         for name, weight in state.items():
-            if f".{POLICY}." in name:
-                state[name.replace(f".{POLICY}.", f".{REFERENCE}.")].copy_(weight)
-    model.set_adapter(POLICY)
+            if is_of(POLICY, name):
+                twin = f"{name}.".replace(f".{POLICY}.", f".{REFERENCE}.").removesuffix(".")
+                state[twin].copy_(weight)
+    model.base_model.set_adapter(active)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(flags.get(name, False))
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unlora.errors import InputError
-from unlora.model.lineage import ADAPTER_WEIGHTS
+from unlora.model.adapter import ADAPTER_WEIGHTS
 from unlora.model.reference import POLICY, START
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     """The tokenizer of a model section, without the model's weights."""
     args = load_args(section)
     path = args.pop("pretrained_model_name_or_path")
-    architecture = root_config(Lineage.read(path), args)
+    architecture = root_config(Lineage.read(path, section.base), args)
     hub = {key: args[key] for key in HUB if key in args and key != "revision"}
     given = _resolved(section.tokenizer_args)
     tokenizer = get_tokenizer(path, hub | given, architecture)

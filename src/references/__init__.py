@@ -156,7 +156,10 @@ def _auto_retain(config: Config, suite: str) -> Any:
 
     try:
         gold = find_gold(
-            config, settings, History.of(own_path(config)), lambda run: log_of(run) is not None
+            config,
+            settings,
+            History.of(own_path(config), config.model.base),
+            lambda run: log_of(run) is not None,
         )
     except InputError as error:
         raise InputError(f"eval.{suite}.{RETAIN} is 'auto': {error}") from error
@@ -193,11 +196,11 @@ def _start(config: Config) -> str | None:
     path = own_path(config)
     if config.mode != "eval":
         return path if config.mode == "unlearn" else None
-    if runs := History.of(path).runs:
+    if runs := History.of(path, config.model.base).runs:
         if runs[0][1].get("mode") != "unlearn":
             return None
         return start_of(*runs[0])
-    links = Lineage.read(path).links
+    links = Lineage.read(path, config.model.base).links
     return str(links[-2].path) if len(links) > 1 else None
 
 
@@ -205,7 +208,7 @@ def _advice(config: Config, suite: str, key: str) -> str | None:
     """How to come by a reference that is missing, where that is known."""
     try:
         if key == RETAIN:
-            return how_to_make_gold(config, suite, History.of(own_path(config)))
+            return how_to_make_gold(config, suite, History.of(own_path(config), config.model.base))
         target = _start(config)
     except InputError:  # the model itself is out of reach, which is said when it is loaded
         return None

@@ -34,8 +34,11 @@ class History:
     origin: str
 
     @classmethod
-    def of(cls, path: str) -> "History":
+    def of(cls, path: str, base: str | None = None) -> "History":
         """The history of a run folder; a model of unknown making is its own origin.
+
+        Args:
+            base: the model that an adapter is on, where the one it names is not there.
 
         Raises:
             InputError: a lineage on the way is broken.
@@ -43,8 +46,8 @@ class History:
         runs: list[tuple[Path, Mapping[str, Any]]] = []
         while (config := run_config(Path(path))) and not any(same(path, f) for f, _ in runs):
             runs.append((Path(path), config))
-            path = start_of(Path(path), config)
-        return cls(tuple(runs), Lineage.read(path).root if os.path.isdir(path) else path)
+            path, base = start_of(Path(path), config), config["model"].get("base")
+        return cls(tuple(runs), Lineage.read(path, base).root if os.path.isdir(path) else path)
 
     @property
     def uses_lora(self) -> bool | None:
@@ -162,7 +165,7 @@ def start_of(folder: Path, config: Mapping[str, Any]) -> str:
     lineage = Lineage.parse(folder)
     if len(lineage.links) < 2:
         return lineage.root
-    lineage.links[-2].verify()
+    lineage.links[-2].verified()
     return str(lineage.links[-2].path)
 
 

@@ -36,7 +36,7 @@ def evaluate(config: Config, model: str, folders: Mapping[str, Path]) -> None:
         for suite, folder in folders.items()
     }
     suites = build(config, section, wanted)
-    lineage = Lineage.read(load_args(section)["pretrained_model_name_or_path"])
+    lineage = Lineage.read(load_args(section)["pretrained_model_name_or_path"], section.base)
     key, root_key = identities(section)
     content = {**config.model_dump(), "mode": "eval", "model": section.model_dump(), "eval": wanted}
     records = [Run(str(folder), content, kind="eval") for folder in dict.fromkeys(folders.values())]
@@ -83,8 +83,9 @@ def build(config: Config, model: ModelSection, section: Mapping[str, Mapping[str
 def section_with(section: ModelSection, path: str) -> ModelSection:
     """The section ``model`` with another model in it."""
     args: Any = {k: v for k, v in section.model_args.items() if k not in OF_A_REPOSITORY}
+    base = section.base if path == args["pretrained_model_name_or_path"] else None
     args["pretrained_model_name_or_path"] = path
-    return section.model_copy(update={"model_args": args})
+    return section.model_copy(update={"model_args": args, "base": base})
 
 
 def own_path(config: Config) -> str:

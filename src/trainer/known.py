@@ -91,7 +91,10 @@ def _file(probe: Probe, rows: Sequence[Encoded], trainer: "UnlearningTrainer") -
     made_of = [
         str(fingerprint(rows)),
         # of the model: what it is made from, how it is computed, and what it answers
-        str(lineage and [lineage.fingerprint, *(link.sha256 for link in lineage.links)]),
+        str(
+            lineage
+            and [lineage.fingerprint, *(link.sha256 + link.config_sha256 for link in lineage.links)]
+        ),
         str([p.dtype for p in model.parameters()][:1]),
         str((trainer.args.bf16, trainer.args.fp16, trainer.args.device.type, torch.__version__)),
         hashlib.sha256(probe.logits.contiguous().numpy().tobytes()).hexdigest(),

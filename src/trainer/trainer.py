@@ -26,9 +26,9 @@ from unlora.data.pairs import BLANK, KeyedSampler, Parts
 from unlora.dropout import row_keys
 from unlora.errors import InputError
 from unlora.model.guards import evaluation_is_pure
-from unlora.model.lora import save_adapter
+from unlora.model.lora import restore_adapter, save_adapter
 from unlora.model.reference import POLICY, as_reference, frozen_copy, rest_above
-from unlora.model.start import has_start, load_with_start
+from unlora.model.start import has_start
 from unlora.objectives import View
 from unlora.outputs import (
     PLAIN,
@@ -411,8 +411,8 @@ class UnlearningTrainer(Trainer):
             self.composed.retain_average = average or None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if isinstance(self.model, PeftModel) and has_start(self.model):
-            load_with_start(self.model, Path(resume_from_checkpoint))
+        if isinstance(self.model, PeftModel) and not self.is_fsdp_enabled:
+            restore_adapter(self.model, Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._recall(Path(resume_from_checkpoint))
@@ -447,8 +447,9 @@ class UnlearningTrainer(Trainer):
                 f"The best checkpoint, {self.state.best_model_checkpoint}, cannot be taken: {why}. "
                 "Train again from an earlier checkpoint, or without load_best_model_at_end."
             )
-        if isinstance(self.model, PeftModel) and has_start(self.model):
-            load_with_start(self.model, Path(str(self.state.best_model_checkpoint)))
+        split = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if isinstance(self.model, PeftModel) and not split:
+            restore_adapter(self.model, Path(str(self.state.best_model_checkpoint)))
         else:
             super()._load_best_model()
 

@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import LORA, llama
 
 from unlora.errors import GuardError
+from unlora.model.attach import merge_adapters
 from unlora.model.guards import (
     Probe,
     evaluation_is_pure,
@@ -17,7 +18,6 @@ from unlora.model.guards import (
     gradients_alive,
     start_equals_target,
 )
-from unlora.model.load import merge_adapters
 
 
 def adapted(*, tied: bool = False, **config) -> PeftModel:

@@ -193,15 +193,14 @@ def test_an_adapter_that_names_itself_as_its_base_is_refused(finetuned):
         Lineage.read(str(folder))
 
 
-def test_a_wiped_adapter_is_seen_within_the_tolerance_of_bfloat16():
-    base = llama(dtype=torch.bfloat16)
-    target = get_peft_model(base, LoraConfig(**LORA))
+def test_a_wiped_adapter_is_seen_however_little_it_does():
+    target = get_peft_model(llama(dtype=torch.bfloat16), LoraConfig(**LORA))
     with torch.no_grad():
         for name, parameter in target.named_parameters():
             if "lora_B" in name:
-                parameter.add_(1e-3)
-    said = Probe.take(target).beside(llama(dtype=torch.bfloat16))
-    assert said.difference(llama(dtype=torch.bfloat16))[1] < 0.1, "too little to be seen by itself"
+                parameter.add_(1e-4)
+    said = Probe.of(target)
+    assert said.difference(llama(dtype=torch.bfloat16))[1] < 1e-3, "too little to be seen by itself"
     with pytest.raises(GuardError, match="another model"):
         start_equals_target(llama(dtype=torch.bfloat16), said)
     assert start_equals_target(target, said)
