@@ -84,7 +84,7 @@ def test_finetune_unlearn_and_evaluate(folder, caplog):
     assert finished == "finished: ./saves/unlearn/npo" and "unlora report" in following
     written = manifest(run)
     assert set(written["guards"]) == {
-        "start equals target", "gradients alive", "evaluation is pure",
+        "start equals target", "gradients alive", "saved equals trained", "evaluation is pure",
     }  # fmt: skip
     assert written["effective_batch"] == 2 and written["optimiser_steps"] == 4
     assert written["data"]["forget"]["rows"] == 6

@@ -133,8 +133,9 @@ def _refuse_other_shapes(
                 )
     if not known:
         raise InputError(
-            f"{does_not_fit}: none of its modules is in a {model.config.model_type}. Give the "
-            "model that it was trained on."
+            f"{does_not_fit}: none of its modules is in a {model.config.model_type}, "
+            f"{next(iter(sizes)).partition('.lora_')[0]} among them. Give the model that it was "
+            "trained on."
         )
 
 

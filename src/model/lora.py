@@ -28,7 +28,7 @@ from unlora.model.load import load_args, root_config
 from unlora.model.quantised import check_training, count, quantisation
 from unlora.model.reference import POLICY, freeze_reference, is_of
 from unlora.model.start import STARTS, has_start, load_with_start, save_with_start, start_at
-from unlora.model.targets import checked_lora_config, tell_of_full_rank
+from unlora.model.targets import checked_lora_config, patterns_are_checked, tell_of_full_rank
 from unlora.run import whole_files
 
 ENOUGH = 0.95  # share of what adapters add to coarse weights with which they are merged
@@ -130,10 +130,12 @@ class LoRAModelForCausalLM:
         if lineage == "continue":
             model = _continue(model, origin, merge=not quantised)
         elif lineage == "stack" and origin.links:
-            model.add_adapter(POLICY, config)
+            with patterns_are_checked():
+                model.add_adapter(POLICY, config)
             _activate_policy(model)
         else:
-            model = get_peft_model(merge_adapters(model), config)
+            with patterns_are_checked():
+                model = get_peft_model(merge_adapters(model), config)
         if start is not None and lineage != "continue":
             start_at(model, start)
         kept = origin.links[:-1] if lineage == "continue" else origin.links

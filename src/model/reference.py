@@ -19,6 +19,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from unlora.model.targets import patterns_are_checked
 from unlora.outputs import decoder_layers
 
 POLICY = "default"
@@ -106,7 +107,8 @@ def is_of(adapter: str, name: str) -> bool:
 def freeze_reference(model: PeftModel) -> None:
     """Keep a copy of the trained adapter to be the reference. Costs one adapter, not one model."""
     flags, active = {n: p.requires_grad for n, p in model.named_parameters()}, model.active_adapters
-    model.add_adapter(REFERENCE, copy.deepcopy(model.peft_config[POLICY]))
+    with patterns_are_checked():
+        model.add_adapter(REFERENCE, copy.deepcopy(model.peft_config[POLICY]))
     state = dict(model.named_parameters())
     with torch.no_grad():
         for name, weight in state.items():

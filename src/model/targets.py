@@ -4,7 +4,8 @@ import copy
 import logging
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from peft import LoraConfig, PeftModel, PeftModelForCausalLM
@@ -83,6 +84,14 @@ def ambiguous_pattern(model: PeftModel, adapter: str) -> str | None:
                     f"{values[keys[1]]}, which are both for {place}"
                 )
     return None
+
+
+@contextmanager
+def patterns_are_checked() -> Iterator[None]:
+    """peft 0.21 warns that patterns for experts are ignored, which are its own and are used."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys")
+        yield
 
 
 def _fits(key: str, place: str) -> bool:

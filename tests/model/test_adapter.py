@@ -172,7 +172,8 @@ REFUSED_TENSORS = {
         lambda t: {k: v for k, v in t.items() if "layers.1" not in k}, "lacks weights of modules"),
     "no prefix of peft": (renamed("base_model.model.", ""), "find no place"),
     "modules of another model": (renamed("layers", "h"), "12 of its tensors find no"),
-    "a prefix of data parallel": (renamed("base_model.", "module.base_model."), "find no place"),
+    "a prefix of data parallel": (
+        renamed("base_model.", "module.base_model."), "none .* in a llama, module.base_model"),
     "two adapters in one file": (
         lambda t: {k.replace(".weight", f".{n}.weight"): v.clone() for k, v in t.items()
                    for n in ("one", "two")}, "holds several adapters: one, two"),

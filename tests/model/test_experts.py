@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import PeftModel
 from plain_adapters import make_root
-from tiny import SHAPE
+from tiny import SHAPE, tokenizer
 from transformers import AutoModelForCausalLM, Gemma3Config, MixtralConfig, Qwen3MoeConfig
 
 from unlora.errors import InputError
@@ -49,6 +49,7 @@ def disturb(model):
 def run_folder(folder, model):
     folder.mkdir()
     save_adapter(model, folder)
+    tokenizer().save_pretrained(folder)
     return folder
 
 

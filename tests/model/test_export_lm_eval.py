@@ -26,8 +26,9 @@ def lm_eval(folder, **model):
     args = ",".join(f"{key}={value}" for key, value in {**model, "dtype": "float32"}.items())
     out = folder / f"out-{len(list(folder.iterdir()))}"
     done = subprocess.run(
-        [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", args, "--tasks", "rivers",
-         "--include_path", str(write_tasks(folder / "tasks")), "--device", "cpu",
+        [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", args,
+         "--tasks", "rivers", "--include_path", str(write_tasks(folder / "tasks")),
+         "--device", "cpu",
          "--batch_size", "1", "--log_samples", "--output_path", str(out)],
         capture_output=True, text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")},
