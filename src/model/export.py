@@ -25,6 +25,7 @@ from unlora.model.attach import load_model, merge_adapters
 from unlora.model.guards import Probe, export_parity
 from unlora.model.lineage import Lineage
 from unlora.model.load import DTYPES, load_root
+from unlora.model.targets import patterns_are_checked
 from unlora.model.tokenizer import get_tokenizer
 from unlora.registry import unknown
 from unlora.run import write_json
@@ -161,7 +162,8 @@ def _write_adapter(model: PeftModel, lineage: Lineage, folder: Path) -> str:
     (folder / "README.md").write_text(card, "utf-8")
     del model
     base = load_root(lineage, {"dtype": "auto"})[0]
-    reloaded = PeftModel.from_pretrained(base, str(folder))
+    with patterns_are_checked():
+        reloaded = PeftModel.from_pretrained(base, str(folder))
     finding = export_parity(said, adapter_reloaded=reloaded)
     if head:
         logger.warning(TOLD)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from unlora.errors import GuardError, InputError
@@ -190,6 +191,8 @@ def in_float32(model: nn.Module) -> Iterator[None]:
         yield
         return
     layers = list(decoder_layers(model))
+    # an adapted head as a whole: peft casts what it is given to the dtype of the adapter in it
+    layers += [module for module in model.modules() if isinstance(module, LoraLayer)]
     inside = {id(module) for layer in layers for module in layer.modules()}
     beside = [module for module in model.modules() if id(module) not in inside]
     stored: dict[int, list[tuple[nn.Parameter, Tensor]]] = {}

@@ -37,7 +37,7 @@ def adapter(tmp_path):
 
 
 def answers_of(folder):
-    return Probe.of(load_model(Lineage.read(str(folder)), {})[0])
+    return Probe.of(load_model(Lineage.read(str(folder)), {"dtype": "auto"})[0])
 
 
 def test_a_model_is_asked_as_if_its_weights_were_float32():
@@ -62,7 +62,7 @@ def test_what_is_left_of_an_adapter_in_bfloat16_is_said(adapter, tmp_path, caplo
     said = next(r.getMessage() for r in caplog.records if "is left" in r.getMessage())
     assert "% of what the adapters do is left" in said and "--dtype float32" in caplog.text
     assert "is left" in (merged / "README.md").read_text()
-    assert AutoModelForCausalLM.from_pretrained(merged).dtype == torch.bfloat16
+    assert AutoModelForCausalLM.from_pretrained(merged, dtype="auto").dtype == torch.bfloat16
 
 
 def test_an_adapter_that_bfloat16_would_round_away_is_not_written_in_it(adapter):
@@ -82,7 +82,7 @@ def test_an_adapter_that_bfloat16_would_round_away_is_not_written_in_it(adapter)
 def test_a_float32_model_can_be_exported_in_bfloat16(adapter, tmp_path):
     folder = adapter(scale=4)
     out = export(str(folder), "merged", str(tmp_path / "out"), dtype="bfloat16")
-    assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16
+    assert AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype == torch.bfloat16
 
 
 def test_training_starts_at_an_adapter_that_a_merge_would_round_away(adapter, caplog):
@@ -107,7 +107,7 @@ def test_an_adapter_that_outlasts_rounding_is_merged_as_before(adapter, caplog):
 def test_the_share_left_by_rounding_is_that_of_the_weights(adapter):
     for scale, expected in ((8, (0.95, 1.01)), (0.002, (0, 0.5))):
         folder = adapter(torch.bfloat16, scale=scale)
-        share = share_left_by_rounding(load_model(Lineage.read(str(folder)), {})[0])
+        share = share_left_by_rounding(load_model(Lineage.read(str(folder)), {"dtype": "auto"})[0])
         assert expected[0] <= share <= expected[1]
         shutil.rmtree(folder)
 

@@ -71,7 +71,7 @@ FITS = {
     "everything linear": ({"target_modules": "all-linear"}, 14),
     "the head": ({"target_modules": ["lm_head"]}, 1),
     "one layer": ({"layers_to_transform": [1]}, 2),
-    "one layer by number": ({"layers_to_transform": 0, "layers_pattern": "layers"}, 2),
+    "one layer by number": ({"layers_to_transform": 1, "layers_pattern": "layers"}, 2),
     "one left out": ({"target_modules": "all-linear", "exclude_modules": ["up_proj"]}, 12),
     "patterns that agree": ({"alpha_pattern": {"q_proj": 8, "self_attn.q_proj": 8}}, 4),
     "PiSSA": ({"init_lora_weights": "pissa"}, 4),
