@@ -53,6 +53,7 @@ def run_folder(folder, model):
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern")  # of plain peft
 @pytest.mark.parametrize("architecture", [MIXTRAL, QWEN3, GEMMA3], ids=lambda a: a.model_type)
 def test_everything_linear_goes_the_whole_way(tmp_path, architecture):
     """Train, save, read back, go on in every way, export both ways, reload with plain libraries."""
@@ -76,6 +77,7 @@ def test_everything_linear_goes_the_whole_way(tmp_path, architecture):
     assert said.difference(merged)[1] < 1e-4 and said.difference(adapted)[1] < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern")
 def test_adapters_on_experts_are_joined_into_one(tmp_path):
     root = make_root(tmp_path / "root", model_of(MIXTRAL))
     first = run_folder(
