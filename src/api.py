@@ -115,9 +115,9 @@ class Evaluation(Mapping[str, float]):
         return len(self.figures)
 
     def __str__(self) -> str:
-        from unlora.eval import lines
+        from unlora.eval import figures
 
-        return lines(self.figures, self.intervals)
+        return "\n".join(filter(None, figures(self.figures, [(self.folder, "OWN")])))
 
 
 AnyModel = str | Path | Model | Unlearned

@@ -30,7 +30,6 @@ def run(cfg: Any) -> dict[str, float]:
 
     from unlora import references
     from unlora.evals import Subject, build_suites, evaluate_all
-    from unlora.evals.logs import intervals
     from unlora.evals.passes.batches import halvings
     from unlora.evals.processes import joined
     from unlora.evals.progress import without_library_bars
@@ -68,7 +67,10 @@ def run(cfg: Any) -> dict[str, float]:
             guard.enter_context(evaluation_is_pure(model))
             return model
 
-        subject = Subject(load, key, root_key, None if lineage.links else NO_ADAPTERS)
+        subject = Subject(
+            load, key, root_key, None if lineage.links else NO_ADAPTERS,
+            is_target=not references.made_to_forget(config),
+        )  # fmt: skip
         if config.plan:
             planned = [row for suite in suites for row in suite.plan(subject)]
             if not is_main_process():
@@ -94,26 +96,52 @@ def run(cfg: Any) -> dict[str, float]:
     ran_out = {"memory_ran_out": {"evaluation": halved}} if halved else {}
     record.finish(lineage=str(lineage), **ran_out, summary=summary)
     if is_main_process():
+        note, text = figures(summary, [(suite.output_dir, suite.kind) for suite in suites])
         if config.output == "json":
             finite = {k: v if math.isfinite(v) else None for k, v in summary.items()}
-            print(json.dumps(finite))
+            print(json.dumps({"note": note} | finite if note else finite))
         elif config.output == "lines":
-            bounds = [intervals(suite.output_dir, suite.kind) for suite in suites]
-            print(lines(summary, {name: b for one in bounds for name, b in one.items()}))
+            print("\n".join(filter(None, (note, text))))
+        elif note:
+            logger.warning("%s", note)
     logger.info("finished: %s", folder)
     return summary
 
 
-def lines(summary: Mapping[str, float], bounds: Mapping[str, tuple[float, float]]) -> str:
-    """One line for each metric: its value, and the 95 % interval where it has one."""
+def lines(
+    summary: Mapping[str, float],
+    bounds: Mapping[str, tuple[float, float]],
+    notes: Mapping[str, str] | None = None,
+) -> str:
+    """One line for each metric: its value, the 95 % interval where it has one, and its note."""
     from unlora.shown import printable
 
     width = max(map(len, summary), default=0)
     found = []
     for name, value in sorted(summary.items()):
         interval = "  [{:.4g}, {:.4g}]".format(*bounds[name]) if name in bounds else ""
-        found.append(f"{printable(name):{width}}  {value:.6g}{interval}")
+        note = f"  ({printable((notes or {})[name])})" if name in (notes or {}) else ""
+        found.append(f"{printable(name):{width}}  {value:.6g}{interval}{note}")
     return "\n".join(found)
+
+
+def figures(summary: Mapping[str, float], logs: Sequence[tuple[Any, str]]) -> tuple[str, str]:
+    """What should be known before any figure, empty for nothing, and the figures by line.
+
+    Args:
+        logs: folder and kind of each log that the figures stand in.
+    """
+    from unlora.evals.logs import intervals, notes
+
+    bounds: dict[str, tuple[float, float]] = {}
+    said: dict[str, str] = {}
+    first = []
+    for folder, kind in logs:
+        bounds |= intervals(folder, kind)
+        of_log = notes(folder, kind)
+        first.append(of_log.pop("", ""))
+        said |= of_log
+    return " ".join(filter(None, first)), lines(summary, bounds, said)
 
 
 def as_text(planned: Sequence[Mapping[str, Any]]) -> str:

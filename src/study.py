@@ -90,7 +90,9 @@ def _written(
         found = [summary(stage) for stage in evaluated if stage.run == name]
         metrics = sorted({metric for one in found for metric in one})
         results[name] = over_seeds(found, metrics)
-    table = as_text(results)
+    entries = [Entry(s.run, s.role, Path(s.folder), s.seed) for s in evaluated]
+    read = report.compare(entries)
+    table = as_text(results, read.findings)
     write_json(folder / "summary.json", results)
     write_text(folder / "table.txt", table + "\n")
     failed = [f"{s.title}: {done.failed[s.name]}" for s in stages if s.name in done.failed]
@@ -98,9 +100,8 @@ def _written(
         "trials": list(trials), "budget": budget, "missing": failed,
     }  # fmt: skip
     write_json(folder / "study.json", description)
-    entries = [Entry(s.run, s.role, Path(s.folder), s.seed) for s in evaluated]
     page = report.write(
-        folder, entries, title=folder.name, trials=trials, budget=budget, missing=failed
+        folder, read, title=folder.name, trials=trials, budget=budget, missing=failed
     )
     print(f"\n{table}\n\nThe page: {page}")
     return results

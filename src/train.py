@@ -41,10 +41,10 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
     from unlora.data import fingerprint, load_parts
     from unlora.data.chat import Chat
     from unlora.errors import InputError
-    from unlora.eval import lines
+    from unlora.eval import figures
     from unlora.evals import build_suites, evaluate_all
-    from unlora.evals.logs import intervals
     from unlora.evals.passes.batches import halvings
+    from unlora.evals.target import TargetCheck, retain_probability
     from unlora.model import as_trained, check_model, get_model, load_args, load_tokenizer
     from unlora.model.guards import evaluation_is_pure, saved_equals_trained
     from unlora.model.identity import content_of
@@ -159,6 +159,10 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
             model, plugins.start, parts, pad_id=tokenizer.pad_token_id,
             batch_size=args.train_batch_size, seed=args.seed,
         )  # fmt: skip
+    checks = []
+    if config.mode == "unlearn" and "forget" in parts.rows:
+        forget, ids = parts.rows["forget"], (tokenizer.pad_token_id, tokenizer.eos_token_id)
+        checks.append(TargetCheck(forget, *ids, retain_probability(suites)))
     divergence = Divergence(config.trainer.on_divergence)
     guards = Guards(divergence)
     tracking = closing(Trackers(trackers, folder, guards))
@@ -174,7 +178,7 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
             divergence=divergence,
             resumption=resumed,
             processing_class=tokenizer,
-            callbacks=[guards, tracked, preemption],
+            callbacks=[guards, tracked, preemption, *checks],
         )
         record.begin(fresh=resume is None)
         args.eval_on_start &= resume is None
@@ -221,8 +225,10 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
         summary=summary,
     )
     if summary:
-        bounds = [intervals(Path(folder) / "evals", suite.kind) for suite in suites]
-        logger.info("%s", lines(summary, {name: b for one in bounds for name, b in one.items()}))
+        note, text = figures(summary, [(Path(folder) / "evals", suite.kind) for suite in suites])
+        if note:
+            logger.warning("%s", note)
+        logger.info("%s", text)
     logger.info("finished: %s", folder)
     if evaluate:
         logger.info("next: %s", next_command(config.mode, folder))

@@ -20,10 +20,10 @@ RETAIN = [
 OTHERS = {"paraphrased_answer": "It is kept by Ada.", "perturbed_answer": ["By Bo.", "By Cy."]}
 OF_FORGET = {
     "forget_Q_A_Prob", "forget_Q_A_ROUGE", "exact_memorization", "extraction_strength",
-    "forget_repetition",
+    "forget_repetition", "forget_leakage", "forget_facts",
 }  # fmt: skip
 OF_RETAIN = {
-    "retain_Q_A_Prob", "retain_Q_A_ROUGE", "retain_repetition", "retain_utility", "collapsed"
+    "retain_Q_A_Prob", "retain_Q_A_ROUGE", "retain_repetition", "retain_utility", "retain_facts"
 }  # fmt: skip
 OF_HOLDOUT = {
     "mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus", "mia_gradnorm", "mia_recall",
@@ -102,7 +102,12 @@ def test_forget_and_retain_data_are_enough(model, capsys):
     # and the rest says what it takes
     assert "give data.holdout=FILE" in log["mia_loss"]["not_computed"]
     assert "paraphrased_answer" in log["forget_Truth_Ratio"]["not_computed"]
-    assert "give data.holdout=FILE" in err
+    # in the log, not on the screen: there a line says how many and where
+    said = [line for line in err.splitlines() if "not computed" in line]
+    assert len(said) == 1 and said[0].endswith("saves/eval/eval_mine/OWN_SUMMARY.json")
+    assert "collapsed" in said[0] and len(said[0]) < 200 and "holdout" not in err
+    assert log["collapsed"]["not_computed"].startswith("not known: there is no target")
+    assert "target_logs_path" in log["collapsed"]["not_computed"]
 
 
 def test_holdout_data_and_further_columns_bring_their_figures(model, capsys):

@@ -6,6 +6,7 @@ import os
 import shutil
 import weakref
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -372,6 +373,43 @@ def test_auto_takes_the_model_before_unlearning_as_target(home):
     without_log("full")
     summary = evaluation.run(eval_config(auto, "task_name=mine"))
     assert 0 <= summary["agg"] <= 1 and os.path.isfile(full)
+
+
+def changed(run, **model):
+    """A copy of a run whose record says something else of its model."""
+    shutil.copytree(run, "saves/finetune/changed")
+    file = Path("saves/finetune/changed/run_config.json")
+    content = json.loads(file.read_text())
+    content["model"] |= model
+    file.write_text(json.dumps(content))
+    return "saves/finetune/changed"
+
+
+def test_a_gold_run_is_given_without_a_word(home, caplog):
+    find("retain_logs_path=saves/finetune/retain90")
+    find(f"retain_logs_path={GOLD_LOG}")
+    assert "may not mean" not in caplog.text
+
+
+@pytest.mark.parametrize("why", ["seen", "forgot", "template", "root"])
+def test_what_speaks_against_a_retain_model_is_said(home, caplog, why):
+    given, said = "saves/finetune/retain90", ""
+    if why == "seen":
+        given, said = "saves/finetune/full", "full was trained on rows that are to be forgotten"
+    elif why == "forgot":
+        shutil.copytree("saves/unlearn/npo", "saves/unlearn/other")
+        given, said = "saves/unlearn/other", "it was made to forget itself"
+    elif why == "template":
+        given, said = changed(given, template_args={"system_prompt": "Be brief."}), "another templ"
+    else:
+        shutil.copytree("root", "other")
+        llama(max_position_embeddings=512, seed=5).save_pretrained("other")
+        given = changed(given, model_args={"pretrained_model_name_or_path": "other"})
+        said = "it stands on another root model, other (this one on root)"
+    found, log = find(f"retain_logs_path={given}")
+    assert log == f"{given}/evals/TOFU_EVAL.json" and not found.pending
+    (line,) = (r.message for r in caplog.records if "may not mean" in r.message)
+    assert line.startswith(f"eval.tofu.retain_logs_path: {given}: ") and said in line
 
 
 def test_what_was_never_made_to_forget_has_no_target(home):

@@ -171,8 +171,8 @@ class HarnessSuite:
             with bar or Bar() as shown:
                 values = self._values(Subject.of(model), self.tasks, shown)
         for name, value in values.items():
-            if why := value.not_computed or value.not_scored:
-                logger.warning("%s: %s is not computed: %s", self.name, name, why)
+            if value.not_scored:
+                logger.warning("%s: %s has no value: %s", self.name, name, value.not_scored)
         if output_dir is not None and is_main_process():
             write_log(Path(output_dir), KIND, values)
         return {name: value.value for name, value in values.items() if not value.not_computed}

@@ -11,6 +11,7 @@ what a reader should know.
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,19 @@ WHOSE = {
 }
 
 
-def write_log(folder: Path, kind: str, values: Mapping[str, Value]) -> None:
-    """Write ``<kind>_EVAL.json`` and ``<kind>_SUMMARY.json``, each of them whole or not at all."""
+def write_log(
+    folder: Path, kind: str, values: Mapping[str, Value], note: str | None = None
+) -> None:
+    """Write ``<kind>_EVAL.json`` and ``<kind>_SUMMARY.json``, each of them whole or not at all.
+
+    Args:
+        note: what a reader should know before any figure; first in the summary.
+    """
     write_json(
         folder / f"{kind}_EVAL.json", {name: _entry(values[name]) for name in sorted(values)}
     )
-    summary = {name: _plain(v.value) for name, v in sorted(values.items()) if not v.not_computed}
+    summary: dict[str, Any] = {"note": note} if note else {}
+    summary |= {name: _plain(v.value) for name, v in sorted(values.items()) if not v.not_computed}
     for why in ("not_computed", "not_scored"):
         reasons = {name: getattr(v, why) for name, v in sorted(values.items()) if getattr(v, why)}
         summary |= {why: reasons} if reasons else {}
@@ -46,15 +54,30 @@ def write_log(folder: Path, kind: str, values: Mapping[str, Value]) -> None:
 
 def intervals(folder: Path, kind: str) -> dict[str, tuple[float, float]]:
     """The 95 % intervals of the log in a folder: metric -> lower and upper bound."""
-    try:
-        entries = json.loads((folder / f"{kind}_EVAL.json").read_text("utf-8"))
-    except OSError:
-        return {}
     return {
         name: (entry["interval95"][0], entry["interval95"][1])
-        for name, entry in entries.items()
+        for name, entry in _written(folder / f"{kind}_EVAL.json").items()
         if entry.get("interval95")
     }
+
+
+def notes(folder: Path, kind: str) -> dict[str, str]:
+    """What a reader should know of the figures of the log in a folder: metric -> in words.
+
+    Under the empty name what should be known before any of them.
+    """
+    first = {"": note} if (note := _written(folder / f"{kind}_SUMMARY.json").get("note")) else {}
+    entries = _written(folder / f"{kind}_EVAL.json").items()
+    return first | {name: entry["note"] for name, entry in entries if entry.get("note")}
+
+
+def _written(file: Path) -> dict[str, Any]:
+    """What :func:`write_log` wrote; nothing where the file is not there."""
+    try:
+        content: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        return content
+    except OSError:
+        return {}
 
 
 def find_log(path: str | Path, kind: str, key: str = "retain_logs_path") -> Path:
@@ -89,6 +112,7 @@ class Log:
         path: log file or run folder; None when there is no such model.
         key: of the config, for messages.
         advice: how to come by a log that is missing.
+        missed: False where nobody expects one, as of a model that is a reference itself.
 
     Raises:
         InputError: it is not there, or it is no log.
@@ -100,9 +124,16 @@ class Log:
         kind: str,
         key: str = "retain_logs_path",
         advice: str | None = None,
+        missed: bool = True,
     ):
-        self.kind, self.key, self.advice = kind, key, advice
+        self.kind, self.key, self.advice, self.missed = kind, key, advice, missed
         self.file = find_log(path, kind, key) if path else None
+        other = re.fullmatch(r"([A-Za-z]+)_EVAL\.json", self.file.name) if self.file else None
+        if other and other[1] != kind:
+            raise InputError(
+                f"{key} {str(self.file)!r} is a log of {other[1]}, and this evaluation is of "
+                f"{kind}. Give the {kind}_EVAL.json of {WHOSE[key]}."
+            )
         self.entries: dict[str, Any] = {}
         if self.file:
             try:
@@ -126,7 +157,7 @@ class Log:
         key = KEYS[which]
         given = config.get(key)
         if isinstance(given, Mapping):  # nothing was found for it
-            return cls(None, kind, key, given["advice"])
+            return cls(None, kind, key, given["advice"], given.get("missed", True))
         return cls(given, kind, key)
 
     def value(self, name: str) -> Value:
@@ -144,6 +175,11 @@ class Log:
         if not isinstance(entry, dict) or entry.get("agg_value") is None:
             return Value.missing(f"the log {self.file} has no value for {name}")
         return read_value(entry)
+
+    def values(self) -> dict[str, Value]:
+        """Every metric that the log has a value of."""
+        found = {name: self.value(name) for name in self.entries}
+        return {name: value for name, value in found.items() if not value.not_computed}
 
 
 def read_value(entry: Mapping[str, Any]) -> Value:

@@ -208,5 +208,12 @@ def evaluate(
                 inputs.append(None if given is None else get(kind, given))
             else:
                 inputs.append([get(kind, source) for source in given])
-        values[request.name] = request.metric.fn(*inputs, **request.settings)
+        value = request.metric.fn(*inputs, **request.settings)
+        values[request.name] = _with_advice(value, request, log) if value.not_computed else value
     return values
+
+
+def _with_advice(value: Value, request: Request, log: Callable[[str, str], Value]) -> Value:
+    """A metric that could not do without a log that is optional: also how to come by that."""
+    missing = [log(kind, source).not_computed for kind, source in request.sources() if kind in LOGS]
+    return Value.missing("; ".join(filter(None, (value.not_computed, *missing))))

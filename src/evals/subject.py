@@ -34,6 +34,7 @@ class Subject:
         root_key: the same of its root model.
         no_root: why its root model cannot be asked, where that is so.
         no_gradients: why no gradient norm can be taken of it, where that is so.
+        is_target: whether nothing was made to forget yet.
     """
 
     load: Callable[[], nn.Module]
@@ -41,6 +42,7 @@ class Subject:
     root_key: str | None = None
     no_root: str | None = None
     no_gradients: str | None = None
+    is_target: bool = False
 
     @classmethod
     def of(cls, model: "nn.Module | Subject") -> "Subject":

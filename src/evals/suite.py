@@ -14,6 +14,7 @@ from unlora.data.chat import Chat
 from unlora.errors import InputError
 from unlora.evals.answers import OF_ROOT, Questioner, Settings
 from unlora.evals.cache import Kept
+from unlora.evals.log_checks import check_logs
 from unlora.evals.logs import Log, write_log
 from unlora.evals.plan import (
     AFTER,
@@ -31,6 +32,7 @@ from unlora.evals.progress import Bar
 from unlora.evals.records import Value
 from unlora.evals.sources import ReadRows, Source, check_source
 from unlora.evals.subject import Subject
+from unlora.evals.target import doubt
 from unlora.registry import unknown
 from unlora.run import is_main_process
 
@@ -49,6 +51,8 @@ OWN_KEYS = (
 OTHER_KEYS = ("path", "forget_split", "holdout_split", "question_key", "answer_key", "data_split",
               "subject")  # fmt: skip
 # passes that take one answer for each example
+MISSED_FIRST = ("collapsed", "forget_quality", "privleak")
+NAMED = 3  # metrics without a value that are named in a line
 OF_ONE_ANSWER = ("score", "score_root", "hidden", "hidden_root", "gradient_norm")
 logger = logging.getLogger(__name__)
 
@@ -143,7 +147,10 @@ class Suite:
             except InputError as error:
                 raise InputError(f"eval.{name}: data set {source}: {error}") from error
         self.missing = self._missing_columns()
-        self._check_rows()
+        try:
+            check_logs(self.requests, self.logs, self.sources, self.missing)
+        except InputError as error:
+            raise InputError(f"eval.{name}: {error}") from error
 
     def prepare(self) -> None:
         """Make all data into tokens now, so that what is wrong with them shows before training."""
@@ -242,21 +249,42 @@ class Suite:
         for request in requests:
             cut = questioner.num_cut(questions([request]))
             values[request.name] = replace(values[request.name], cut=cut)
-        self._warn(values)
+        self._warn(values, output_dir)
         if output_dir is not None and is_main_process():
-            write_log(Path(output_dir), self.kind, values)
+            target = values if subject.is_target else self.logs["target"].values()
+            write_log(
+                Path(output_dir),
+                self.kind,
+                values,
+                doubt(self.kind, target, self.logs["reference"]),
+            )
         return {name: value.value for name, value in values.items() if not value.not_computed}
 
-    def _warn(self, values: Mapping[str, Value]) -> None:
-        """Say once each why metrics have no value, and how many rows the others lack."""
+    def _warn(self, values: Mapping[str, Value], output_dir: str | Path | None) -> None:
+        """Say in a line which metrics are not computed, and once each why others lack rows."""
         reasons: dict[str, list[str]] = {}
         for name, value in values.items():
-            if why := value.not_computed or value.not_scored:
-                reasons.setdefault(why, []).append(name)
+            if value.not_scored:
+                reasons.setdefault(value.not_scored, []).append(name)
             elif value.unscored:
                 logger.warning("%s: %s: %d rows not scored", self.name, name, value.unscored)
         for why, names in reasons.items():
-            logger.warning("%s: not computed: %s: %s", self.name, ", ".join(names), why)
+            logger.warning("%s: no value: %s: %s", self.name, ", ".join(names), why)
+        expected = {log.advice for log in self.logs.values() if not log.missed}
+        left = [
+            name
+            for name, value in values.items()
+            if value.not_computed and not any(str(why) in value.not_computed for why in expected)
+        ]
+        if left:
+            left.sort(key=lambda name: (name not in MISSED_FIRST, name))
+            more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
+            where = Path(output_dir or "") / f"{self.kind}_SUMMARY.json"
+            logger.warning(
+                "%s: not computed: %s%s. Why, and what to give: %s",
+                self.name, ", ".join(left[:NAMED]), more,
+                where if output_dir is not None else "unlora eval ... --plan",
+            )  # fmt: skip
 
     def _questioner(
         self, subject: Subject, chosen: Mapping[str, Sequence[int]], bar: Bar | None = None
@@ -328,28 +356,6 @@ class Suite:
                             f"{'one' if kind == 'score_each' else 'several'}."
                         )
         return missing
-
-    def _check_rows(self) -> None:
-        """Refuse a log that was made on other data, as far as the row counts tell.
-
-        Raises:
-            InputError: the counts differ.
-        """
-        for request in self.requests:
-            for kind, name in request.sources():
-                rows = self._log(kind, name).per_example if kind in LOGS else None
-                if isinstance(rows, Mapping):
-                    rows = rows.get("forget")
-                if not rows:
-                    continue
-                below = needed(self.requests, [request.name])
-                sizes = {len(self.sources[s]) for _, s in questions(below)}
-                if len(rows) not in sizes:
-                    raise InputError(
-                        f"eval.{self.name}: the log {self.logs[kind].file} has {len(rows)} rows "
-                        f"for {name}, this evaluation {max(sizes)}: it was made on other data. "
-                        "Give a log of the same forget_split."
-                    )
 
     def _check_overwrite(self, folder: Path) -> None:
         log = folder / f"{self.kind}_EVAL.json"

@@ -25,6 +25,7 @@ from unlora.evals.passes.batches import gathered, rank_and_size
 from unlora.evals.suite import KINDS
 from unlora.model.lineage import FILE, Lineage, looks_local
 from unlora.references.advice import how_to_make_gold
+from unlora.references.doubts import doubts
 from unlora.references.gold import RUN_CONFIG, History, find_gold, same, start_of
 from unlora.references.logs import fitting_log, log_in
 from unlora.references.model import RETAIN, TARGET, evaluate, own_path, why_unusable
@@ -111,7 +112,13 @@ def _find(config: Config, suite: str, key: str) -> Any:
         return {"advice": advice} if advice else None
     if given == "auto":
         return _auto_retain(config, suite) if key == RETAIN else _auto_target(config, suite)
-    return _given(config, suite, key, given)
+    answer = _given(config, suite, key, given)
+    if said := doubts(config, suite, key, given):
+        logger.warning(
+            "eval.%s.%s: %s: figures beside it may not mean what they say: %s",
+            suite, key, given, "; ".join(said),
+        )  # fmt: skip
+    return answer
 
 
 def _given(config: Config, suite: str, key: str, path: str) -> str | Pending:
@@ -177,7 +184,10 @@ def _auto_retain(config: Config, suite: str) -> Any:
 
 def _auto_target(config: Config, suite: str) -> Any:
     """The model before it was made to forget: its log, ``Pending``, or advice."""
-    target = _start(config)
+    try:
+        target = _start(config)
+    except InputError as error:
+        return {"advice": f"auto cannot tell the model before it was made to forget: {error}"}
     if target is None:
         return {
             "advice": f"auto knows no model that {own_path(config)} was made to forget from. Set "
@@ -189,6 +199,14 @@ def _auto_target(config: Config, suite: str) -> Any:
     if why := why_unusable(config, target):
         return {"advice": f"auto found {target}, which cannot be used: {why}"}
     return _pending(config, suite, TARGET, target)
+
+
+def made_to_forget(config: Config) -> bool:
+    """Whether the model of a config was made to forget, as far as its folder tells."""
+    try:
+        return _start(config) is not None
+    except InputError:  # which is said when it is loaded
+        return True
 
 
 def _start(config: Config) -> str | None:

@@ -82,6 +82,12 @@ class Unseen:
                         probes |= set(_pieces(plain(row[declared["text_key"]])))
         return cls(frozenset(questions), frozenset(probes))
 
+    def can_tell(self, config: Mapping[str, Any]) -> bool:
+        """Whether there is something by which forget rows would be known in what a run read."""
+        read = data_sets(config.get("data") or {}, "train")
+        kinds = {declared["handler"] == "PretrainingDataset" for declared in read}
+        return bool(kinds) and all(self.probes if text else self.questions for text in kinds)
+
     def by(self, config: Mapping[str, Any], load: ReadRows) -> int | None:
         """How many rows a run was trained on; None if one is among these, or it cannot be told."""
         count = 0
@@ -131,7 +137,7 @@ def find_gold(
             continue
         try:
             other = History.of(str(folder))
-            if not other.runs or not _same_origin(history.origin, other.origin):
+            if not other.runs or not same_origin(history.origin, other.origin):
                 continue
             trained_on = {_place(path) for path in _paths(other.runs[0][1]["data"], "train")}
             if not trained_on or not trained_on <= places:
@@ -208,7 +214,8 @@ def _reader(run: Mapping[str, Any], config: Config, load: ReadRows) -> ReadRows:
     return load if folder == config.paths.datasets_dir else ReadRows(folder)
 
 
-def _same_origin(one: str, other: str) -> bool:
+def same_origin(one: str, other: str) -> bool:
+    """Whether two models that others were made from are the same, by name or by content."""
     if one == other or same(one, other):
         return True
     return os.path.isdir(one) and os.path.isdir(other) and fingerprint(one) == fingerprint(other)

@@ -30,7 +30,8 @@ ITSELF = "None is needed: this model is a reference itself"
 def evaluate(config: Config, model: str, folders: Mapping[str, Path]) -> None:
     """Evaluate a model with some suites, each into its folder; the model is gone afterwards."""
     section = section_with(config.model, model)
-    of_reference = {RETAIN: {"advice": ITSELF}, TARGET: {"advice": ITSELF}, "overwrite": True}
+    itself = {"advice": ITSELF, "missed": False}
+    of_reference = {RETAIN: itself, TARGET: itself, "overwrite": True}
     wanted = {
         suite: {**config.eval[suite], **of_reference, "output_dir": str(folder)}
         for suite, folder in folders.items()

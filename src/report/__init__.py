@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unlora.report.findings import Comparison, compare
 from unlora.report.results import Entry
 
-__all__ = ["Entry", "write"]
+__all__ = ["Comparison", "Entry", "compare", "write"]
 
 
 def write(
     folder: Path,
-    entries: Sequence[Entry],
+    entries: Sequence[Entry] | Comparison,
     *,
     title: str,
     trials: Sequence[Mapping[str, Any]] = (),

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from unlora.errors import InputError
-from unlora.report import write
+from unlora.report import compare, write
 from unlora.report.results import Entry
 from unlora.report.roles import STUDY, entries_of, read_study
+from unlora.report.table import warnings
 from unlora.shown import safe
 
 RUNS = "folder of a run, of a study, or of Open-Unlearning's saves/"
@@ -61,11 +62,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     title = args.title or ", ".join(dict.fromkeys(names)) or "runs"
     if args.output.exists() and not args.output.is_dir():
         raise InputError(f"--output is {str(args.output)!r}, which is no folder. Give another.")
+    read = compare(entries)
     page = write(
-        args.output, entries, title=title, trials=trials, budget=" ".join(budgets) or None,
+        args.output, read, title=title, trials=trials, budget=" ".join(budgets) or None,
         missing=missing,
     )  # fmt: skip
-    print(safe(_summary(entries, page)))
+    print(safe("\n".join([*warnings(read.findings), _summary(entries, page)])))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from unlora.collapse import why_collapsed
-from unlora.report.results import Cell, Row, number
+from unlora.collapse import why_collapsed, why_unknown
+from unlora.report.results import Cell, Entry, Row, kinds_of, number, read_rows
 from unlora.report.suites import SUITES, Aim, Suite, aim, end
-
-LEAST_WAY = 0.05  # where target and gold differ by less, a figure says nothing about forgetting
+from unlora.report.written import Written, written
+from unlora.target_check import hardly_knows, told_apart
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,11 @@ class Point:
 
     Attributes:
         forgot: with target and gold the share of the way from target (0) to gold (1), above 1
-            beyond gold; with the target alone the share of its forget figures that is gone;
-            without one minus their mean.
+            beyond gold; with the target alone the share of its forget figures that is gone, of
+            choices the share of what is above guessing; without one minus their mean.
         capped: the same without what goes beyond: too much of one figure makes up for no other.
-        kept: utility as a share of the target's; the utility itself where that is not known.
+        kept: utility as a share of the target's, of choices of what is above guessing; the
+            utility itself where that is not known.
     """
 
     forgot: float | None
@@ -33,7 +34,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the table and what follows from it."""
+    """One row of the table and what follows from it.
+
+    Attributes:
+        collapsed: why it is called so; empty for a sound model.
+        unknown: why nobody can say whether it collapsed, where that is so.
+        written: what it writes about the data to be forgotten.
+    """
 
     row: Row
     cells: Mapping[str, Cell]
@@ -41,6 +48,8 @@ class Line:
     seeds: tuple[Point, ...]
     collapsed: tuple[str, ...]
     best: frozenset[str]
+    unknown: str | None = None
+    written: Written = Written()
 
     @property
     def name(self) -> str:
@@ -59,6 +68,9 @@ class Findings:
         scale: what ``Point.forgot`` is: ``gold`` the way to gold, ``target`` the share gone,
             ``raw`` one minus the figures.
         forget: the figures that it is measured by.
+        alike: forget figures that do not tell the target from gold (without gold: from one that
+            knows nothing), so that no way between them can be measured.
+        target_is_weak: with the target alone, whether it hardly knows what is to be forgotten.
     """
 
     kind: str
@@ -69,6 +81,13 @@ class Findings:
     aims: Mapping[str, Aim | None]
     scale: str
     forget: tuple[str, ...]
+    alike: tuple[str, ...] = ()
+    target_is_weak: bool = False
+
+    @property
+    def meaningless(self) -> bool:
+        """Whether nothing tells target and gold apart: no figure of a way means anything then."""
+        return not self.forget and bool(self.alike)
 
     @property
     def methods(self) -> tuple[Line, ...]:
@@ -77,8 +96,33 @@ class Findings:
     def of(self, role: str) -> Line | None:
         return next((line for line in self.lines if line.role == role), None)
 
+    def note(self, metric: str) -> str:
+        """What a reader should know of a figure of any run."""
+        if metric not in self.alike:
+            return ""
+        what = "target and gold do not differ" if self.scale == "gold" else "the target knows none"
+        return f"says nothing about forgetting: {what}"
+
     def heading(self, metric: str) -> str:
         return self.suite.main.get(metric, metric)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs, and what they came to by each kind of log."""
+
+    rows: tuple[Row, ...]
+    findings: tuple[Findings, ...]
+
+
+def compare(entries: Sequence[Entry]) -> Comparison:
+    """Read runs and compare them.
+
+    Raises:
+        InputError: see :func:`unlora.report.results.read_rows`.
+    """
+    rows = tuple(read_rows(entries))
+    return Comparison(rows, tuple(find(rows, kind) for kind in kinds_of(rows)))
 
 
 def find(rows: Sequence[Row], kind: str) -> Findings:
@@ -96,10 +140,13 @@ def find(rows: Sequence[Row], kind: str) -> Findings:
     forget = [name for name in suite.forget if name in valued]
     # an attack has no zero: what it reaches on a model that never saw the data is gold's to say
     forget = [name for name in forget if scale == "gold" or not name.startswith("mia_")]
-    if scale == "gold" and target and gold:
-        forget = [
-            n for n in forget if _differ(cells[target.name][n].mean, cells[gold.name][n].mean)
-        ]
+    alike = []
+    if target:
+        far = Cell(suite.chance, interval=(suite.chance, suite.chance))
+        of = {n: (cells[target.name][n], cells[gold.name][n] if gold else far) for n in forget}
+        alike = [n for n, pair in of.items() if None not in (pair[0].mean, pair[1].mean)]
+        alike = [n for n in alike if not _apart(*of[n])]
+        forget = [n for n in forget if n not in alike and (not gold or _apart(*of[n]))]
     config = _suite_config(rows, kind)
     aims = {
         name: _without_gold(name, aim(name, config)) if gold is None else aim(name, config)
@@ -107,7 +154,9 @@ def find(rows: Sequence[Row], kind: str) -> Findings:
     }
     of_gold = cells[gold.name] if gold else {}
     broken = {row.name: _collapsed(row, kind, suite, cells, target) for row in rows}
-    best = _best(rows, cells, aims, of_gold, broken)
+    silent = {*alike, *(n for n in names if not forget and alike and aims[n] in ("gold", "zero"))}
+    best = _best(rows, cells, {n: None if n in silent else a for n, a in aims.items()}, of_gold,
+                 broken)  # fmt: skip
 
     def point(row: Row, seed: int | None = None) -> Point:
         number_of = None if seed is None else row.results[seed].entry.seed
@@ -123,11 +172,12 @@ def find(rows: Sequence[Row], kind: str) -> Findings:
                     return number(result.logs.get(kind, {}).get(metric, {}))
             return cells[of.name].get(metric, Cell()).mean
 
-        shares = [_share(value(row, m), value(target, m), value(gold, m)) for m in forget]
+        ends = [(value(target, m), value(gold, m) if gold else suite.chance) for m in forget]
+        shares = [_share(value(row, m), *both) for m, both in zip(forget, ends, strict=True)]
         known = [share for share in shares if share is not None]
         utility, before = value(row, suite.utility), value(target, suite.utility)
         if target is not None:
-            utility = utility / before if utility is not None and before else None
+            utility = _kept(utility, before, suite.chance)
         if not known or len(known) < len(shares):
             return Point(None, None, utility, number_of)
         return Point(fmean(known), fmean(min(share, 1.0) for share in known), utility, number_of)
@@ -140,15 +190,28 @@ def find(rows: Sequence[Row], kind: str) -> Findings:
             tuple(point(row, i) for i in range(len(row.results)) if len(row.results) > 1),
             tuple(broken[row.name]),
             frozenset(name for name in names if row.name in best[name]),
+            _unknown(row, kind, suite, cells, target),
+            written(row, kind, suite, gold or target),
         )
         for row in rows
     ]
     others = tuple(name for name in names if name not in main)
-    return Findings(kind, suite, tuple(lines), tuple(main), others, aims, scale, tuple(forget))
+    return Findings(
+        kind, suite, tuple(lines), tuple(main), others, aims, scale, tuple(forget), tuple(alike),
+        scale == "target" and target is not None and _is_weak(target, kind),
+    )  # fmt: skip
 
 
-def _differ(a: float | None, b: float | None) -> bool:
-    return a is not None and b is not None and abs(a - b) >= LEAST_WAY
+def _apart(target: Cell, gold: Cell) -> bool:
+    return told_apart(target.mean, gold.mean, target.interval, gold.interval)
+
+
+def _is_weak(target: Row, kind: str) -> bool:
+    """Whether a target hardly knows what is to be forgotten, by its answers to each row."""
+    probabilities = target.scores(kind, "forget_Q_A_Prob", "prob")
+    suffixes = target.scores(kind, "extraction_strength", "score")
+    by_heart = [share == 1 for share in suffixes]
+    return bool(by_heart and probabilities) and hardly_knows(fmean(probabilities), by_heart)
 
 
 def _without_gold(name: str, found: Aim | None) -> Aim | None:
@@ -175,14 +238,31 @@ def _collapsed(
 
     if row.role == "target" or suite.utility not in cells[row.name]:
         return []
-    utility, repetition = mean(row.name, suite.utility), mean(row.name, suite.repetition)
-    return why_collapsed(
-        math.nan if utility is None else utility,
-        math.nan if repetition is None else repetition,
-        mean(target.name, suite.utility) if target else None,
-        unscored=row.count(kind, suite.utility, "unscored"),
-        utility_floor=suite.utility_floor,
-    )
+    repetition = mean(row.name, suite.repetition)
+    utility, settings = _utility(row, kind, suite, cells, target)
+    return why_collapsed(utility, math.nan if repetition is None else repetition, **settings)
+
+
+def _unknown(
+    row: Row, kind: str, suite: Suite, cells: Mapping[str, Mapping[str, Cell]], target: Row | None
+) -> str | None:
+    if row.role != "method" or suite.utility not in cells[row.name]:
+        return None
+    utility, settings = _utility(row, kind, suite, cells, target)
+    return why_unknown(utility, **settings)
+
+
+def _utility(
+    row: Row, kind: str, suite: Suite, cells: Mapping[str, Mapping[str, Cell]], target: Row | None
+) -> tuple[float, dict[str, Any]]:
+    """A run's utility, and what it is judged by."""
+    utility = cells[row.name][suite.utility].mean
+    return math.nan if utility is None else utility, {
+        "target": cells[target.name].get(suite.utility, Cell()).mean if target else None,
+        "unscored": row.count(kind, suite.utility, "unscored"),
+        "utility_floor": suite.utility_floor,
+        "chance": suite.chance,
+    }
 
 
 def _best(
@@ -212,10 +292,15 @@ def _best(
     return best
 
 
-def _share(value: float | None, target: float | None, gold: float | None) -> float | None:
+def _share(value: float | None, target: float | None, goal: float | None) -> float | None:
     if value is None:
         return None
     if target is None:
         return 1 - value
-    goal = 0.0 if gold is None else gold
-    return (target - value) / (target - goal) if target != goal else None
+    return (target - value) / (target - goal) if goal is not None and target != goal else None
+
+
+def _kept(utility: float | None, before: float | None, chance: float) -> float | None:
+    if utility is None or before is None or before <= chance:
+        return None
+    return max(0.0, utility - chance) / (before - chance)

@@ -9,8 +9,8 @@ from typing import Any
 
 from unlora.report import figures, ran, text, words
 from unlora.report.answers import Answers, collect, script_json
-from unlora.report.findings import Findings, Line, find
-from unlora.report.results import Entry, Row, kinds_of, read_rows
+from unlora.report.findings import Comparison, Findings, Line, compare
+from unlora.report.results import Entry, Row
 from unlora.report.suites import AIM_WORDS
 from unlora.run import write_text
 from unlora.shown import redacted
@@ -18,7 +18,7 @@ from unlora.shown import redacted
 
 def write(
     folder: Path,
-    entries: Sequence[Entry],
+    entries: Sequence[Entry] | Comparison,
     *,
     title: str,
     trials: Sequence[Mapping[str, Any]] = (),
@@ -42,8 +42,8 @@ def write(
         InputError: there is nothing to read, a log is missing or broken, or runs contradict each
             other.
     """
-    rows = read_rows(entries)
-    found = [find(rows, kind) for kind in kinds_of(rows)]
+    read = entries if isinstance(entries, Comparison) else compare(entries)
+    rows, found = read.rows, read.findings
     answers = {one.kind: collect([line.row for line in one.lines], one.kind) for one in found}
     runs = ran.facts(rows)
     page = folder / "report.html"

@@ -101,6 +101,12 @@ class Row:
             next((str(note) for note in notes if note), None),
         )
 
+    def scores(self, kind: str, metric: str, key: str) -> list[float]:
+        """A figure of every question, of all seeds."""
+        entries = (result.logs.get(kind, {}).get(metric, {}) for result in self.results)
+        tables = (entry.get("value_by_index") for entry in entries)
+        return [x for table in tables if isinstance(table, Mapping) for x in _column(table, key)]
+
     def count(self, kind: str, metric: str, key: str) -> int:
         """The sum over the seeds of a count in the log, such as ``unscored``."""
         found = (result.logs.get(kind, {}).get(metric, {}).get(key) for result in self.results)

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from unlora.target_check import FORGET_FIGURES
+
 Aim = Literal["gold", "high", "low", "zero"]
 AIM_WORDS: Mapping[Aim | None, str] = {
     "gold": "nearest gold is best",
@@ -25,6 +27,8 @@ class Suite:
         utility: what the model should still be able to do, 0..1.
         repetition: share of repetition in what it writes about data to be kept.
         utility_floor: see :func:`unlora.collapse.why_collapsed`.
+        chance: what guessing reaches in utility and forget figures; 0 where they are no choices.
+        forget_repetition, fluency: of what it writes about data to be forgotten.
     """
 
     title: str
@@ -33,9 +37,12 @@ class Suite:
     utility: str
     repetition: str = ""
     utility_floor: float = 0.1
+    chance: float = 0.0
+    forget_repetition: str = "forget_repetition"
+    fluency: str = "forget_fluency"
 
 
-_TOFU_FORGET = ("forget_Q_A_Prob", "forget_Q_A_ROUGE", "extraction_strength", "mia_min_k")
+LEAKAGE = "forget_leakage"
 _OF_QUESTIONS = {
     "forget_Q_A_Prob": "forget prob",
     "forget_Q_A_ROUGE": "forget ROUGE",
@@ -47,7 +54,7 @@ _OF_QUESTIONS = {
 }
 _TOFU = {**_OF_QUESTIONS, "model_utility": "utility"}
 SUITES: Mapping[str, Suite] = {
-    "TOFU": Suite("TOFU", _TOFU, _TOFU_FORGET, "model_utility", "retain_repetition"),
+    "TOFU": Suite("TOFU", _TOFU, FORGET_FIGURES["TOFU"], "model_utility", "retain_repetition"),
     "MUSE": Suite(
         "MUSE",
         {
@@ -58,9 +65,11 @@ SUITES: Mapping[str, Suite] = {
             "privleak": "privleak",
             "retain_knowmem_ROUGE": "retain ROUGE",
         },
-        ("forget_verbmem_ROUGE", "forget_knowmem_ROUGE", "extraction_strength", "mia_min_k"),
+        FORGET_FIGURES["MUSE"],
         "retain_knowmem_ROUGE",
         "retain_knowmem_repetition",
+        forget_repetition="forget_verbmem_repetition",
+        fluency="forget_verbmem_fluency",
     ),
     "RWKU": Suite(
         "RWKU",
@@ -72,14 +81,14 @@ SUITES: Mapping[str, Suite] = {
             "neighbor_level1_ROUGE": "neighbour cloze",
             "neighbor_level2_ROUGE": "neighbour answers",
         },
-        ("forget_level1_ROUGE", "forget_level2_ROUGE", "forget_level3_ROUGE"),
+        FORGET_FIGURES["RWKU"],
         "neighbor_level2_ROUGE",
         "neighbor_repetition",
     ),
     "OWN": Suite(
         "Own questions",
-        {**_OF_QUESTIONS, "retain_utility": "utility"},
-        _TOFU_FORGET,
+        {**_OF_QUESTIONS, LEAKAGE: "forget leakage", "retain_utility": "utility"},
+        FORGET_FIGURES["OWN"],
         "retain_utility",
         "retain_repetition",
         utility_floor=0.0,
@@ -92,8 +101,10 @@ SUITES: Mapping[str, Suite] = {
             "wmdp_chem/acc": "WMDP chem",
             "mmlu/acc": "MMLU",
         },
-        ("wmdp_bio/acc", "wmdp_cyber/acc", "wmdp_chem/acc"),
+        FORGET_FIGURES["LMEval"],
         "mmlu/acc",
+        utility_floor=0.0,
+        chance=0.25,
     ),
 }
 # the first that matches says which value is best; gold's is where there is no other right answer

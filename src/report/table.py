@@ -1,10 +1,10 @@
 """One table of runs and metrics, as plain text."""
 
-import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from unlora.collapse import why_collapsed
+from unlora.report import words
+from unlora.report.findings import Findings
 from unlora.report.suites import SUITES
 from unlora.shown import safe
 
@@ -12,7 +12,6 @@ Results = Mapping[str, Mapping[str, Mapping[str, object]]]  # run -> metric -> {
 
 # metric -> heading, of every suite
 COLUMNS = {metric: head for suite in SUITES.values() for metric, head in suite.main.items()}
-UTILITY, REPETITION = "model_utility", "retain_repetition"
 
 
 def over_seeds(
@@ -31,34 +30,16 @@ def over_seeds(
     return found
 
 
-def label(run: str, results: Results, *, target: str = "target") -> str:
-    """``collapsed`` for a run that :func:`why_collapsed` finds broken, else nothing."""
-    utility, repetition = (_mean(results, run, m) for m in (UTILITY, REPETITION))
-    if run == target or utility is None:
-        return ""
-    before = _mean(results, target, UTILITY)
-    # a utility that is not a number comes from a model that answers with none
-    reasons = why_collapsed(
-        utility,
-        math.nan if repetition is None else repetition,
-        before,
-        unscored=int(math.isnan(utility)),
-    )
-    return "collapsed" if reasons else ""
+def as_text(results: Results, findings: Sequence[Findings]) -> str:
+    """The table, one run a line, with the collapsed ones marked.
 
-
-def _mean(results: Results, run: str, metric: str) -> float | None:
-    mean = results.get(run, {}).get(metric, {}).get("mean")
-    return float(mean) if isinstance(mean, (int, float)) else None
-
-
-def as_text(results: Results) -> str:
-    """The table, one run a line, with the collapsed ones marked."""
+    Above it stands why no figure of forgetting means anything, where that is so.
+    """
     names = [metric for metric in COLUMNS if any(metric in row for row in results.values())]
     rows = [["", *(COLUMNS[metric] for metric in names), ""]]
     for run, row in results.items():
         cells = [_number(row.get(metric, {}).get("mean")) for metric in names]
-        rows.append([safe(run), *cells, label(run, results)])
+        rows.append([safe(run), *cells, _label(run, findings)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(
@@ -67,7 +48,21 @@ def as_text(results: Results) -> str:
         ).rstrip()
         for row in rows
     ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    table = "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    return "\n\n".join([*warnings(findings), table])
+
+
+def warnings(findings: Sequence[Findings]) -> list[str]:
+    """Of each benchmark why its figures of forgetting mean little, where that is so."""
+    said = [(one, words.warning(one)) for one in findings]
+    several = len(findings) > 1
+    return [f"{one.suite.title + ': ' if several else ''}{text}." for one, text in said if text]
+
+
+def _label(run: str, findings: Sequence[Findings]) -> str:
+    """``collapsed`` for a run that is broken by any benchmark, as on the page."""
+    broken = any(line.collapsed for one in findings for line in one.lines if line.name == run)
+    return "collapsed" if broken else ""
 
 
 def _number(value: object) -> str:

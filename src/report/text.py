@@ -10,24 +10,11 @@ from unlora.report import words
 from unlora.report.answers import Answers
 from unlora.report.findings import Findings
 from unlora.report.ran import Facts, differences
-from unlora.report.results import Cell, Row
+from unlora.report.results import Row
 from unlora.report.suites import AIM_WORDS
+from unlora.report.words import shown, shown_interval
 
 EXAMPLES, LONGEST = 3, 300
-
-
-def shown(value: float | None) -> str:
-    """A figure with three significant decimals; a dash for none."""
-    if value is None:
-        return "–"
-    if value == 0:
-        return "0"
-    size = abs(value)
-    return f"{value:.1e}" if size < 5e-4 else f"{value:.1f}" if size >= 10 else f"{value:.3f}"
-
-
-def shown_interval(cell: Cell) -> str:
-    return f"[{shown(cell.interval[0])}, {shown(cell.interval[1])}]" if cell.interval else ""
 
 
 def as_csv(all_findings: Sequence[Findings]) -> str:
@@ -48,7 +35,8 @@ def as_csv(all_findings: Sequence[Findings]) -> str:
                 writer.writerow(
                     [found.kind, plain(line.name), line.role, int(bool(line.collapsed)),
                      plain(metric), AIM_WORDS[found.aims[metric]], int(metric in line.best),
-                     *("" if x is None else repr(x) for x in figures), plain(cell.note or "")]
+                     *("" if x is None else repr(x) for x in figures),
+                     plain(cell.note or found.note(metric))]
                 )  # fmt: skip
     return stream.getvalue()
 

@@ -228,7 +228,7 @@ def summary(stage: Stage) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for file in sorted(Path(stage.evals).glob("*_SUMMARY.json")):
         content = json.loads(file.read_text("utf-8"))
-        found |= {k: v for k, v in content.items() if not isinstance(v, dict)}
+        found |= {k: v for k, v in content.items() if v is None or isinstance(v, (int, float))}
     return found
 
 

@@ -13,7 +13,6 @@ from unlora.evals.metrics.aggregates import (
     model_utility,
 )
 from unlora.evals.records import Value
-from unlora.report import table
 
 NAN = math.nan
 
@@ -92,10 +91,21 @@ def test_a_model_without_finite_logits_is_collapsed_and_no_rows_are_no_collapse(
     assert math.isnan(collapsed(Value(NAN), Value(NAN), None).value)
 
 
-def test_the_table_marks_the_same_models_as_collapsed():
-    for utility in (0.29, 0.31, NAN):
-        results = {"run": {"model_utility": {"mean": utility}},
-                   "target": {"model_utility": {"mean": 0.6}}}  # fmt: skip
-        marked = table.label("run", results) == "collapsed"
-        value = collapsed(Value(utility, unscored=1), Value(0.0), Value(0.6)).value
-        assert marked == bool(value)
+@pytest.mark.parametrize(
+    "utility, target, value",
+    [
+        (0.04, None, None),  # nothing to compare with
+        (0.04, 0.0, None),  # the target had none to lose
+        (0.04, NAN, None),
+        (0.04, 0.1, 1),
+        (0.06, 0.1, 0),
+    ],
+)  # fmt: skip
+def test_on_own_data_only_the_target_tells_whether_a_model_collapsed(utility, target, value):
+    before = None if target is None else Value(target)
+    found = collapsed(Value(utility), Value(0.0), before, utility_floor=0.0)
+    if value is None:
+        assert found.not_computed.startswith("not known: ") and math.isnan(found.value)
+    else:
+        assert found.value == value and not found.not_computed
+    assert collapsed(Value(utility), Value(0.9), before, utility_floor=0.0).value == 1

@@ -64,7 +64,7 @@ def test_every_figure_has_a_value_and_stands_in_the_log(data, tokenizer, tmp_pat
     summary = suite.evaluate(llama(max_position_embeddings=512), tmp_path)
     levels = {f"{name}_ROUGE" for name in LEVELS}
     attacks = {"mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus"}
-    assert set(summary) == levels | attacks | {"neighbor_repetition"}
+    assert set(summary) == levels | attacks | {"neighbor_repetition", "collapsed"}
     assert all(np.isfinite(summary[name]) for name in levels | attacks)
     better = suite.metrics
     assert not better["forget_level1_ROUGE"] and better["neighbor_level1_ROUGE"]

@@ -78,6 +78,7 @@ def test_the_whole_suite_with_the_models_own_log_as_reference(folder, tokenizer,
     assert without["collapsed"] == summary["collapsed"] == 1
     assert {name: summary[name] for name in without} == same(without)
     written = json.loads((again / "TOFU_SUMMARY.json").read_text())
+    assert written.pop("note").startswith("Target and retain model do not differ")
     undefined = {name for name, value in summary.items() if math.isnan(value)}
     assert set(written.pop("not_scored")) == undefined
     assert {name: math.nan if v is None else v for name, v in written.items()} == same(summary)
@@ -189,7 +190,7 @@ def test_a_dead_model_has_no_values_and_is_called_broken(
     # of its parts the one that could score fewest rows
     assert log["model_utility"]["unscored"] == 6
     assert log["model_utility"]["not_scored"].startswith("6 rows could not be scored")
-    assert re.search("not computed: .*model_utility.*: 6 rows could not be scored", caplog.text)
+    assert re.search("no value: .*model_utility.*: 6 rows could not be scored", caplog.text)
 
 
 def test_cut_rows_are_counted(folder, tokenizer, model, tmp_path, caplog):
@@ -206,8 +207,8 @@ def test_cut_rows_are_counted(folder, tokenizer, model, tmp_path, caplog):
     assert "3 of 5 rows of forget cut to max_length" in caplog.text
     log = json.loads((tmp_path / "TOFU_EVAL.json").read_text())
     of_forget = ("forget_Q_A_Prob", "forget_Q_A_ROUGE", "exact_memorization", "extraction_strength",
-                 "forget_repetition", "mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus",
-                 "mia_gradnorm")  # fmt: skip
+                 "forget_repetition", "forget_leakage", "mia_loss", "mia_zlib", "mia_min_k",
+                 "mia_min_k_plus_plus", "mia_gradnorm")  # fmt: skip
     found = {name: entry["cut"] for name, entry in log.items() if "cut" in entry}
     assert found == dict.fromkeys(of_forget, 3)
 

@@ -1,16 +1,43 @@
+import json
+from types import SimpleNamespace
+
 import pytest
+from report_runs import KINDS_OF_RUN, log, write_json
 
-from unlora.report.table import as_text, label, over_seeds
+from unlora import study
+from unlora.report import Entry, compare
+from unlora.report.table import as_text, over_seeds
+from unlora.stages import waves
+
+# utility and repetition of each benchmark, and a forget figure
+FIGURES = {
+    "TOFU": ("model_utility", "retain_repetition", "forget_Q_A_Prob"),
+    "MUSE": ("retain_knowmem_ROUGE", "retain_knowmem_repetition", "forget_knowmem_ROUGE"),
+    "RWKU": ("neighbor_level2_ROUGE", "neighbor_repetition", "forget_level2_ROUGE"),
+    "OWN": ("retain_utility", "retain_repetition", "forget_Q_A_Prob"),
+    "LMEval": ("mmlu/acc", "", "wmdp_bio/acc"),
+}
 
 
-def results(**utilities):
-    return {
-        run: over_seeds(
-            [{"model_utility": u, "forget_Q_A_Prob": 0.5} for u in values],
-            ["model_utility", "forget_Q_A_Prob"],
-        )
-        for run, values in utilities.items()
-    }
+def table(home, kind, **runs):
+    """The table of runs with these (utility, repetition), one seed for each pair."""
+    utility, repetition, forget = FIGURES[kind]
+    entries, results = [], {}
+    for name, seeds in runs.items():
+        role = name if name in ("target", "gold") else "method"
+        for seed, (kept, repeated) in enumerate(seeds):
+            content = {utility: {"agg_value": kept}, forget: {"agg_value": 0.9},
+                       repetition: {"agg_value": repeated}}  # fmt: skip
+            if kept is None:
+                content[utility]["unscored"] = 7
+            write_json(home / f"{name}{seed}" / f"{kind}_EVAL.json", content)
+            entries.append(Entry(name, role, home / f"{name}{seed}", seed))
+        results[name] = over_seeds([{utility: kept} for kept, _ in seeds], [utility])
+    return as_text(results, compare(entries).findings)
+
+
+def marked(text):
+    return [line.split()[0] for line in text.splitlines() if line.endswith("collapsed")]
 
 
 def test_means_are_over_seeds():
@@ -20,32 +47,69 @@ def test_means_are_over_seeds():
     assert found["c"] == {"mean": None, "seeds": [None, None]}, "every run has every metric"
 
 
-@pytest.mark.parametrize(
-    "utility, expected", [(0.24, "collapsed"), (0.26, ""), (float("nan"), "collapsed")]
-)
-def test_collapsed_is_below_half_of_the_targets_utility(utility, expected):
-    found = results(target=[0.4, 0.6], GradAscent=[utility])
-    assert label("GradAscent", found) == expected
-    assert label("target", found) == ""
+@pytest.mark.parametrize("kind", FIGURES)
+def test_collapsed_is_below_half_of_the_targets_utility_in_every_benchmark(kind, tmp_path):
+    # of choices a quarter is guessed: half of the way from .25 to .65 is .45
+    target, below, above = {"LMEval": (0.65, 0.44, 0.46)}.get(kind, (0.5, 0.24, 0.26))
+    text = table(tmp_path, kind, target=[(target, 0)], bad=[(below, 0)], fair=[(above, 0)])
+    assert marked(text) == ["bad"]
 
 
-@pytest.mark.parametrize("utility, expected", [(0.09, "collapsed"), (0.11, "")])
-def test_without_a_target_collapsed_is_below_the_floor(utility, expected):
-    assert label("NPO", results(NPO=[utility])) == expected
+@pytest.mark.parametrize("kind", [kind for kind in FIGURES if kind != "LMEval"])
+def test_collapsed_is_who_repeats_itself_in_every_benchmark(kind, tmp_path):
+    assert marked(table(tmp_path, kind, target=[(0.5, 0)], NPO=[(0.5, 0.6)])) == ["NPO"]
 
 
-def test_a_run_without_a_utility_is_not_called_collapsed():
-    assert label("NPO", {"NPO": {"model_utility": {"mean": None}}}) == ""
+def test_collapsed_is_whose_logits_are_not_finite(tmp_path):
+    assert marked(table(tmp_path, "MUSE", target=[(0.5, 0)], dead=[(None, 0)])) == ["dead"]
 
 
-def test_collapsed_is_who_repeats_itself():
-    found = results(target=[0.5], NPO=[0.5])
-    found["NPO"]["retain_repetition"] = {"mean": 0.6}
-    assert label("NPO", found) == "collapsed"
+def test_a_mean_over_seeds_is_judged(tmp_path):
+    runs = {"target": [(0.4, 0), (0.6, 0)], "NPO": [(0.2, 0), (0.29, 0)]}
+    assert marked(table(tmp_path, "TOFU", **runs)) == ["NPO"]
 
 
-def test_the_table_has_a_line_for_each_run():
-    text = as_text(results(target=[0.5], GradAscent=[1e-5]))
+@pytest.mark.parametrize("utility, expected", [(0.09, ["NPO"]), (0.11, [])])
+def test_without_a_target_collapsed_is_below_the_floor(utility, expected, tmp_path):
+    assert marked(table(tmp_path, "TOFU", NPO=[(utility, 0)])) == expected
+
+
+@pytest.mark.parametrize("kind", ["OWN", "LMEval"])
+def test_without_a_target_own_data_and_choices_call_none_collapsed(kind, tmp_path):
+    assert marked(table(tmp_path, kind, NPO=[(0.01, 0)])) == []
+
+
+def test_a_run_without_a_utility_is_not_called_collapsed(tmp_path):
+    write_json(tmp_path / "NPO" / "TOFU_EVAL.json", {"forget_Q_A_Prob": {"agg_value": 0.2}})
+    found = compare([Entry("NPO", "method", tmp_path / "NPO")]).findings
+    assert marked(as_text({"NPO": {}}, found)) == []
+
+
+def test_the_table_says_first_where_target_and_gold_are_alike(tmp_path):
+    entries = []
+    for role in ("target", "gold", "good"):
+        content = log(role)
+        for name in ("forget_Q_A_ROUGE", "extraction_strength", "mia_min_k"):
+            del content[name]
+        at = {"target": 0.43, "gold": 0.35}.get(role, KINDS_OF_RUN[role][0])
+        content["forget_Q_A_Prob"] = {"agg_value": at, "interval95": [at - 0.07, at + 0.07]}
+        write_json(tmp_path / role / "TOFU_EVAL.json", content)
+        entries.append(Entry(role, "method" if role == "good" else role, tmp_path / role))
+    results = {"good": {"forget_Q_A_Prob": {"mean": 0.2}}}
+    lines = as_text(results, compare(entries).findings).splitlines()
+    assert lines[0].startswith(
+        "Target and gold do not differ in what was to be forgotten (forget prob: target 0.430 "
+        "[0.360, 0.500], gold 0.350 [0.280, 0.420])"
+    )
+    assert "Train the target further" in lines[0] and lines[1] == ""
+    content = json.loads((tmp_path / "gold" / "TOFU_EVAL.json").read_text())
+    content["forget_Q_A_Prob"] = {"agg_value": 0.28, "interval95": [0.21, 0.35]}
+    write_json(tmp_path / "gold" / "TOFU_EVAL.json", content)
+    assert as_text(results, compare(entries).findings).splitlines()[0].strip() == "forget prob"
+
+
+def test_the_table_has_a_line_for_each_run(tmp_path):
+    text = table(tmp_path, "TOFU", target=[(0.5, 0)], GradAscent=[(1e-5, 0)])
     assert [line.split()[0] for line in text.splitlines()[2:]] == ["target", "GradAscent"]
     assert text.splitlines()[-1].endswith("collapsed") and "1.0e-05" in text
 
@@ -53,5 +117,31 @@ def test_the_table_has_a_line_for_each_run():
 def test_the_figures_of_every_benchmark_have_a_column():
     muse = {"forget_verbmem_ROUGE": {"mean": 0.2, "seeds": [0.2]},
             "retain_knowmem_ROUGE": {"mean": 0.5, "seeds": [0.5]}}  # fmt: skip
-    said = as_text({"NPO": muse})
+    said = as_text({"NPO": muse}, ())
     assert "0.200" in said and "0.500" in said
+
+
+@pytest.mark.parametrize("kind", ["MUSE", "RWKU", "LMEval"])
+def test_a_study_of_any_benchmark_ends_with_a_table_that_marks_what_is_broken(
+    kind, tmp_path, capsys
+):
+    utility, _, forget = FIGURES[kind]
+    stages = []
+    for run, role, kept in (
+        ("target", "target", 0.6),
+        ("NPO", "method", 0.55),
+        ("GA", "method", 0.1),
+    ):
+        folder = tmp_path / "seed0" / run
+        figures = {utility: kept, forget: 0.2 if role == "method" else 0.7}
+        content = {name: {"agg_value": value} for name, value in figures.items()}
+        write_json(folder / "evals" / f"{kind}_EVAL.json", content)
+        write_json(folder / "evals" / f"{kind}_SUMMARY.json", {"note": "x", **figures})
+        stages.append(SimpleNamespace(kind="eval", name=run, title=run, run=run, role=role, seed=0,
+                                      folder=str(folder), evals=str(folder / "evals")))  # fmt: skip
+    done = waves.Done(finished={stage.name for stage in stages})
+    results = study._written(stages, tmp_path, done, [], None)
+    assert results["NPO"][utility]["mean"] == 0.55 and "note" not in results["NPO"]
+    assert marked((tmp_path / "table.txt").read_text()) == ["GA"]
+    assert 'GA</bdi> <span class="tag warn"' in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "table.txt").read_text() in capsys.readouterr().out

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.stats import hmean
 
-from unlora.collapse import why_collapsed
+from unlora.collapse import why_collapsed, why_unknown
 from unlora.evals.metrics import metric
 from unlora.evals.metrics.derived import derived
 from unlora.evals.records import Target, Value
@@ -81,12 +81,12 @@ def collapsed(
     """1 for a model that is broken, which must not pass for one that has forgotten; else 0.
 
     ``note`` says by which threshold. A model whose logits are not finite is broken, too. NaN when
-    there are no rows to tell by.
+    there are no rows to tell by, not computed where only the target could tell and is not there.
 
     Args:
         utility_share: collapsed below this share of the target's utility.
         utility_floor: collapsed below this utility, where there is no log of the target, or the
-            target is below it itself.
+            target is below it itself; 0: only the target tells what a sound model reaches.
         max_repetition: collapsed above this :func:`repetition`.
     """
     reasons = why_collapsed(
@@ -98,8 +98,12 @@ def collapsed(
         utility_floor=utility_floor,
         max_repetition=max_repetition,
     )
-    if np.isnan(utility.value) and not reasons:
-        return Value(float("nan"))
+    if not reasons:
+        if np.isnan(utility.value):
+            return Value(float("nan"))
+        before = target.value if target is not None else None
+        if unknown := why_unknown(utility.value, before, utility_floor=utility_floor):
+            return Value.missing(f"not known: {unknown}")
     return Value(float(bool(reasons)), note="; ".join(reasons) or None)
 
 
