@@ -107,6 +107,22 @@ def test_links_between_pages_lead_somewhere():
             assert (page.parent / target).is_file(), f"{page.name} links {target}"
 
 
+@pytest.mark.parametrize("wanted", ["GGUF", "vLLM", "fewer rows", "without evaluation"])
+def test_what_users_look_for_stands_in_the_list_of_pages_and_on_its_page(wanted):
+    index = (ROOT / "docs" / "README.md").read_text("utf-8")
+    (line,) = (line for line in index.splitlines() if wanted in line)
+    page = ROOT / "docs" / re.search(r"\]\(([^)]+)\)", line)[1]
+    assert re.search(rf"^## .*{wanted}", page.read_text("utf-8"), re.MULTILINE | re.IGNORECASE)
+
+
+def test_the_tutorial_checks_the_target_before_anything_is_forgotten():
+    words = [config_of(words) for words in commands(TUTORIAL)]
+    kinds = [(found[0], *found[1]) for found in words if found]
+    asked = [i for i, one in enumerate(kinds) if "model=saves/finetune/full" in one]
+    assert [kinds[i][0] for i in asked] == ["eval", "unlearn"]
+    assert "train" not in [one[0] for one in kinds[asked[0] :]]
+
+
 @pytest.mark.slow
 def test_the_tutorial_works(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
