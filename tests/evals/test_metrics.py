@@ -228,6 +228,50 @@ def test_an_accent_is_a_part_of_its_letter_however_it_is_written(text):
     assert row["ground_truth"] == whole and row["generation"] == apart  # the log has what was said
 
 
+FORMS = {
+    "full-width digits": ("１９９９", "1999"),
+    "digits of another script": ("१९९९", "1999"),
+    "a joiner": ("می\u200cخواهم", "میخواهم"),
+    "a soft hyphen": ("Bundes\u00adrepublik", "Bundesrepublik"),
+    "a space of no width": ("Pa\u200bris", "Paris"),
+    "half-width kana": ("カタカナ", "ｶﾀｶﾅ"),
+    "vowels of Hebrew": ("שלום", "שָׁלוֹם"),
+    "vowels of Arabic": ("باريس", "بَارِيس"),
+    "a longer stroke": ("محمد", "محـــمد"),
+    "a form of presentation": ("الله", "ﷲ"),
+    "a ligature": ("final", "ﬁnal"),
+    "capitals": ("straße", "STRASSE"),
+    "a final sigma": ("οδος", "ΟΔΟΣ"),
+    "letters of parts": ("한글", unicodedata.normalize("NFD", "한글")),
+    "a trade mark": ("Potter™ it was", "Potter it was"),
+}
+
+
+@pytest.mark.parametrize("one, other", FORMS.values(), ids=FORMS)
+def test_the_same_text_in_another_form_is_the_same(one, other):
+    assert one != other
+    assert rouge(said(one, other)).value == rouge(said(other, one)).value == 1
+
+
+@pytest.mark.parametrize("one, other", [("पेरिस", "पेरस"), ("أب", "اب"), ("m²", "m3"), ("5", "6")])
+def test_other_words_stay_other_words(one, other):
+    assert rouge(said(one, other)).value == 0
+
+
+UNSPACED = {
+    "Thai": ("เมืองหลวงของฝรั่งเศสคือปารีส", "เมืองหลวงของฝรั่งเศสคือลอนดอน"),
+    "Lao": ("ນະຄອນຫຼວງຂອງຝຣັ່ງແມ່ນປາຣີ", "ນະຄອນຫຼວງຂອງຝຣັ່ງແມ່ນລອນດອນ"),
+    "Khmer": ("រដ្ឋធានីរបស់បារាំងគឺប៉ារីស", "រដ្ឋធានីរបស់បារាំងគឺឡុងដ៍"),
+    "Burmese": ("ပြင်သစ်၏မြို့တော်မှာပါရီဖြစ်သည်", "ပြင်သစ်၏မြို့တော်မှာလန်ဒန်ဖြစ်သည်"),
+}
+
+
+@pytest.mark.parametrize("one, other", UNSPACED.values(), ids=UNSPACED)
+def test_scripts_without_spaces_are_compared_letter_by_letter(one, other):
+    assert 0.6 < rouge(said(one, other)).value < 1  # one name of a sentence is another
+    assert rouge(said(one, "Paris")).value == 0
+
+
 def test_the_ascii_variant_of_rouge_takes_texts_as_they_are():
     (row,) = rouge_ascii(said("caf\u00e9 noir", "cafe\u0301 noir")).per_example
     assert row["rougeL_recall"] == 1 / 2  # caf and cafe

@@ -15,9 +15,19 @@ from unlora.evals.records import Generated, Value
 
 RougeType = Literal["rouge1_recall", "rougeL_f1", "rougeL_recall"]
 ASCII_WORD = re.compile(r"[a-z0-9]+")
-# scripts written without spaces are compared character by character
-UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
-WORD = regex.compile(rf"{UNSPACED}|(?:(?!{UNSPACED})[\p{{L}}\p{{M}}\p{{N}}])+")
+# scripts written without spaces are compared letter by letter, each with its marks; those of South
+# East Asia (Thai, Lao, Khmer, Burmese, ...) are what Unicode calls SA
+UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\p{Javanese}\p{Line_Break=SA}]"
+WORD = regex.compile(rf"{UNSPACED}\p{{M}}*|(?:(?!{UNSPACED})[\p{{L}}\p{{M}}\p{{N}}])+")
+# what the same word may be written with or without: signs that only format or join, a longer
+# stroke, and the vowels of Hebrew and Arabic
+OPTIONAL = regex.compile(
+    r"\p{Cf}|\u0640|[\u0591-\u05c7--\u05be\u05c0\u05c3\u05c6]"
+    r"|[\u0610-\u061a\u064b-\u0652\u0656-\u065f\u0670\u06d6-\u06dc\u06df-\u06e8\u06ea-\u06ed]",
+    regex.VERSION1,
+)
+SYMBOL = regex.compile(r"\p{So}")  # as letters, a trade mark would be a part of its word
+DIGIT = regex.compile(r"(?![0-9])\p{Nd}")
 
 
 @metric("rouge", higher_is_better=True)
@@ -25,9 +35,10 @@ def rouge(answers: list[Generated], *, rouge_type: RougeType = "rougeL_recall") 
     """ROUGE over words of any script, ASCII words stemmed; mean of one ``rouge_type``.
 
     Range 0..1; better high for what is to be kept, low for what is to be forgotten. On ASCII text
-    it equals ``rouge_score`` with its stemmer. A letter is the same whether its accent is a part of
-    it or stands behind it (Unicode's form C). A reference without a word is NaN, and so is an
-    answer that a model with logits that are not finite has given.
+    it equals ``rouge_score`` with its stemmer. A word is the same in every form that Unicode has
+    for it (form KC, case folded, digits of any script, without signs that only join or format, and
+    without the vowels of Hebrew and Arabic). A reference without a word is NaN, and so is an answer
+    that a model with logits that are not finite has given, or that never came to its end.
     """
     return _rouge(answers, rouge_type, _words, without_words=float("nan"))
 
@@ -43,7 +54,11 @@ def rouge_ascii(answers: list[Generated], *, rouge_type: RougeType = "rougeL_rec
 
 
 def _words(text: str) -> list[str]:
-    return WORD.findall(unicodedata.normalize("NFC", text))
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", SYMBOL.sub(" ", text))
+        text = unicodedata.normalize("NFC", OPTIONAL.sub("", text).casefold())
+        text = DIGIT.sub(lambda match: str(unicodedata.decimal(match[0])), text)
+    return WORD.findall(text)
 
 
 def _rouge(
