@@ -174,8 +174,9 @@ def write_rows(file: Path, pairs: Sequence[Pair], alternates: Sequence[list[str]
 
 def _pairs_of(data_set: Mapping[str, Any], datasets_dir: str | None) -> list[Pair]:
     from unlora.data import HANDLERS
-    from unlora.data.qa import text_of
-    from unlora.data.rows import column, load_rows
+    from unlora.data.conversations import as_questions
+    from unlora.data.qa import read_pairs as questions_and_answers
+    from unlora.data.rows import load_rows
     from unlora.errors import InputError
     from unlora.registry import unknown
 
@@ -189,12 +190,15 @@ def _pairs_of(data_set: Mapping[str, Any], datasets_dir: str | None) -> list[Pai
         )
     rows = load_rows(**args["hf_args"], datasets_dir=datasets_dir)
     keys = args.get("question_key", "question"), args.get("answer_key", "answer")
-    questions, answers = (column(rows, key, "the forget data") for key in keys)
-    return [
-        Pair(text_of(question, keys[0], number), text_of(answer, keys[1], number))
-        for number, (question, given) in enumerate(zip(questions, answers, strict=True))
-        for answer in (given if isinstance(given, (list, tuple)) and given else [given])
-    ]
+    pairs = []
+    for question, answer in questions_and_answers(as_questions(rows, *keys), *keys):
+        if not isinstance(question, str):
+            raise InputError(
+                "the forget data are conversations of several turns or with a system prompt of "
+                "their own. Other answers are written to single questions: give such data."
+            )
+        pairs.append(Pair(question, answer))
+    return pairs
 
 
 def _request(prompt: str | None, pair: Pair) -> str:
@@ -228,6 +232,7 @@ def _sample(
             end_ids=sorted({chat.end_id, chat.tokenizer.eos_token_id} - {None}),
             sampling=Sampling(keys, temperature, top_p),
             only_ended=True,
+            answer_of=chat.without_thought,
             progress=bar.update,
             **generation,
         )

@@ -60,10 +60,13 @@ class Model:
         ends = sorted({chat.end_id, self.tokenizer.eos_token_id} - {None})
         [said] = generate(
             self.network, [chat.prompt(question)], self.tokenizer, end_ids=ends,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max_new_tokens, answer_of=chat.without_thought,
         )  # fmt: skip
         if said is None:
-            raise GuardError(f"{self.path} cannot answer: its logits are not finite.")
+            raise GuardError(
+                f"{self.path} has given no answer: its logits are not finite, or it was still "
+                f"thinking after {max_new_tokens} tokens. Set max_new_tokens higher."
+            )
         return said.strip()
 
 

@@ -150,10 +150,15 @@ def _answer(
             )[0]
         except KeyboardInterrupt:
             ended = " [ended]"
-    text = tokenizer.decode(
-        so_far[len(prompt) :], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    written = so_far[len(prompt) :].tolist()
+    answer = chat.without_thought(written)
+    # a thought that has not ended is shown, as there is nothing else
+    told = tokenizer.decode(
+        written if answer is None else answer,
+        skip_special_tokens=True,
+        clean_up_tokenization_spaces=False,
     )
-    return text.strip() + ended
+    return told.strip() + ended
 
 
 # --- the conversation ----------------------------------------------------------------------------

@@ -25,12 +25,12 @@ VALUED_FLAGS = {
     *("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--cfg", "-c"),
     *("--package", "-p", "--experimental-rerun"),
 }
-# flag of one command -> that command, and the key of its config that it sets
+# flag of some commands -> those, and the key of their config that it sets
 SHORT = {
-    "--plan": ("eval", "++plan=true"),
-    "--quiet": ("eval", "++output=quiet"),
-    "--json": ("eval", "++output=json"),
-    "--dry-run": ("study", "++dry_run=true"),
+    "--plan": (("eval", "train", "unlearn"), "++plan=true"),
+    "--quiet": (("eval",), "++output=quiet"),
+    "--json": (("eval",), "++output=json"),
+    "--dry-run": (("study",), "++dry_run=true"),
 }
 # files of the user's to evaluate on, and the experiment for them
 OWN_DATA = ("data.forget", "data.retain", "data.holdout")
@@ -154,7 +154,7 @@ def _override(word: str, folders: Sequence[Path]) -> str:
     if any((folder / key.split("@")[0]).is_dir() for folder in folders):
         return sign + key + re.sub(r"\.ya?ml(?=,|$)", "", value)
     file = os.path.expanduser(value[1:])
-    if key in (*OWN_DATA, "data.train") and os.path.isfile(file):
+    if key in (*OWN_DATA, "data.train") and os.path.exists(file):
         value = f"={quoted(file)}"
     return f"++{key}{value}" if sign or "." in key else key + value
 

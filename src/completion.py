@@ -114,7 +114,7 @@ def _possible(typed: Sequence[str], last: str) -> Iterator[str]:
         yield from SCRIPTS
     if last.startswith("-"):
         yield from FLAGS_OF.get(command, FLAGS)
-        yield from (short for short, (owner, _) in SHORT.items() if owner == command)
+        yield from (short for short, (owners, _) in SHORT.items() if command in owners)
         return
     if command not in (*EXPERIMENTS, "doctor") or before in ("--config-dir", "-cd"):
         return

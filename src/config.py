@@ -38,6 +38,8 @@ from unlora.registry import unknown
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 DTYPES = ("auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16")
 OWN_DATA = ("forget", "retain", "holdout")  # data.* that may be a file, to be evaluated on
+# what a folder of `datasets` or of the hub has in it
+OF_DATASETS = ("state.json", "dataset_dict.json", "train*.*", "data/train*.*")
 DEVICE_MAP = re.compile(r"auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:\d+)?")
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -196,6 +198,7 @@ class TemplateArgs(TypedDict, total=False):
     asst_start_tag: str | None
     asst_end_tag: str | None
     date_string: str | None
+    chat_template_kwargs: dict[str, Any] | None  # variables of the template: enable_thinking
 
 
 @with_config(STRICT)
@@ -380,7 +383,7 @@ class Config(Section):
     evaluate: bool = True  # false leaves out all of eval
     seed: Seed = 0
     global_batch_size: Count | None = None  # rows of one optimiser step, of all processes
-    # of an evaluation: print what would be asked and stop; what is printed while it runs
+    # print what would be asked, or the first rows, and stop; what an evaluation prints
     plan: bool = False
     output: Literal["lines", "quiet", "json"] = "lines"
     # named once in an experiment, used in several places of it
@@ -592,8 +595,13 @@ def _file_mistake(file: Any) -> str | None:
     if not isinstance(file, str):
         return "; it must be one file of questions and answers."
     path = Path(file)
+    if path.is_dir() and not any(next(path.glob(made), None) for made in OF_DATASETS):
+        return (
+            ", which is a folder. Give one file: .jsonl, .json, .csv or .parquet; or a folder that "
+            "`datasets` has written."
+        )
     if path.is_dir():
-        return ", which is a folder. Give one file: .jsonl, .json, .csv or .parquet."
+        return None
     if path.is_file():
         return None
     others = [other.name for other in path.parent.glob("*")]

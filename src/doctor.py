@@ -51,6 +51,10 @@ def main(argv: Sequence[str]) -> None:
             f"unlora doctor estimates trainings. Type: unlora {name} {' '.join(argv)} "
             f"{INSTEAD[name]}"
         )
+    if "--plan" in argv:
+        raise InputError(
+            "--plan is a flag of `unlora train`, `unlearn` and `eval`; doctor has no such flag."
+        )
     launch(_examine, name, argv)
 
 

@@ -79,6 +79,7 @@ def run(cfg: Any) -> dict[str, float]:
                 print(json.dumps(planned))
                 return {}
             print(as_text(planned))
+            print(first_rows(planned))
             for suite in suites:
                 reasons = suite.not_computable_for(subject)
                 for why in dict.fromkeys(reasons.values()):
@@ -157,6 +158,16 @@ def as_text(planned: Sequence[Mapping[str, Any]]) -> str:
     totals = (sum(asked[column] for asked in new) for column in ("rows", "tokens"))
     rows.append(show("to be run", f"{len(new)} of {len(planned)}", *totals, "").rstrip())
     return "\n".join(rows)
+
+
+def first_rows(planned: Sequence[Mapping[str, Any]]) -> str:
+    """The first row of each data set as tokens, as it is scored and as it is gone on from."""
+    from unlora.data.first_row import as_lines
+
+    rows: dict[str, dict[str, Sequence[str]]] = {}
+    for asked in planned:
+        rows.setdefault(asked["data"], {}).update(asked.get("first", {}))
+    return "\n".join(as_lines(name, parts) for name, parts in rows.items() if parts)
 
 
 if __name__ == "__main__":

@@ -37,10 +37,10 @@ def unknown_command(typed: str, known: Iterable[str]) -> str:
 def refuse_foreign_flags(name: str, typed: Sequence[str]) -> None:
     """Raises InputError where a flag of one command is given to another."""
     for word in typed:
-        owner = SHORT[word][0] if word in SHORT else name
-        if name in EXPERIMENTS and owner != name:
+        owners = SHORT[word][0] if word in SHORT else (name,)
+        if name in EXPERIMENTS and name not in owners:
             raise InputError(
-                f"{word} is a flag of `unlora {owner}`; {name} has no such flag. "
+                f"{word} is a flag of `unlora {owners[0]}`; {name} has no such flag. "
                 f"Type: unlora {name} --help"
             )
 

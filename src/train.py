@@ -90,6 +90,8 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
     if plugins.start is not None:
         with_weights = type(plugins.start).__name__
     lineage = check_model(config.model, computes_with_weights=with_weights)
+    if config.plan:
+        return _show_first_rows(config, loss.parts, seed=args.seed)
     unchecked = config.trainer.on_change == "resume"
     resume = checkpoint_to_resume(args, lineage, unchecked=unchecked)
     held.enter_context(full_disk_in_words(folder))
@@ -241,6 +243,24 @@ def next_command(mode: str, folder: str) -> str:
         own = "experiment=unlearn/own/lora data.forget=FILE data.retain=FILE trainer=NPO"
         return f"unlora chat {folder}, or: unlora unlearn model={folder} {own}"
     return f"unlora report {folder}, unlora chat {folder}, or: unlora export {folder} --merged"
+
+
+def _show_first_rows(config: Any, needed: tuple[str, ...], *, seed: int) -> dict[str, float]:
+    """Print how many rows each part of the data has, and the first of them as tokens."""
+    from unlora.data import load_parts
+    from unlora.data.chat import Chat
+    from unlora.data.first_row import as_lines, pieces
+    from unlora.model import load_tokenizer
+    from unlora.run import is_main_process
+
+    tokenizer = load_tokenizer(config.model)
+    chat, folder = Chat(tokenizer, config.model.template_args), config.paths.datasets_dir
+    parts = load_parts(config.data, chat, needed, seed=seed, datasets_dir=folder)
+    for name, rows in parts.rows.items():
+        named = "train" if name == "retain" and not config.data.get("retain") else name
+        if is_main_process():
+            print(as_lines(f"data.{named} ({len(rows)} rows)", pieces(tokenizer, rows[0])))
+    return {}
 
 
 if __name__ == "__main__":

@@ -159,9 +159,12 @@ GROUPS = {
     "eval": ("experiment", "model", "eval"),
     "alternates": ("experiment", "model"),
 }
+OF_ROWS = "--plan         print the first row of the data as tokens, what is scored, and stop"
 FLAGS = {
+    "train": (OF_ROWS,),
+    "unlearn": (OF_ROWS,),
     "eval": (
-        "--plan         print what the model would be asked, rows and tokens, and stop",
+        "--plan         print what the model would be asked, the first rows as tokens, and stop",
         "--quiet        print warnings only, on stderr; the figures are in the run folder",
         "--json         print the figures as one JSON object and nothing else on stdout",
     ),

@@ -240,7 +240,7 @@ WRONG = {
     "no forget data": (f"{POCKET} data.forget=null", "data.forget is not set."),
     "no such file": (f"{TOFU} data.forget.TOFU_QA_forget.args.hf_args.path=x.json", "'x.json'"),
     "no such column": (f"{POCKET} data.forget.POCKET_QA_forget.args.answer_key=anwser",
-                       "Did you mean 'answer'?"),
+                       "no column 'anwser'; it has: question, answer"),
     "none wanted": (f"{POCKET} alternates.repeats=0", "alternates.repeats is 0; it must be"),
     "no tries": (f"{POCKET} alternates.tries=0", "alternates.tries is 0;"),
     "text for a number": (f"{POCKET} alternates.temperature=hot", "it must be a number."),

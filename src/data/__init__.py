@@ -5,7 +5,7 @@
 A config names each part of the data (``train``, ``forget``, ``retain``, ``alternate``) and in it
 one or more data sets, each with a handler:
 
-* ``QADataset``: columns ``question_key`` and ``answer_key``;
+* ``QADataset``: columns ``question_key`` and ``answer_key``, or :mod:`unlora.data.conversations`;
 * ``QAwithIdkDataset``: the same, with a refusal as alternate answer to each question;
 * ``PretrainingDataset``: running text in column ``text_key``.
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 from unlora.data.chat import Chat, Encoded
 from unlora.data.pairs import Parts
-from unlora.data.qa import answers, refusals, text_of
+from unlora.data.qa import answers, refusals, say_what_is_text, text_of
 from unlora.data.rows import load_rows
 from unlora.data.text import chunks
 from unlora.errors import InputError
@@ -46,19 +46,20 @@ def load_part(
     encoded: list[Encoded] = []
     for name, config in part.items():
         handler, args = config.get("handler"), dict(config.get("args") or {})
+        what = f"{name} of {of}" if of else name
         if handler not in HANDLERS:
             raise InputError(unknown(f"handler of data set {name}", handler, HANDLERS))
         try:
             rows = load_rows(**args.pop("hf_args"), datasets_dir=datasets_dir)
-            found = _encode(handler, rows, args, chat, idk_seed)
+            found = _encode(handler, rows, args, chat, idk_seed, what)
         except InputError as error:
-            raise InputError(f"Data set {name}{of and f' of {of}'}: {error}") from error
+            raise InputError(f"Data set {what}: {error}") from error
         if not found:
             raise InputError(f"Data set {name} has no rows.")
         cut = sum(row.cut > 0 for row in found)
         level = logging.WARNING if cut else logging.INFO
         logger.log(
-            level, "%s: %d rows, %d of them cut to the maximal length", name, len(found), cut
+            level, "%s: %d rows, %d of them cut to the maximal length", what, len(found), cut
         )
         encoded += found
     return encoded
@@ -85,10 +86,10 @@ def load_parts(
     """
     loaded = {}
     for part in needed:
-        idk_seed = None
+        idk_seed, named = None, part
         source = data.get(part)
         if part == "retain" and not source:
-            source = data.get("train")
+            source, named = data.get("train"), "train"
         if part == "alternate" and not source:
             source, idk_seed = data.get("forget"), seed
         if not source:
@@ -97,7 +98,7 @@ def load_parts(
                 f"Add it with data/datasets@data.{part}=NAME."
             )
         loaded[part] = load_part(
-            source, chat, of=f"data.{part}", datasets_dir=datasets_dir, idk_seed=idk_seed
+            source, chat, of=f"data.{named}", datasets_dir=datasets_dir, idk_seed=idk_seed
         )
     _check_not_the_same(loaded)
     if "alternate" in loaded and len(loaded["alternate"]) % len(loaded["forget"]):
@@ -156,6 +157,7 @@ def _encode(
     args: dict[str, Any],
     chat: Chat,
     idk_seed: int | None,
+    of: str,
 ) -> list[Encoded]:
     known = {
         "QADataset": ("question_key", "answer_key", "max_length"),
@@ -176,8 +178,9 @@ def _encode(
             if key not in row:
                 raise InputError(f"row {number} has no column {key!r}; it has: {', '.join(row)}.")
         texts = [text_of(row[key], key, number) for number, row in enumerate(rows)]
-        return chunks(chat.tokenizer, texts, max_length=args.get("max_length", 2048))
+        say_what_is_text([""] * len(texts), texts, chat, of=of)
+        return chunks(chat.control, texts, max_length=args.get("max_length", 2048))
     idk_path = args.pop("idk_path", None)
     if idk_seed is None:
-        return answers(rows, chat, **args)
-    return refusals(rows, chat, seed=idk_seed, idk_path=idk_path, **args)
+        return answers(rows, chat, of=of, **args)
+    return refusals(rows, chat, seed=idk_seed, idk_path=idk_path, of=of, **args)

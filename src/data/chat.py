@@ -4,56 +4,41 @@
     ------------------------------ prompt ------------------------   -------- scored -------
 
 The answer and exactly one end token are scored. The border is found by character offsets of the
-whole text, tokenised once, so a merge across the border hides no answer token.
+whole text, tokenised once, so a merge across the border hides no answer token. What stands before
+an answer is for :mod:`unlora.data.template` to say.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from unlora.data.control_tokens import ControlTokens, Tokens
+from unlora.data.encoded import Encoded, cut_prompt, fit
+from unlora.data.progress_bar import shown
+from unlora.data.template import Template, Turns
 from unlora.errors import InputError
-from unlora.outputs import IGNORE_INDEX
 
-OTHER_TEMPLATE = (
-    "Use another tokenizer, or set model.template_args.apply_chat_template=false and give the "
-    "*_tag strings."
-)
-AT_ONCE = 16  # texts that are tokenised together
-STAND_IN = "A"  # answers begin with a letter; stands for the answer where only the prompt is wanted
+__all__ = ["Chat", "Encoded"]
 
-
-@dataclass(frozen=True)
-class Encoded:
-    """One example as token ids.
-
-    Attributes:
-        labels: the ids again where a token is scored, ``IGNORE_INDEX`` elsewhere.
-        cut: number of tokens that were dropped to keep within the maximal length.
-        number: which row of its data set it is, from 0.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-    cut: int = 0
-    number: int = 0
-
-    @property
-    def prompt_length(self) -> int:
-        """Number of tokens before the first scored one."""
-        return next(i for i, label in enumerate(self.labels) if label != IGNORE_INDEX)
+AT_ONCE = 64  # texts that are tokenised together
+STAND_IN = "A"  # an answer that begins with a letter, where only the prompt is wanted
+Example = tuple[str | Turns, str]  # a question, and its answer
+VERSION = 2  # raise it where a text comes to be other tokens than before
 
 
 @dataclass(frozen=True)
 class Chat:
     """How one model is asked: its tokenizer and the ``template_args`` of its config.
 
-    With ``apply_chat_template`` the tokenizer's own template is used, with ``system_prompt`` and
-    ``date_string`` where given; otherwise the ``*_tag`` strings are put around question and answer.
+    With ``apply_chat_template`` the tokenizer's own template is used, with ``system_prompt``,
+    ``date_string`` and ``chat_template_kwargs`` where given; otherwise the ``*_tag`` strings are
+    put around question and answer.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -65,36 +50,20 @@ class Chat:
                 f"The tokenizer {self.tokenizer.name_or_path!r} has no fast version; answers are "
                 "found by character offsets, which only fast tokenizers give. Convert it first."
             )
-        if self.template_args.get("apply_chat_template") and not self.tokenizer.chat_template:
-            raise InputError(
-                f"apply_chat_template is true, but the tokenizer {self.tokenizer.name_or_path!r} "
-                "has no chat template. Set model.template_args.apply_chat_template=false and give "
-                "the *_tag strings, or use a tokenizer with a template."
-            )
-        if self._uses_template and STAND_IN * 8 not in self._prompt_text(STAND_IN * 8, ()):
-            raise InputError(
-                f"The chat template of the tokenizer {self.tokenizer.name_or_path!r} leaves out "
-                f"what the user says. {OTHER_TEMPLATE}"
-            )
+        _ = self.template
 
     @cached_property
+    def template(self) -> Template:
+        return Template(self.tokenizer, self.template_args)
+
+    @cached_property
+    def control(self) -> ControlTokens:
+        return ControlTokens(self.tokenizer, self.template.source)
+
+    @property
     def end_id(self) -> int:
         """The token that ends an answer in this template, e.g. ``<|im_end|>``."""
-        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-        if self._uses_template:
-            turns = self._messages("Q", (), answer=STAND_IN * 8)
-            text = self._render(turns, add_generation_prompt=False)
-            tail = text.rpartition(STAND_IN * 8)[2]
-        else:
-            tail = str(self.template_args.get("asst_end_tag") or "")
-        for token in self.tokenizer(tail, add_special_tokens=False).input_ids:
-            if token in special:
-                return token
-        if self.tokenizer.eos_token_id is None:
-            raise InputError(
-                f"The tokenizer {self.tokenizer.name_or_path!r} has no end-of-sequence token."
-            )
-        return self.tokenizer.eos_token_id
+        return self._end[1]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -103,18 +72,19 @@ class Chat:
             self.tokenizer.backend_tokenizer.to_str(),
             str(self.tokenizer.chat_template),
             json.dumps(dict(self.template_args), sort_keys=True, default=str),
-            self._prompt_text("Q", ()),  # a template may write today's date
-            str(self.end_id),
+            self.template.prompt(Turns("Q")),  # a template may write today's date
+            str(self._end),
+            str(VERSION),
         )
         return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
     def encode(
         self,
-        question: str,
+        question: str | Turns,
         answer: str,
         *,
         max_length: int = 512,
-        examples: Sequence[tuple[str, str]] = (),
+        examples: Sequence[Example] = (),
     ) -> Encoded:
         """Question and answer as tokens; the answer and one end token are scored.
 
@@ -131,131 +101,182 @@ class Chat:
 
     def encode_all(
         self,
-        pairs: Sequence[tuple[str, str]],
+        pairs: Sequence[Example],
         *,
         max_length: int = 512,
-        examples: Sequence[tuple[str, str]] = (),
+        examples: Sequence[Example] = (),
+        of: str = "",
     ) -> list[Encoded]:
-        """:meth:`encode` of many questions and answers, which is faster than one by one."""
+        """:meth:`encode` of many questions and answers, which is faster than one by one.
+
+        Args:
+            of: what a progress bar calls them; none is shown without it.
+        """
         for question, answer in pairs:
             if not answer.strip():
                 raise InputError(
-                    f"The answer to {question[:200]!r} is empty; there is nothing to score. Give "
+                    f"The answer to {_words(question)} is empty; there is nothing to score. Give "
                     "one, or leave the row out."
                 )
-        if not pairs:
-            return []
-        questions = dict.fromkeys(question for question, _ in pairs)
-        prompts = {question: self._prompt_text(question, examples) for question in questions}
         room = min(max_length, self.tokenizer.model_max_length)
-        eos, bos, end = self.tokenizer.eos_token_id, self.tokenizer.bos_token_id, self.end_id
         encoded = []
-        texts = [(prompts[question], answer) for question, answer in pairs]
-        for prompt, found, places in self._tokens(texts):
-            ids, offsets = list(found), list(places)
-            while ids and ids[-1] == eos and offsets[-1][0] == offsets[-1][1]:
-                ids.pop(), offsets.pop()  # some tokenizers end every text themselves
-            if len(ids) > 1 and bos is not None and ids[0] == ids[1] == bos:
-                ids, offsets = ids[1:], offsets[1:]  # the text brought its own
-            start = next(i for i, (_, until) in enumerate(offsets) if until > len(prompt))
-            encoded.append(_fit(ids[:start], [*ids[start:], end], room, bos))
+        split = self._split(self._texts(shown(pairs, of), examples), self._end[0])
+        for (question, _), (prompt, scored) in zip(pairs, split, strict=True):
+            if not scored:
+                raise InputError(
+                    f"The tokenizer {self.tokenizer.name_or_path!r} makes no token of the answer "
+                    f"to {_words(question)}. Leave the row out, or use another tokenizer."
+                )
+            scored.append(self.end_id)
+            encoded.append(fit(prompt, scored, room, self.tokenizer.bos_token_id))
         return encoded
 
-    def _tokens(
-        self, texts: Sequence[tuple[str, str]]
-    ) -> Iterator[tuple[str, list[int], list[tuple[int, int]]]]:
-        """Prompt, tokens and offsets of each prompt and answer.
+    def prompt(self, question: str | Turns, *, examples: Sequence[Example] = ()) -> list[int]:
+        """What generation continues; see :meth:`prompts`."""
+        return self.prompts([question], examples=examples)[0].input_ids
+
+    def prompts(
+        self,
+        questions: Sequence[str | Turns],
+        *,
+        examples: Sequence[Example] = (),
+        room: int = 1 << 30,
+    ) -> list[Encoded]:
+        """What generation continues after each question, with no token scored.
+
+        It is what stands before the answer in :meth:`encode`, or the template's own generation
+        prompt where the model is to think. It depends on no answer: white space at its end can be
+        one token with what follows, so there it ends as before an answer that begins with a letter.
+
+        Args:
+            room: in tokens; a prompt that is longer loses its beginning but for the begin token.
+        """
+        texts = (self.template.generation_prompt(self._asked(q, examples)) for q in questions)
+        pairs = ((text, STAND_IN if text[-1:].isspace() else "") for text in texts)
+        bos = self.tokenizer.bos_token_id
+        return [cut_prompt(prompt, room, bos) for prompt, _ in self._split(pairs)]
+
+    def without_thought(self, written: list[int]) -> list[int] | None:
+        """What a model has written as its answer: what comes after its thought, if it had one.
+
+        None where the thought has not come to its end.
+        """
+        if self.template.thought is None:
+            return written
+        begin, end = self.template.thought
+
+        def text(length: int) -> str:
+            return self.tokenizer.decode(written[:length], clean_up_tokenization_spaces=False)
+
+        whole = text(len(written))
+        if not (ends := whole.count(end)):
+            thinking = self.template.opens_thought or whole.lstrip().startswith(begin)
+            return None if thinking else written
+        lengths = range(len(written) + 1)
+        return written[bisect_left(lengths, ends, key=lambda n: text(n).count(end)) :]
+
+    @cached_property
+    def _end(self) -> tuple[str, int]:
+        """What the template writes between an answer and the token that ends it, and that token."""
+        ending = self.template.ending
+        if match := self.control.first_in(ending):
+            token = self.tokenizer.convert_tokens_to_ids(match[0])
+            swallows = self.tokenizer.added_tokens_decoder[token].lstrip
+            between = ending[: match.start()]
+            return between.rstrip() if swallows else between, token
+        if self.tokenizer.eos_token_id is None:
+            raise InputError(
+                f"The tokenizer {self.tokenizer.name_or_path!r} has no end-of-sequence token."
+            )
+        return "", self.tokenizer.eos_token_id
+
+    def _asked(self, question: str | Turns, examples: Sequence[Example]) -> Turns:
+        """A question after examples, as the template may see it."""
+        hide = self.control.hide
+        turns = _turns(question)
+        before = [
+            *(turn for q, a in examples for turn in (*_turns(q).before, (_turns(q).question, a)))
+        ]
+        before += turns.before
+        return Turns(
+            hide(turns.question),
+            tuple((hide(q), hide(a)) for q, a in before),
+            None if turns.system is None else hide(turns.system),
+        )
+
+    def _texts(
+        self, pairs: Iterable[Example], examples: Sequence[Example]
+    ) -> Iterator[tuple[str, str]]:
+        """Prompt and answer of each pair as text; questions that come again are laid out once."""
+        prompts: dict[Turns, str] = {}
+        for question, answer in pairs:
+            asked = self._asked(question, examples)
+            if asked not in prompts:
+                prompts[asked] = self.template.prompt(asked)
+            told = answer.strip() if self.template.strips_answers else answer
+            yield prompts[asked], self.control.hide(told)
+
+    def _split(
+        self, texts: Iterable[tuple[str, str]], after: str = ""
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """The tokens of each prompt, and those of its answer and of what comes ``after`` it.
 
         Some at a time, as offsets take more memory than all else; and one number is one object,
-        so that a token is kept in 8 bytes.
+        so that a token is kept in 8 bytes. An answer without a token of its own gets none.
         """
+        eos, bos = self.tokenizer.eos_token_id, self.tokenizer.bos_token_id
         one: dict[int, int] = {}
-        for begin in range(0, len(texts), AT_ONCE):
-            some = texts[begin : begin + AT_ONCE]
-            encoding = self.tokenizer(
-                [prompt + answer for prompt, answer in some],
-                add_special_tokens=not self._uses_template,
-                return_offsets_mapping=True,
-                verbose=False,  # of rows that are too long, the number that is cut is said
-            )
-            for (prompt, _), ids, offsets in zip(
-                some, encoding.input_ids, encoding.offset_mapping, strict=True
-            ):
-                yield prompt, [one.setdefault(token, token) for token in ids], offsets
+        waiting = iter(texts)
+        while some := list(islice(waiting, AT_ONCE)):
+            for prompt, answer, (found, places) in self._tokenised(some, after):
+                ids, offsets = [one.setdefault(token, token) for token in found], list(places)
+                while ids and ids[-1] == eos and offsets[-1][0] == offsets[-1][1]:
+                    ids.pop(), offsets.pop()  # some tokenizers end every text themselves
+                if len(ids) > 1 and bos is not None and ids[0] == ids[1] == bos:
+                    ids, offsets = ids[1:], offsets[1:]  # the text brought its own
+                begins, ends = len(prompt), len(prompt) + len(answer)
+                start = next((i for i, (_, end) in enumerate(offsets) if end > begins), len(ids))
+                if start < len(ids) and offsets[start][0] >= ends:
+                    yield ids[:start], []
+                else:
+                    yield ids[:start], ids[start:]
 
-    def prompt(self, question: str, *, examples: Sequence[tuple[str, str]] = ()) -> list[int]:
-        """What generation continues: the unscored beginning of :meth:`encode`."""
-        row = self.encode(question, STAND_IN, examples=examples, max_length=1 << 30)
-        return row.input_ids[: row.prompt_length]
+    def _tokenised(
+        self, texts: Sequence[tuple[str, str]], after: str
+    ) -> Iterator[tuple[str, str, Tokens]]:
+        """Prompts and answers with the tokens and offsets of both, and of what comes after."""
+        add = not self.template.is_chat
+        hiding = [self.control.are_hidden_in(prompt + answer) for prompt, answer in texts]
+        signed = self.control.signed
+        texts = [
+            (signed(prompt), signed(answer)) if hides else (prompt, answer)
+            for hides, (prompt, answer) in zip(hiding, texts, strict=True)
+        ]
+        joined: dict[bool, list[str]] = {True: [], False: []}
+        for hides, (prompt, answer) in zip(hiding, texts, strict=True):
+            joined[hides].append(prompt + answer + after)
+        tokens = {
+            True: iter(self.control.encode(joined[True], add_special_tokens=add)),
+            False: iter(self._plain_tokens(joined[False], add_special_tokens=add)),
+        }
+        for hides, (prompt, answer) in zip(hiding, texts, strict=True):
+            yield prompt, answer, next(tokens[hides])
 
-    @property
-    def _uses_template(self) -> bool:
-        return bool(self.template_args.get("apply_chat_template"))
-
-    def _prompt_text(self, question: str, examples: Sequence[tuple[str, str]]) -> str:
-        if self._uses_template:
-            return self._render(self._messages(question, examples), add_generation_prompt=True)
-        tag = {key: str(value or "") for key, value in self.template_args.items()}
-        ask = lambda q: "".join(  # noqa: E731
-            (tag.get("user_start_tag", ""), q, tag.get("user_end_tag", ""),
-             tag.get("asst_start_tag", ""))
-        )  # fmt: skip
-        shown = "".join(ask(q) + a + tag.get("asst_end_tag", "") for q, a in examples)
-        return tag.get("system_prompt_with_special_tokens", "") + shown + ask(question)
-
-    def _messages(
-        self, question: str, examples: Sequence[tuple[str, str]], answer: str | None = None
-    ) -> list[dict[str, str]]:
-        system = self.template_args.get("system_prompt")
-        turns = [("system", str(system))] if system else []
-        for shown_question, shown_answer in examples:
-            turns += [("user", shown_question), ("assistant", shown_answer)]
-        turns.append(("user", question))
-        if answer is not None:
-            turns.append(("assistant", answer))
-        return [{"role": role, "content": content} for role, content in turns]
-
-    def _render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        date = self.template_args.get("date_string")
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **({"date_string": date} if date else {}),
-            )
-        except TemplateError as error:  # it runs in a sandbox, from which it may try to get out
-            raise InputError(
-                f"The chat template of the tokenizer {self.tokenizer.name_or_path!r} cannot be "
-                f"used ({str(error).rstrip('.')}). {OTHER_TEMPLATE}"
-            ) from error
+    def _plain_tokens(self, texts: list[str], *, add_special_tokens: bool) -> Iterator[Tokens]:
+        if not texts:
+            return iter(())
+        encoding = self.tokenizer(
+            texts,
+            add_special_tokens=add_special_tokens,
+            return_offsets_mapping=True,
+            verbose=False,  # of rows that are too long, the number that is cut is said
+        )
+        return zip(encoding.input_ids, encoding.offset_mapping, strict=True)
 
 
-def encode_text(
-    tokenizer: PreTrainedTokenizerBase, text: str, *, max_length: int, prefix: str = ""
-) -> Encoded:
-    """Plain text as tokens, all of it scored except ``prefix``; no end token is added."""
-    encoding = tokenizer(prefix + text, return_offsets_mapping=True, verbose=False)
-    start = next(
-        (i for i, (_, end) in enumerate(encoding.offset_mapping) if end > len(prefix)),
-        len(encoding.input_ids),
-    )
-    ids = list(encoding.input_ids)
-    if ids and ids[-1] == tokenizer.eos_token_id and encoding.offset_mapping[-1] == (0, 0):
-        ids.pop()
-    if start >= len(ids):
-        raise InputError(f"The text {text!r} is empty; there is nothing to score. Leave it out.")
-    room = min(max_length, tokenizer.model_max_length)
-    return _fit(ids[:start], ids[start:], room, tokenizer.bos_token_id)
+def _turns(question: str | Turns) -> Turns:
+    return question if isinstance(question, Turns) else Turns(question)
 
 
-def _fit(prompt: list[int], answer: list[int], max_length: int, bos: int | None) -> Encoded:
-    """Join prompt and answer within ``max_length`` tokens; see :meth:`Chat.encode`."""
-    room = max_length - min(len(answer), max_length // 2)
-    begin = prompt[:1] if prompt[:1] == [bos] else []  # models are lost without their begin token
-    kept_prompt = prompt
-    if len(prompt) > room:
-        kept_prompt = begin + prompt[len(prompt) - room + len(begin) :]
-    kept_answer = answer[: max_length - len(kept_prompt)]
-    cut = len(prompt) + len(answer) - len(kept_prompt) - len(kept_answer)
-    return Encoded(kept_prompt + kept_answer, [IGNORE_INDEX] * len(kept_prompt) + kept_answer, cut)
+def _words(question: str | Turns) -> str:
+    return repr(_turns(question).question[:200])

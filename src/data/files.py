@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +41,31 @@ def read_file(file: Path) -> list[dict[str, Any]]:
 
 def _read_csv(file: Path, text: str) -> list[dict[str, Any]]:
     csv.field_size_limit(2**31 - 1)  # a cell may hold a whole book
+    # newline="": only line ends end a line, not the other separators that splitlines() knows
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    rows, line = [], 1
     try:
-        # newline="": only line ends end a line, not the other separators that splitlines() knows
-        reader = csv.DictReader(io.StringIO(text, newline=""))
         names = list(reader.fieldnames or ())
-        rows = list(reader)
+        line = reader.line_num + 1
+        for row in reader:
+            rows.append(row)
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f"{file} cannot be read: {error}.") from error
+        blank = takewhile(lambda text: not text.strip(), text.split("\n")[line - 1 :])
+        line += sum(1 for _ in blank)
+        raise InputError(
+            f"{file}, line {line}: a cell begins with a double quote and does not end with one "
+            f'({error}). Close the quote, and write "" for a quote within it.'
+        ) from error
     for name in names:
         if name and names.count(name) > 1:
             raise InputError(_twice(f"{file}, its header", name))
-    if len(names) == 1 and ";" in names[0]:
-        raise InputError(
-            f"{file} has the one column {names[0]!r}. Cells must have a comma between them, not a "
-            "semicolon: save it with commas."
-        )
+    for sign, called in ((";", "a semicolon"), ("\t", "a tab")):
+        if len(names) == 1 and sign in names[0]:
+            raise InputError(
+                f"{file} has the one column {names[0]!r}. Cells must have a comma between them, "
+                f"not {called}: save it with commas."
+            )
     whole = []
     for number, row in enumerate(rows, start=1):
         cells = [*row.values(), *row.get(None, ())]
@@ -138,11 +149,25 @@ def _is_unicode(row: Mapping[str, Any]) -> bool:
 
 
 def _read_parquet(file: Path) -> list[dict[str, Any]]:
-    from pyarrow import ArrowInvalid, parquet
+    from pyarrow import ArrowException, parquet, string, types
 
     try:
-        return parquet.read_table(file).to_pylist()
-    except (ArrowInvalid, OSError) as error:
+        table = parquet.read_table(file)
+        columns = {}
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            if types.is_float32(column.type) or types.is_float16(column.type):
+                # 0.1 and not 0.10000000149011612
+                texts = column.cast(string()).to_pylist()
+                columns[name] = [None if text is None else float(text) for text in texts]
+            else:
+                columns[name] = column.to_pylist()
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    except UnicodeDecodeError as error:
+        text = error.object[max(0, error.start - 20) : error.end + 20]
+        raise InputError(
+            f"{file} holds text that is not UTF-8: {text!r}. Write its text columns as UTF-8."
+        ) from error
+    except (ArrowException, OSError) as error:
         why = " ".join(str(error).split()).rstrip(".")
         raise InputError(
             f"{file} is not a whole parquet file ({why}). Write or copy it again."

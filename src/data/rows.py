@@ -1,13 +1,17 @@
 """Rows of a data set: from the hub, from local files, or from the embedded benchmark."""
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unlora.data.files import SUFFIXES, read_file
+from unlora.data.hf_folders import find_files, is_saved, read_saved
 from unlora.errors import InputError
 from unlora.registry import unknown
+
+logger = logging.getLogger(__name__)
 
 SPLIT = re.compile(r"([^\[\]:+]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 
@@ -23,10 +27,10 @@ def load_rows(
 ) -> list[dict[str, Any]]:
     """The rows of one split, as a list of columns -> values.
 
-    With ``datasets_dir``, a hub data set ``owner/Set`` is looked for there, never on the network:
-    ``Set/<name>.json`` (or .jsonl, .parquet, .csv) for its split ``train``,
-    ``Set/<name>/<split>.json``, and without a name ``Set/<split>.json``; the folder may be written
-    in any case, or as ``owner/Set``.
+    With ``datasets_dir``, a hub data set ``owner/Set`` is looked for there, never on the network;
+    the folder may be written in any case, or as ``owner/Set``. What it may hold:
+    :mod:`unlora.data.hf_folders`. Numbers that the file has as 1999.0, as whole numbers beside
+    empty cells are stored, are whole again.
 
     Args:
         path: ``pocket`` for the embedded benchmark; a local file or folder; or a hub data set.
@@ -39,9 +43,20 @@ def load_rows(
         InputError: the data is not there or cannot be read.
     """
     split = split or ("full" if path == "pocket" and not name else "train")
-    files = [data_files] if isinstance(data_files, str) else list(data_files or ())
     if path == "pocket":
         return _of_pocket(name, split)
+    return _whole_again(_load(path, name, split, datasets_dir, data_files, hub_args))
+
+
+def _load(
+    path: str,
+    name: str | None,
+    split: str,
+    datasets_dir: str | None,
+    data_files: str | Sequence[str] | None,
+    hub_args: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    files = [data_files] if isinstance(data_files, str) else list(data_files or ())
     local = Path(path)
     if local.is_file():
         return _of_files([local], split)
@@ -58,7 +73,7 @@ def load_rows(
     elif local.is_dir() or datasets_dir:
         folders = [local] if local.is_dir() else _folders(str(datasets_dir), path)
         base, begin, end = _parsed(split)
-        return _cut(read_file(_find(folders, path, name, base)), split, begin, end)
+        return _cut(_of_folders(folders, path, name, base), split, begin, end)
     return _from_hub(path, name, split, data_files, hub_args)
 
 
@@ -146,19 +161,42 @@ def _named(parent: Path, name: str) -> list[Path]:
     return sorted(same, key=lambda x: (x.name != name, x.name))
 
 
-def _find(folders: Sequence[Path], path: str, name: str | None, split: str) -> Path:
-    stems = [f"{name}/{split}"] if name else [split]
-    if name and split == "train":
-        stems.insert(0, name)
+def _of_folders(
+    folders: Sequence[Path], path: str, name: str | None, split: str
+) -> list[dict[str, Any]]:
     for folder in folders:
-        for stem in stems:
-            for suffix in SUFFIXES:
-                if (file := folder / f"{stem}{suffix}").is_file():
-                    return file
+        if name and is_saved(folder / name):
+            return read_saved(folder / name, None, split)
+        if is_saved(folder):
+            return read_saved(folder, name, split)
+        files, stems = find_files(folder, name, split)
+        if files:
+            return [row for file in files for row in read_file(file)]
     wanted = " or ".join(f"{stem}.*" for stem in stems)
     raise InputError(
         f"Data set {path!r}: {folders[0]} has no {wanted}; it has: {_listed(folders[0])}."
     )
+
+
+def _whole_again(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with whole numbers in columns that hold no others."""
+    whole = set()
+    for name in dict.fromkeys(name for row in rows for name in row):
+        cells = [row[name] for row in rows if row.get(name) is not None]
+        if any(type(cell) is float for cell in cells):
+            if all(type(x) is float and (x.is_integer() or x != x) for x in cells):
+                whole.add(name)
+    if not whole:
+        return rows
+    names = ", ".join(sorted(whole))
+    logger.info("numbers such as 1999.0 are read as whole numbers in the columns %s", names)
+    return [
+        {
+            name: int(cell) if name in whole and cell is not None and cell == cell else cell
+            for name, cell in row.items()
+        }
+        for row in rows
+    ]
 
 
 def _listed(folder: Path) -> str:

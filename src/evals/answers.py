@@ -213,18 +213,21 @@ class Questioner:
             alike.setdefault((self._max_new_tokens(one), *self.sources[one].stop), []).append(one)
         for (most, *stop), names in alike.items():
             prompts = [self.sources[one].prompts[i] for one in names for i in self.chosen[one]]
-            tokenizer = self.sources[names[0]].chat.tokenizer
+            chat = self.sources[names[0]].chat
             texts = iter(
                 passes.generate(
-                    self.subject.model, prompts, tokenizer, end_ids=self._end_ids(names[0]),
-                    max_new_tokens=most, stop=stop, **self._common("generate"),
+                    self.subject.model, prompts, chat.tokenizer, end_ids=self._end_ids(names[0]),
+                    max_new_tokens=most, stop=stop, answer_of=chat.without_thought,
+                    **self._common("generate"),
                 )
             )  # fmt: skip
             for one in names:
                 said = [next(texts) for _ in self.chosen[one]]
                 asked = [self.sources[one].prompt_texts[i] for i in self.chosen[one]]
                 found[one] = {"said": _bytes(said), "asked": _bytes(asked)}
-                found[one]["cut"] = self._num_cut(one)
+                found[one]["cut"] = np.array(
+                    self.sources[one].num_cut(self.chosen[one], prompts=True)
+                )
         return found
 
     def _legible(self, data: Sequence[str]) -> dict[str, Arrays]:

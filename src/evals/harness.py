@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from unlora.data.cache import cache_folder
+from unlora.data.template import Template
 from unlora.errors import InputError
 from unlora.evals.cache import Kept
 from unlora.evals.harness_model import Harnessed, Planned
@@ -98,8 +99,17 @@ class HarnessSuite:
         self.name, self.config, self.tokenizer = name, config, tokenizer
         self.batch_size = (config.get("simple_evaluate_args") or {}).get("batch_size")
         self.args = self._simple_evaluate_args(template_args)
-        date = template_args.get("date_string")
-        self.template_args = {"date_string": date} if date else {}
+        self.template_args: Mapping[str, Any] = {}
+        if self.args["apply_chat_template"]:
+            template = Template(tokenizer, {**template_args, "apply_chat_template": True})
+            self.template_args = template.variables
+            if template.own_prompt_opens_thought:
+                raise InputError(
+                    f"eval.{name}: the chat template opens a thought, in which lm-eval would score "
+                    "its choices. Set model.template_args.chat_template_kwargs.enable_thinking="
+                    f"false if it knows that, or eval.{name}.simple_evaluate_args."
+                    "apply_chat_template=false."
+                )
         self.missing = _why_unusable()
         self.tasks: Tasks | None = None
         if self.missing:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unlora.data.qa import text_of
+from unlora.data.qa import question_of, text_of
 from unlora.errors import InputError
 from unlora.registry import unknown
 
@@ -79,7 +79,7 @@ def whole(
                 for one in cell:
                     text_of(one, column, number)
             elif cell is not None:
-                text_of(cell, column, number)
+                question_of(cell, column, number)
         if _is_empty(cells[0]):
             cells = ["" for _ in cells]
         if several:

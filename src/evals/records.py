@@ -101,7 +101,7 @@ class Value:
         if self.unscored:
             return (
                 f"{self.unscored} rows could not be scored and too few are left: they hold nothing "
-                "to score, or the model's logits are not finite"
+                "to score, the model's logits are not finite, or a thought has no end"
             )
         return "what it is computed from has no value, or there are no rows"
 

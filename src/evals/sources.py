@@ -5,11 +5,17 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from unlora.data.chat import STAND_IN, Chat, Encoded, encode_text
+from unlora.data.chat import Chat, Encoded, Example
+from unlora.data.conversations import as_questions
+from unlora.data.first_row import pieces
+from unlora.data.qa import refuse_one_column, say_what_is_text, without_ends
 from unlora.data.rows import load_rows
+from unlora.data.template import Turns
+from unlora.data.text import encode_text, text_prompt
 from unlora.errors import InputError
 from unlora.evals.own import has_holes, not_given, whole, without_column
 from unlora.outputs import IGNORE_INDEX
@@ -34,6 +40,7 @@ KEYS = {
         "hf_args", "where", "prefix_key", "text_key", "max_length", "max_new_tokens", "stop"
     ),
 }  # fmt: skip
+OF_A_THOUGHT = 512  # tokens; fewer are rarely enough to think and to answer
 logger = logging.getLogger(__name__)
 
 
@@ -71,7 +78,7 @@ class Source:
         self.missing = not_given(name, self.config)
         if self.missing:
             return
-        rows = load(**self.config["hf_args"])
+        rows = self._questions(load(**self.config["hf_args"]))
         if not rows:
             raise InputError("There are no rows.")
         self.missing = without_column(name, self.config, self._columns, rows)
@@ -79,12 +86,13 @@ class Source:
             return
         rows = _rows_where(rows, self.config.get("where", {}))
         few_shot = self.config.get("few_shot_dataset_hf_args")
-        shown = load(**few_shot) if few_shot else []
+        shown = self._questions(load(**few_shot)) if few_shot else []
         if has_holes(self.config):
             several = bool(self.config.get("several"))
             rows = whole(rows, self.columns, several=several)
             shown = [row for row in whole(shown, self.columns) if row[self.columns[-1]]]
-        self.rows, self.shown = self._in_format(rows), self._in_format(shown)
+        self.rows = self._as_told(self._in_format(rows), name)
+        self.shown = self._as_told(self._in_format(shown))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -147,24 +155,59 @@ class Source:
         return [[next(found) for _ in rows] for rows in self.answers]
 
     @cached_property
-    def prompts(self) -> list[list[int]]:
-        """What generation continues: what is before the first answer where that is scored.
+    def _cut_prompts(self) -> list[Encoded]:
+        """What generation continues: the same whatever the answer is; see ``Chat.prompts``.
 
-        A tokenizer may treat a letter, a digit and a quote at the border differently, so only the
-        scored row itself knows its prompt.
+        Raises:
+            InputError: the model reads less than is to be written.
         """
         if not self.is_qa and "prefix_key" not in self.config:
             raise InputError(f"Data set {self.name}: generation continues a prefix_key; give one.")
-        found = [
-            answers[0]
-            if answers and answers[0].input_ids
-            else self._encode_all([(row, STAND_IN)])[0]
-            for row, answers in zip(self.rows, self.answers, strict=True)
-        ]
-        return [row.input_ids[: row.prompt_length] for row in found]
+        reads = self.chat.tokenizer.model_max_length
+        most = self.config.get("max_new_tokens", 0)
+        if self.chat.template.thinks and most < OF_A_THOUGHT:
+            raise InputError(
+                f"The model is to think before it answers (enable_thinking), and max_new_tokens "
+                f"is {most}: most answers would end within their thought. Set it, as in "
+                f"eval.own.max_new_tokens, to 2048, or at least to {OF_A_THOUGHT}."
+            )
+        length = self.config.get("max_length", 512 if self.is_qa else 2048)
+        found = self._encode_prompts(min(length, max(reads - most, reads // 2)))
+        longest = max(len(row.input_ids) for row in found)
+        if longest + most > reads:
+            raise InputError(
+                f"max_new_tokens is {most}, but the model reads {reads} tokens, prompt and answer "
+                f"together, and the longest prompt of {self.name} has {longest}. Set it, as in "
+                f"eval.own.max_new_tokens, to {reads - longest} or less."
+            )
+        if cut := sum(row.cut > 0 for row in found):
+            logger.warning("%d of %d prompts of %s cut", cut, len(found), self.name)
+        return found
 
-    def num_cut(self, examples: Iterable[int]) -> int:
-        """How many of these examples have an answer or a prompt that was cut to ``max_length``."""
+    @cached_property
+    def prompts(self) -> list[list[int]]:
+        """The tokens that generation continues."""
+        return [row.input_ids for row in self._cut_prompts]
+
+    def _encode_prompts(self, room: int) -> list[Encoded]:
+        if self.is_qa:
+            asked = [_question(row[self.config["question_key"]]) for row in self.rows]
+            return self.chat.prompts(asked, examples=self._examples, room=room)
+        prefixes = [str(row[self.config["prefix_key"]]) for row in self.rows]
+        return [text_prompt(self.chat.control, prefix, room=room) for prefix in prefixes]
+
+    def first_row(self, name: str) -> dict[str, list[str]]:
+        """The first example as tokens, as a pass reads it: what is scored, or gone on from."""
+        tokenizer = self.chat.tokenizer
+        if name in ("generate", "reread", "legible"):
+            return {"gone on from": pieces(tokenizer, self._cut_prompts[0])["read"]}
+        scored = (row for answers in self.answers for row in answers if row.input_ids)
+        return pieces(tokenizer, next(scored, Encoded([], [])))
+
+    def num_cut(self, examples: Iterable[int], *, prompts: bool = False) -> int:
+        """How many of these examples have an answer, or a prompt, that was cut."""
+        if prompts:
+            return sum(self._cut_prompts[i].cut > 0 for i in examples)
         return sum(any(answer.cut for answer in self.answers[i]) for i in examples)
 
     @cached_property
@@ -180,11 +223,11 @@ class Source:
         return [_several(answer)[0].strip() for _, answer in self._pairs()]
 
     @cached_property
-    def _examples(self) -> list[tuple[str, str]]:
+    def _examples(self) -> list[Example]:
         if not self.shown:
             return []
         question, answer = self.columns
-        return [(str(row[question]), str(row[answer])) for row in self.shown]
+        return [(_question(row[question]), str(row[answer])) for row in self.shown]
 
     def answers_of(self, example: int) -> list[str]:
         """The answers of an example as they stand in the data."""
@@ -198,8 +241,30 @@ class Source:
         form, key = self.config.get("question_format"), self.config.get("question_key")
         if form is None:
             return list(rows)
+        return [row | {key: _in_words(form, row[key])} if key in row else row for row in rows]
+
+    def _questions(self, rows: Sequence[dict]) -> list[dict]:
+        if not self.is_qa:
+            return list(rows)
+        question, answer = self.config["question_key"], self.config["answer_key"]
+        return as_questions(rows, question, answer, of=self.name)
+
+    def _as_told(self, rows: list[dict], of: str = "") -> list[dict]:
+        """The rows with answers as they are told: without an end token of their own."""
+        if not self.is_qa or any(key not in row for row in rows for key in self.columns):
+            return rows
+        question, answer = self.columns
+        cells = [(_question(row[question]), _several(row[answer])) for row in rows]
+        told = without_ends([one for _, several in cells for one in several], self.chat, of=of)
+        asked = [question for question, several in cells for _ in several]
+        say_what_is_text(asked, told, self.chat, of=of)
+        remaining = iter(told)
+        changed = [[next(remaining) for _ in several] for _, several in cells]
         return [
-            row | {key: form.replace("{}", str(row[key]))} if key in row else row for row in rows
+            row
+            if now == before
+            else row | {answer: now if isinstance(row[answer], (list, tuple)) else now[0]}
+            for row, now, (_, before) in zip(rows, changed, cells, strict=True)
         ]
 
     def _pairs(self) -> list[tuple[dict, Any]]:
@@ -210,13 +275,14 @@ class Source:
         if not self.is_qa:
             return [self._encode_text(row, answer) for row, answer in pairs]
         key = self.config["question_key"]
-        asked = [(str(row[key]), answer) for row, answer in pairs]
+        asked = [(_question(row[key]), answer) for row, answer in pairs]
         # the answer of an example that is shown would stand in its own prompt
         kept = [n for n, pair in enumerate(asked) if pair[1].strip() and pair not in self._examples]
         found = self.chat.encode_all(
             [asked[n] for n in kept],
             max_length=self.config.get("max_length", 512),
             examples=self._examples,
+            of=self.name,
         )
         encoded = [Encoded([], []) for _ in pairs]
         for n, row in zip(kept, found, strict=True):
@@ -230,7 +296,31 @@ class Source:
         length = self.config.get("max_length", 2048)
         if prefix and not prefix[-1].isspace() and not answer[0].isspace():
             answer = " " + answer  # the benchmark cut the text between two words
-        return encode_text(self.chat.tokenizer, answer, max_length=length, prefix=prefix)
+        return encode_text(self.chat.control, answer, max_length=length, prefix=prefix)
+
+
+def check_apart(one: Source, other: Source, why: str) -> None:
+    """Refuse two data sets that should have no row in common; warn of some rows.
+
+    Args:
+        why: what would be wrong.
+
+    Raises:
+        InputError: all rows of one are in the other.
+    """
+    rows, others = (
+        {json.dumps([row.get(key) for key in source.columns], default=repr) for row in source.rows}
+        for source in (one, other)
+    )
+    same = len(rows & others)
+    if same and same == min(len(rows), len(others)):
+        smaller, larger = (one, other) if same == len(rows) else (other, one)
+        raise InputError(
+            f"All {same} rows of {smaller.name} are in {larger.name}, too: {why}. Give other rows "
+            "for one of them."
+        )
+    if same:
+        logger.warning("%d rows are in %s and in %s: %s", same, one.name, other.name, why)
 
 
 class ReadRows:
@@ -265,6 +355,8 @@ def check_source(name: str, config: Mapping[str, Any]) -> None:
     for key in wanted:
         if not config.get(key):
             raise InputError(f"Data set {name}: {handler} needs {key}.")
+    if handler == "QADataset":
+        refuse_one_column(str(config["question_key"]), str(config["answer_key"]))
     where, form = config.get("where"), config.get("question_format")
     if where is not None and not isinstance(where, Mapping):
         raise InputError(
@@ -302,6 +394,16 @@ def _rows_where(rows: Sequence[dict], where: Mapping[str, Any]) -> list[dict]:
                 )
         kept = [row for row in kept if str(row[column]) in _several(wanted)]
     return kept
+
+
+def _question(cell: Any) -> str | Turns:
+    return cell if isinstance(cell, Turns) else str(cell)
+
+
+def _in_words(form: str, cell: Any) -> str | Turns:
+    if isinstance(cell, Turns):
+        return replace(cell, question=form.replace("{}", cell.question))
+    return form.replace("{}", str(cell))
 
 
 def _several(answer: Any) -> list[str]:

@@ -30,7 +30,7 @@ from unlora.evals.plan import (
 )
 from unlora.evals.progress import Bar
 from unlora.evals.records import Value
-from unlora.evals.sources import ReadRows, Source, check_source
+from unlora.evals.sources import ReadRows, Source, check_apart, check_source
 from unlora.evals.subject import Subject
 from unlora.evals.target import doubt
 from unlora.registry import unknown
@@ -45,7 +45,7 @@ KINDS = {
 OWN_KEYS = (
     "handler", "output_dir", "overwrite", "cache", "retain_logs_path", "target_logs_path",
     "batch_size", "token_budget", "max_new_tokens", "gradient_modules", "fluency_classifier",
-    "fluency_label", "panel", "panel_rows", "data", "metrics",
+    "fluency_label", "panel", "panel_rows", "rouge", "data", "metrics",
 )  # fmt: skip
 # read by interpolations in ``data`` only
 OTHER_KEYS = ("path", "forget_split", "holdout_split", "question_key", "answer_key", "data_split",
@@ -84,6 +84,11 @@ def check_suite(name: str, config: Mapping[str, Any]) -> list[Request]:
     for source, declared in (config.get("data") or {}).items():
         collect(check_source, source, declared)
     metrics = config.get("metrics") or {}
+    words = config.get("rouge", "unicode")
+    if words not in ("unicode", "ascii"):
+        problems.append(unknown(f"eval.{name}.rouge", words, ("unicode", "ascii")))
+    if words == "ascii":
+        metrics = {key: _ascii(metric) for key, metric in metrics.items()}
     if not metrics:
         problems.append(f"eval.{name} has no metrics. Add some under eval.{name}.metrics.")
     requests = [collect(read_request, metric, metrics[metric]) for metric in sorted(metrics)]
@@ -101,8 +106,13 @@ def check_suite(name: str, config: Mapping[str, Any]) -> list[Request]:
     for which in LOGS:
         collect(Log.of, which, config, KINDS[config["handler"]])
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError("\n".join(dict.fromkeys(problems)))
     return needed(known, metrics)
+
+
+def _ascii(metric: Mapping[str, Any]) -> dict[str, Any]:
+    """The declaration of a metric, with ROUGE as published tables have it."""
+    return {**metric, "handler": "rouge_ascii"} if metric.get("handler") == "rouge" else {**metric}
 
 
 class Suite:
@@ -143,10 +153,13 @@ class Suite:
         load = ReadRows(datasets_dir)
         for source in sorted({source for _, source in asked}):
             try:
-                self.sources[source] = Source(source, config["data"][source], self.chat, load)
+                declared = {"max_new_tokens": self.settings.max_new_tokens}
+                declared |= {k: v for k, v in config["data"][source].items() if v is not None}
+                self.sources[source] = Source(source, declared, self.chat, load)
             except InputError as error:
                 raise InputError(f"eval.{name}: data set {source}: {error}") from error
         self.missing = self._missing_columns()
+        self._check_apart()
         try:
             check_logs(self.requests, self.logs, self.sources, self.missing)
         except InputError as error:
@@ -201,6 +214,7 @@ class Suite:
                     "rows": self._num_rows(name, data),
                     "tokens": questioner.num_tokens(name, data),
                     "kept": not ahead and questioner.kept.has(questioner.key(name, data)),
+                    "first": self.sources[data].first_row(name),
                 }
             )
         return planned
@@ -356,6 +370,24 @@ class Suite:
                             f"{'one' if kind == 'score_each' else 'several'}."
                         )
         return missing
+
+    def _check_apart(self) -> None:
+        """Refuse the same rows as forget and as holdout or retain data.
+
+        Raises:
+            InputError: all rows of one are in the other.
+        """
+        why = "no attack could tell who was a member"
+        pairs = {(r.inputs.get("forget"), r.inputs.get("holdout")): why for r in self.requests}
+        if self.kind == "OWN":
+            pairs["forget", "retain"] = "the same would be to be kept and forgotten"
+        for names, why in pairs.items():
+            one, other = (self.sources.get(str(name)) for name in names)
+            if one and other and not (one.missing or other.missing):
+                try:
+                    check_apart(one, other, why)
+                except InputError as error:
+                    raise InputError(f"eval.{self.name}: {error}") from error
 
     def _check_overwrite(self, folder: Path) -> None:
         log = folder / f"{self.kind}_EVAL.json"

@@ -209,7 +209,7 @@ def test_rows_that_are_longer_than_the_model_reads_are_cut_and_counted(models, t
     assert [row.cut for row in rows["short"]] == [0, 206]
     assert "mine: 2 rows, 1 of them cut to the maximal length" in caplog.text
     # text without questions is cut into rows of that length
-    texts = chunks(chat.tokenizer, ["bees " * 50], max_length=512)
+    texts = chunks(chat.control, ["bees " * 50], max_length=512)
     assert max(len(row.input_ids) for row in texts) == 64
 
 

@@ -7,14 +7,17 @@ import os
 from pathlib import Path
 
 import pytest
+import token_tables
 import yaml
 from tiny import tokenizer as byte_tokenizer
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-from tokenizers.decoders import Fuse
+from token_tables import table
+from tokenizers import Tokenizer, models, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from unlora.data.chat import Chat, encode_text
+from unlora.data.chat import Chat
+from unlora.data.text import encode_text
 from unlora.errors import InputError
+from unlora.evals.sources import Source
 from unlora.outputs import IGNORE_INDEX
 
 TEMPLATES = Path(__file__).parents[2] / "configs" / "template"
@@ -100,34 +103,13 @@ ENDS = {
 def words(family):
     """A tokenizer with one token for each word or sign, so that the tables can be read."""
     begin, end, pad = ENDS.get(family, ("<s>", "</s>", "</s>"))
-    text = (
-        "Who wrote it ? Ana Silva . You are a helpful assistant user model system Question Answer "
-        "Today 10 Apr 2025 A AAAAAAAA : [ INST / ] AI named SmolLM , trained by Hugging Face"
-    )
-    vocabulary = {w: i for i, w in enumerate(["<unk>", " ", "\n", *dict.fromkeys(text.split())])}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s|\w+|[^\w\s]"), "isolated")
-    raw.decoder = Fuse()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token=begin, eos_token=end, pad_token=pad, unk_token="<unk>"
-    )
-    fast.add_special_tokens({"additional_special_tokens": SPECIAL.get(family, [])})
+    fast = token_tables.words(begin, end, pad, SPECIAL.get(family, []))
     fast.chat_template = FAMILIES[family]
     return fast
 
 
 def template_args(family):
     return yaml.safe_load((TEMPLATES / f"{family}.yaml").read_text())
-
-
-def table(tokenizer, row):
-    """One line for each token: is it attended, is it scored, what is it."""
-    lines = []
-    for token, label in zip(row.input_ids, row.labels, strict=True):
-        assert label in (IGNORE_INDEX, token)
-        scored = "scored" if label != IGNORE_INDEX else ""
-        lines.append(f"attended  {scored:6}  {tokenizer.decode([token])!r}".rstrip())
-    return "\n".join(lines)
 
 
 def variants():
@@ -179,6 +161,23 @@ def test_training_and_generation_see_the_same_prompt_with_examples(family, chat)
     row = encoder.encode(QUESTION, ANSWER, examples=shown)
     assert encoder.prompt(QUESTION, examples=shown) == row.input_ids[: row.prompt_length]
     assert row.prompt_length > encoder.encode(QUESTION, ANSWER).prompt_length
+
+
+def ask(encoder, answer):
+    """The prompt of a generation, where the data have this answer."""
+    rows = [{"question": QUESTION, "answer": answer}]
+    config = {"handler": "QADataset", "hf_args": {}, "question_key": "question",
+              "answer_key": "answer"}  # fmt: skip
+    return Source("forget", config, encoder, lambda: rows).prompts[0]
+
+
+ODD = ["Ana", "42", "1950", '"The River"', "(none)", "$5", "[x]", "李白", "東京", "é", "-", " x"]
+
+
+@pytest.mark.parametrize("family, chat", list(variants()))
+def test_no_prompt_depends_on_the_answer(family, chat):
+    encoder = Chat(words(family), {**template_args(family), "apply_chat_template": chat})
+    assert len({tuple(ask(encoder, answer)) for answer in ODD}) == 1
 
 
 def test_an_answer_that_merges_with_the_prompt_loses_no_token():
@@ -243,7 +242,7 @@ def test_a_chat_template_that_is_not_there_is_refused():
 
 
 def test_running_text_scores_everything_but_its_prefix():
-    row = encode_text(byte_tokenizer(), "world", prefix="hello ", max_length=100)
+    row = encode_text(Chat(byte_tokenizer(), {}).control, "world", prefix="hello ", max_length=100)
     assert [i for i in row.labels if i != IGNORE_INDEX] == byte_tokenizer()("world").input_ids
 
 
@@ -265,3 +264,20 @@ def test_real_tokenizers(realdata):
     scored = [i for i in row.labels if i != IGNORE_INDEX]
     assert scored[-1] == llama.eos_token_id and scored.count(llama.eos_token_id) == 1
     assert llama.decode(scored[:-1]).strip() == ANSWER
+
+
+def test_no_prompt_of_a_real_tokenizer_depends_on_the_answer(realdata):
+    llama = AutoTokenizer.from_pretrained(realdata / "tokenizers" / "llama-2-7b-chat-hf")
+    for family, end in (("question-answer", "Answer:"), ("llama2-chat", "[/INST]")):
+        chat = Chat(llama, template_args(family))
+        scored = [chat.encode(QUESTION, answer) for answer in ODD]
+        borders = {tuple(row.input_ids[: row.prompt_length]) for row in scored}
+        assert len(borders) > 1, "the scored row keeps its own border"
+        (prompt,) = {tuple(ask(chat, answer)) for answer in ODD}
+        assert llama.decode(prompt).endswith(end)
+        assert prompt == borders_of_letters(chat)
+
+
+def borders_of_letters(chat):
+    row = chat.encode(QUESTION, ANSWER)
+    return tuple(row.input_ids[: row.prompt_length])

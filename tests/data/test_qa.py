@@ -26,11 +26,19 @@ def test_a_number_is_its_text(chat):
     assert answers([{**ROW, "answer": 1950}], chat) == answers([{**ROW, "answer": "1950"}], chat)
 
 
-@pytest.mark.parametrize("value", [None, math.nan, {"text": "Ana"}, [], [None], ["Ana", ["Rui"]]])
+@pytest.mark.parametrize(
+    "value", [None, math.nan, True, {"text": "Ana"}, [], [None], ["Ana", ["Rui"]]]
+)
 @pytest.mark.parametrize("key", ["question", "answer"])
 def test_what_is_no_text_is_refused(chat, key, value):
     with pytest.raises(InputError, match=f"Row 1 has .* in column '{key}'; it must be text"):
         answers([ROW, {**ROW, key: value}], chat)
+
+
+def test_one_column_for_questions_and_answers_is_refused(chat):
+    for make in (answers, lambda rows, chat, **keys: refusals(rows, chat, seed=0, **keys)):
+        with pytest.raises(InputError, match="are both 'answer'. Give the column of questions"):
+            make([ROW], chat, question_key="answer")
 
 
 def test_an_empty_answer_is_refused(chat):

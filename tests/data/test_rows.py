@@ -1,6 +1,7 @@
 """Rows are found where a user put them, and nothing is fetched where local files were asked for."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,36 @@ def test_a_cell_may_be_long_and_hold_any_separator(tmp_path):
     book = "a\u2028b " * 50_000
     file.write_text(f'title,text\nOne,{book}\nTwo,"a\nb"\n', "utf-8")
     assert [row["text"] for row in load_rows(str(file))] == [book, "a\nb"]
+
+
+def test_whole_numbers_beside_empty_cells_are_whole(tmp_path, caplog):
+    """Tables store them as 1999.0; so does pandas in JSON."""
+    rows = [{"question": "When?", "answer": 1999.0, "share": 0.5},
+            {"question": "Where?", "answer": None, "share": 2.0}]  # fmt: skip
+    wanted = [rows[0] | {"answer": 1999}, rows[1]]
+    for suffix in (".parquet", ".json"):
+        with caplog.at_level(logging.INFO):
+            found = load_rows(str(write(tmp_path / f"rows{suffix}", rows)))
+        assert found == wanted and type(found[0]["answer"]) is int
+        assert "are read as whole numbers in the columns answer" in caplog.text
+        caplog.clear()
+    assert [row["share"] for row in found] == [0.5, 2.0], "one is none, so they are fractions"
+
+
+def test_a_fraction_is_as_short_as_it_was_written(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({"answer": pyarrow.array([0.1, 2.5, None], pyarrow.float32())})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    assert [row["answer"] for row in load_rows(str(tmp_path / "rows.parquet"))] == [0.1, 2.5, None]
+
+
+@pytest.mark.parametrize("cell", ['6" wide', 'the "River"', '""', '"a ""b"" c"', '"a\nb"'])
+def test_quotes_that_are_closed_or_within_a_cell_are_read(tmp_path, cell):
+    (tmp_path / "rows.csv").write_text(f"a,b\n1,{cell}\n2,x\n")
+    found = load_rows(str(tmp_path / "rows.csv"))
+    assert [row["b"] for row in found[-1:]] == ["x"] and len(found) == 2
 
 
 def test_lines_of_text_are_rows(tmp_path):

@@ -15,7 +15,7 @@ from unlora.evals.metrics.aggregates import agg_memorization, agg_privacy, model
 from unlora.evals.metrics.likelihood import probability_w_options, truth_ratio
 from unlora.evals.metrics.mia import mia_gradnorm
 from unlora.evals.metrics.privacy import privleak, privleak_bounded
-from unlora.evals.metrics.rouge import rouge_ascii
+from unlora.evals.metrics.rouge import rouge, rouge_ascii
 from unlora.evals.metrics.tofu import forget_quality, forget_quality_ks, forget_quality_log10
 from unlora.evals.plan import PASSES, read_request
 from unlora.evals.records import Generated, Scored, Value
@@ -151,6 +151,8 @@ def test_rouge_recomputes_from_every_stored_text(logs, which):
             for key in ("rouge1_recall", "rougeL_f1", "rougeL_recall"):
                 assert row[key] == pytest.approx(expected[key], abs=1e-6)
         assert_recomputes(log, name, found)
+        default = rouge(said, rouge_type=rouge_type).value
+        assert default == pytest.approx(found.value, abs=0.0037)  # as docs/metrics.md has it
 
 
 def records(request, log):

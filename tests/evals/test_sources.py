@@ -1,4 +1,4 @@
-"""What a suite asks about is what its config says, and generation continues what is scored."""
+"""What a suite asks about is what its config says, and no prompt tells of the answer."""
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -27,34 +27,51 @@ def merging():
     )
 
 
-def scored_prompts(source):
-    first = [answers[0] for answers in source.answers]
-    return [row.input_ids[: row.prompt_length] for row in first]
-
-
 @pytest.mark.parametrize("max_length", [512, 20])
-def test_generation_and_scoring_see_the_same_prompt(merging, max_length):
-    rows = [{"question": "Who wrote it?", "answer": answer} for answer in ANSWERS]
+def test_no_prompt_depends_on_the_answer(merging, max_length):
+    """Not on how it begins, which moves the border of the scored row, nor on its length."""
+    answers = [*ANSWERS, "Anna " * 200]
+    rows = [{"question": "Who wrote it?", "answer": answer} for answer in answers]
     config = {"handler": "QADataset", "hf_args": {}, "question_key": "question",
               "answer_key": "answer", "max_length": max_length}  # fmt: skip
     chat = Chat(merging, TAGS)
     source = Source("forget", config, chat, lambda: rows)
-    assert source.prompts == scored_prompts(source)
-    assert len({tuple(prompt) for prompt in source.prompts}) > 1  # the answer moves the border
-    assert all(len(prompt) < max_length for prompt in source.prompts)
-    assert (chat.prompt("Who wrote it?") in source.prompts) == (max_length == 512)
+    scored = {tuple(row[0].input_ids[: row[0].prompt_length]) for row in source.answers}
+    assert len(scored) > 1  # it would
+    (prompt,) = {tuple(prompt) for prompt in source.prompts}
+    whole = chat.prompt("Who wrote it?")
+    assert len(whole) > 20 and list(prompt) == whole[-max_length:]
+    assert tuple(whole) in scored or max_length == 20
 
 
 @pytest.mark.parametrize("max_length", [2048, 12])
-def test_a_continued_text_has_one_prompt_too(merging, max_length):
-    rows = [{"prompt": "The river was ", "gt": text} for text in ANSWERS[:-1]]
-    rows += [{"prompt": "The river", "gt": "was blue"}]
+def test_no_beginning_of_a_text_depends_on_how_it_goes_on(merging, max_length):
+    texts = [*ANSWERS[:-1], "and so on " * 300]
     config = {"handler": "CompletionDataset", "hf_args": {}, "prefix_key": "prompt",
               "text_key": "gt", "max_length": max_length}  # fmt: skip
-    source = Source("verbmem", config, Chat(merging, TAGS), lambda: rows)
-    assert source.prompts == scored_prompts(source)
-    assert len({tuple(prompt) for prompt in source.prompts}) > 2
-    assert all(len(prompt) < max_length for prompt in source.prompts)
+    for prefix in ("The river was ", "The river"):
+        rows = [{"prompt": prefix, "gt": text} for text in texts]
+        source = Source("verbmem", config, Chat(merging, TAGS), lambda rows=rows: rows)
+        (prompt,) = {tuple(prompt) for prompt in source.prompts}
+        if max_length > 12:
+            assert merging.decode(prompt) == prefix.rstrip()
+            assert len({row[0].prompt_length for row in source.answers}) == 1 + (prefix[-1] == " ")
+
+
+@pytest.mark.parametrize("most", [100_000, 79])
+def test_more_is_to_be_written_than_the_model_reads(merging, most):
+    rows = [{"question": "Who?", "answer": "Anna"}]
+    config = {"handler": "QADataset", "hf_args": {}, "question_key": "question",
+              "answer_key": "answer", "max_new_tokens": most}  # fmt: skip
+    merging.model_max_length = 100
+    try:
+        source = Source("forget", config, Chat(merging, TAGS), lambda: rows)
+        with pytest.raises(InputError, match=f"is {most}, but the model reads 100 .* 78 or less"):
+            _ = source.prompts
+        fits = Source("forget", config | {"max_new_tokens": 78}, Chat(merging, TAGS), lambda: rows)
+        assert len(fits.prompts[0]) == 22
+    finally:
+        merging.model_max_length = 1 << 30
 
 
 def test_an_empty_answer_still_has_a_prompt(merging):

@@ -17,6 +17,7 @@ from small_tofu import TEMPLATE_ARGS, eval_config, qa, write_splits
 from unlora.errors import InputError
 from unlora.evals import Subject, build_suites, check, passes
 from unlora.evals.passes.decoding import decoding_of
+from unlora.evals.suite import check_suite
 
 NEED_RETAIN_LOG = {
     "forget_quality", "forget_quality_ks", "forget_quality_log10", "privleak", "s_mia_loss",
@@ -206,9 +207,9 @@ def test_cut_rows_are_counted(folder, tokenizer, model, tmp_path, caplog):
         build(folder, tokenizer, override).evaluate(model, tmp_path)
     assert "3 of 5 rows of forget cut to max_length" in caplog.text
     log = json.loads((tmp_path / "TOFU_EVAL.json").read_text())
-    of_forget = ("forget_Q_A_Prob", "forget_Q_A_ROUGE", "exact_memorization", "extraction_strength",
-                 "forget_repetition", "forget_leakage", "mia_loss", "mia_zlib", "mia_min_k",
-                 "mia_min_k_plus_plus", "mia_gradnorm")  # fmt: skip
+    # the prompts fit, so nothing that is written is cut
+    of_forget = ("forget_Q_A_Prob", "exact_memorization", "extraction_strength", "mia_loss",
+                 "mia_zlib", "mia_min_k", "mia_min_k_plus_plus", "mia_gradnorm")  # fmt: skip
     found = {name: entry["cut"] for name, entry in log.items() if "cut" in entry}
     assert found == dict.fromkeys(of_forget, 3)
 
@@ -342,6 +343,17 @@ def test_every_metric_file_can_be_added_from_the_command_line(suite):
     check(OmegaConf.to_container(cfg.eval, resolve=True))
 
 
+@pytest.mark.parametrize("suite", ["tofu", "muse", "rwku", "own"])
+def test_one_switch_makes_every_rouge_of_a_suite_the_published_one(suite):
+    config = eval_config("unused", suite=suite)[suite]
+    found = {}
+    for words in ("unicode", "ascii"):
+        requests = check_suite(suite, {**config, "rouge": words, "target_logs_path": None})
+        found[words] = [r.handler for r in requests if r.handler.startswith("rouge")]
+    assert found["unicode"] and set(found["unicode"]) == {"rouge"}
+    assert found["ascii"] == ["rouge_ascii"] * len(found["unicode"])
+
+
 def test_the_shipped_metrics_have_the_published_settings():
     for suite, rouge_type in (("tofu", "rougeL_recall"), ("muse", "rougeL_f1")):
         metrics = eval_config("unused", suite=suite)[suite]["metrics"]
@@ -368,7 +380,7 @@ def muse_rows():
         ("knowmem", "retain_qa"): pairs[::-1],
         ("knowmem", "retain_qa_icl"): pairs[2:],
         ("privleak", "forget"): texts,
-        ("privleak", "holdout"): texts[::-1],
+        ("privleak", "holdout"): [{"text": f"Unlike it, {text}."}, *texts[:3]],
     }
 
 
@@ -400,7 +412,8 @@ def test_muse_end_to_end(tokenizer, model, tmp_path, muse):
     assert set(summary) == set(config["muse"]["metrics"]) - need_log - need_root
     for names, why in ((need_log, "retain_logs_path"), (need_root, "no adapter")):
         assert all(why in log[name]["not_computed"] for name in names)
-    assert summary["mia_min_k"] == 0.5  # the same texts on both sides
+    # three of four texts are on both sides: 9 of 16 pairs of a text here and one there count 4.5
+    assert 4.5 / 16 <= summary["mia_min_k"] <= 11.5 / 16
     # plain text has no end token: every token of the continuation counts
     text = suite.sources["verbmem"].texts[0][0]
     assert text.strip() == rows["verbmem", "forget"][0]["gt"]

@@ -1,7 +1,7 @@
 """Let a model write: greedily, or by draws that depend on nothing but a key."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from unlora.evals.passes.scoring import warn_of_dead
 
 KEYS_AND_VALUES = 4.0  # a token that is only remembered needs less memory than one that is read
 LOGITS_ON_CPU, LOGITS_ON_GPU = 1 << 23, 1 << 27  # of all rows of a batch; draws take more
+AnswerOf = Callable[[list[int]], list[int] | None]
 logger = logging.getLogger(__name__)
 
 
@@ -48,6 +49,7 @@ def generate(
     stop: Sequence[str] = (),
     sampling: Sampling | None = None,
     only_ended: bool = False,
+    answer_of: AnswerOf = lambda written: written,
     batch_size: int | None = None,
     tokens: int | None = None,
     progress: Progress = lambda done: None,
@@ -62,6 +64,8 @@ def generate(
         stop: writing may end once one of these is in the text; what comes after is not cut.
         sampling: how to draw the tokens; without it each is the likeliest.
         only_ended: None, too, where the answer does not end within ``max_new_tokens``.
+        answer_of: what of the tokens written is the answer, without the thought before it; where it
+            is None, the text is None, and a warning counts such rows.
         batch_size: at most these rows at a time; fewer where the vocabulary is large.
         tokens: at most these tokens at a time; None finds a number.
         progress: told the number of tokens done, those that need not be written included.
@@ -72,7 +76,7 @@ def generate(
     logits = LOGITS_ON_CPU if device_of(lm).type == "cpu" else LOGITS_ON_GPU
     most = max(1, logits // lm.config.get_text_config().vocab_size)
     with evaluating(lm):
-        writer = _Writer(lm, prompts, tokenizer, end_ids, max_new_tokens, stop, sampling)
+        writer = _Writer(lm, prompts, tokenizer, end_ids, max_new_tokens, stop, sampling, answer_of)
         if not writer.decoding.padding:
             most = 1
         written = answer_all(
@@ -86,15 +90,26 @@ def generate(
         )
     dead = [row.tokens is None for row in written]
     warn_of_dead(sum(dead), len(prompts))
+    answers = [None if row.tokens is None else answer_of(row.tokens) for row in written]
+    _warn_of_thoughts(answers.count(None) - sum(dead), len(prompts), max_new_tokens)
     texts = tokenizer.batch_decode(
-        [row.tokens or [] for row in written],
+        [answer or [] for answer in answers],
         skip_special_tokens=True,
         clean_up_tokenization_spaces=False,
     )
     return [
-        None if row.tokens is None or (only_ended and not row.ended) else text
-        for row, text in zip(written, texts, strict=True)
+        None if answer is None or (only_ended and not row.ended) else text
+        for row, answer, text in zip(written, answers, texts, strict=True)
     ]
+
+
+def _warn_of_thoughts(without_end: int, total: int, most: int) -> None:
+    if without_end:
+        logger.warning(
+            "%d of %d answers were still in their thought after %d tokens and have no text. Set "
+            "max_new_tokens higher, or chat_template_kwargs.enable_thinking=false",
+            without_end, total, most,
+        )  # fmt: skip
 
 
 @dataclass
@@ -117,7 +132,9 @@ class _Writer:
         steps: int,
         stop: Sequence[str],
         sampling: Sampling | None,
+        answer_of: AnswerOf,
     ):
+        self.answer_of = answer_of
         self.lm, self.prompts, self.tokenizer = lm, prompts, tokenizer
         self.ends, self.steps, self.stop, self.sampling = set(end_ids), steps, stop, sampling
         self.decoding = decoding_of(lm, tokenizer.pad_token_id)
@@ -172,7 +189,8 @@ class _Writer:
             return False
         if not self.stop:
             return True
-        text = self.tokenizer.decode(row.tokens, clean_up_tokenization_spaces=False)
+        answer = self.answer_of(row.tokens) or []
+        text = self.tokenizer.decode(answer, clean_up_tokenization_spaces=False)
         return not any(string in text for string in self.stop)
 
 

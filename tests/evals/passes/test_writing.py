@@ -111,6 +111,26 @@ def _saying(script):
     return hook
 
 
+def test_a_thought_is_left_out_and_one_without_an_end_is_no_text(model, prompts, tokenizer, caplog):
+    model.eval()
+    free = [alone(model, prompt, []) for prompt in prompts]
+    end = free[0][3]  # of a thought, to some rows
+
+    def answer_of(written):
+        return written[written.index(end) + 1 :] if end in written else None
+
+    expected = [answer_of(tokens) for tokens in free]
+    assert None in expected and expected[0]
+    wanted = [answer if answer is None else text(tokenizer, answer) for answer in expected]
+    assert write(model, prompts, tokenizer, answer_of=answer_of) == wanted
+    assert f"{expected.count(None)} of 6 answers were still in their thought" in caplog.text
+    # a stop string ends an answer, not a thought
+    stop = text(tokenizer, free[0][:3])
+    assert stop in text(tokenizer, free[0]) and stop not in wanted[0]
+    found = write(model, prompts[:1], tokenizer, answer_of=answer_of, stop=[stop])
+    assert found == wanted[:1]
+
+
 def test_all_rows_ended_end_the_pass(model, prompts, tokenizer):
     seen = watch(model)
     assert write(model, prompts, tokenizer, end_ids=list(range(tiny.VOCABULARY))) == [""] * 6
