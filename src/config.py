@@ -322,6 +322,12 @@ def _max_steps(value: int) -> int:
     return value
 
 
+def _checkpointing(value: Any) -> Any:
+    if value not in (True, False, None, "auto") or isinstance(value, float):
+        raise ValueError("it must be true, false, or auto: on where memory would not do without.")
+    return value
+
+
 @with_config(ConfigDict(extra="allow", strict=True, allow_inf_nan=False))
 class TrainerArgs(TypedDict, total=False):
     """Those with a range; ``unlora.trainer`` checks all names against the TrainingArguments."""
@@ -346,8 +352,8 @@ class TrainerArgs(TypedDict, total=False):
     eval_delay: NotNegative | None
     save_total_limit: Annotated[int, Field(ge=0)] | None
     ddp_timeout: Count
-    gradient_checkpointing: bool | None
-    activation_checkpointing: bool | None
+    gradient_checkpointing: Annotated[Any, AfterValidator(_checkpointing)]
+    activation_checkpointing: Annotated[Any, AfterValidator(_checkpointing)]
     seed: Seed
     data_seed: Seed | None
 

@@ -18,6 +18,7 @@ from typing import Any
 from unlora.cli import launch, refuse_broken_stack
 from unlora.commandline import EXPERIMENTS, flag, given, normalised
 from unlora.errors import InputError
+from unlora.run import GIB, PROGRAM, in_words, memory
 
 PACKAGES = (
     "unlora",
@@ -29,8 +30,6 @@ PACKAGES = (
     "lm_eval",
     "bitsandbytes",
 )
-GIB = 1 << 30
-PROGRAM = 700 << 20  # Python with torch, transformers and peft, as measured on x86 Linux
 INSTEAD = {"eval": "--plan", "study": "--dry-run"}  # what says beforehand what those will do
 
 
@@ -104,31 +103,6 @@ def _memory() -> str:
     return f"{total / GIB:.1f} GiB{free}"
 
 
-def memory() -> tuple[int | None, int | None]:
-    """Bytes of memory, and of that available now; those of the container, where it has less."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None, None
-    available = None
-    if (found := _number_in("/proc/meminfo", "MemAvailable:")) is not None:
-        available = found * 1024
-    limit, used = (_number_in(f"/sys/fs/cgroup/memory.{x}") for x in ("max", "current"))
-    if limit is not None and limit < total:
-        total = limit
-        if used is not None:
-            available = min(limit - used, available if available is not None else limit)
-    return total, available
-
-
-def _number_in(file: str, label: str = "") -> int | None:
-    try:
-        words = Path(file).read_text("utf-8").split()
-        return int(words[words.index(label) + 1] if label else words[0])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
 def _gpus() -> str:
     try:
         torch = importlib.import_module("torch")
@@ -178,6 +152,7 @@ def _examine(cfg: Any) -> None:
     print()
 
     from unlora.model import load_args
+    from unlora.model.checkpointing import available_memory, decided, is_auto
     from unlora.model.estimate import estimate
     from unlora.trainer import Plugins, UnlearningLoss, training_arguments
 
@@ -185,11 +160,15 @@ def _examine(cfg: Any) -> None:
     Plugins.build(config.trainer.plugins, loss, use_lora=config.model.use_lora)
     dtype = load_args(config.model)["dtype"]
     training_arguments(config.trainer.args, output_dir=config.paths.output_dir, dtype=dtype)
-    _print(_needs(estimate(config), config))
+    found, why = estimate(config), "as set"
+    if is_auto(config.trainer.args):
+        on, why = decided(found.batches, None, lambda: found, available_memory())
+        found = found.switched(on)
+    _print(_needs(found, config, why))
 
 
-def _needs(found: Any, config: Any) -> Iterator[tuple[str, str]]:
-    """What an estimate says, and whether there is as much."""
+def _needs(found: Any, config: Any, why: str) -> Iterator[tuple[str, str]]:
+    """What an estimate says, and whether there is as much; ``why`` is of the checkpointing."""
     share = found.trained / found.parameters
     yield "model", config.model.model_args["pretrained_model_name_or_path"]
     yield "parameters", f"{found.parameters:,}, adapters included"
@@ -208,6 +187,8 @@ def _needs(found: Any, config: Any) -> Iterator[tuple[str, str]]:
         if size or part != "reference":
             yield part, in_words(size) + more
     libraries = f"{in_words(PROGRAM)} for Python and its libraries"
+    words = "on, " if found.checkpointing else "off, "
+    yield "checkpointing", why if why != "as set" else words + why
     yield "in all", f"about {in_words(found.total_bytes)}, and {libraries}"
     yield "fits", _verdict(found, config)
 
@@ -252,11 +233,3 @@ def _advice(found: Any, config: Any) -> Iterator[str]:
     for words, size in sorted(saved.items(), key=lambda pair: -pair[1]):
         if size > 0.05 * found.total_bytes:
             yield f"{words} (saves about {in_words(size)})"
-
-
-def in_words(size: int) -> str:
-    """Bytes as people read them."""
-    for unit, one in (("GiB", GIB), ("MiB", 1 << 20)):
-        if size >= one:
-            return f"{size / one:.1f} {unit}"
-    return f"{size / 1024:.0f} KiB"

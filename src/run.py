@@ -27,6 +27,8 @@ PACKAGES = ("unlora", "torch", "transformers", "peft", "accelerate", "datasets",
 # what an earlier run leaves and a reader would take for this one's
 OF_A_RUN = ("*.json", "*.safetensors", "*.bin", "checkpoint-*", "logs/events.*")
 LEFT_OF_A_FULL_DISK = 1 << 16  # bytes
+GIB = 1 << 30
+PROGRAM = 700 << 20  # Python with torch, transformers and peft, as measured on x86 Linux
 logger = logging.getLogger(__name__)
 
 
@@ -294,6 +296,39 @@ def peak_memory() -> dict[str, int]:
         for device in range(torch.cuda.device_count()):
             peaks[f"gpu{device}"] = torch.cuda.max_memory_allocated(device)
     return peaks
+
+
+def memory() -> tuple[int | None, int | None]:
+    """Bytes of memory, and of that available now; those of the container, where it has less."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None, None
+    available = None
+    if (found := _number_in("/proc/meminfo", "MemAvailable:")) is not None:
+        available = found * 1024
+    limit, used = (_number_in(f"/sys/fs/cgroup/memory.{x}") for x in ("max", "current"))
+    if limit is not None and limit < total:
+        total = limit
+        if used is not None:
+            available = min(limit - used, available if available is not None else limit)
+    return total, available
+
+
+def _number_in(file: str, label: str = "") -> int | None:
+    try:
+        words = Path(file).read_text("utf-8").split()
+        return int(words[words.index(label) + 1] if label else words[0])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def in_words(size: int) -> str:
+    """Bytes as people read them."""
+    for unit, one in (("GiB", GIB), ("MiB", 1 << 20)):
+        if size >= one:
+            return f"{size / one:.1f} {unit}"
+    return f"{size / 1024:.0f} KiB"
 
 
 def _forget_peak_memory() -> None:

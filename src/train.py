@@ -6,6 +6,7 @@ python src/train.py --config-name=unlearn experiment=unlearn/tofu/lora
 import logging
 import math
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,11 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
     from unlora.evals.passes.batches import halvings
     from unlora.evals.target import TargetCheck, retain_probability
     from unlora.model import as_trained, check_model, get_model, load_args, load_tokenizer
+    from unlora.model.checkpointing import available_memory, decided, is_auto
+    from unlora.model.estimate import estimate, largest, size_of
     from unlora.model.guards import evaluation_is_pure, saved_equals_trained
     from unlora.model.identity import content_of
+    from unlora.model.load import root_config
     from unlora.model.lora import describe_size
     from unlora.run import Run, alone, full_disk_in_words
     from unlora.trainer import (
@@ -66,6 +70,7 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
         refuse_own_model,
         resumption,
         run_settings,
+        set_checkpointing,
         set_warmup,
         start_adapter,
         training_arguments,
@@ -123,6 +128,15 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
     )
     set_warmup(args, config.trainer.args, rows=len(parts))
     check_optimiser(args, rows=len(parts))
+    if is_auto(config.trainer.args) and not (args.deepspeed or args.fsdp):
+        rows = args.train_batch_size
+        batches = {k: largest([*map(size_of, v)], rows) for k, v in parts.rows.items()}
+        on, why = decided(
+            batches, root_config(lineage, load_args(config.model)),
+            partial(estimate, config, batches), available_memory(args.device),
+        )  # fmt: skip
+        set_checkpointing(args, on)
+        logger.info("gradient checkpointing is %s", why)
     suites = build_suites(
         references.evaluated(config, found),
         tokenizer=tokenizer,

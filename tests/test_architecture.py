@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "completion": {"commandline", "errors", "usage"},
     "exporting": {"errors", "model"},
-    "doctor": {"cli", "commandline", "config", "errors", "model", "trainer"},
+    "doctor": {"cli", "commandline", "config", "errors", "model", "run", "trainer"},
     "chat": BASICS | {"config", "data", "model", "shown"},
 }
 # they join the parts

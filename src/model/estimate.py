@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from unlora.config import Config, ModelSection, TrainerSection
 from unlora.data import load_part
-from unlora.data.chat import Chat
+from unlora.data.chat import Chat, Encoded
 from unlora.errors import InputError
 from unlora.head import LOGITS_AT_ONCE, LOGITS_KEPT
 from unlora.model.adapter import ADAPTER_WEIGHTS, adapter_settings
@@ -115,14 +115,28 @@ class Estimate:
         names = ("weights", "adapter", "gradients", "optimiser", "reference", "activations")
         return {name: getattr(self, name) for name in (*names, "logits")}
 
+    def switched(self, checkpointing: bool) -> "Estimate":
+        """The same with gradient checkpointing on or off."""
+        if checkpointing == self.checkpointing:
+            return self
+        return replace(
+            self,
+            activations=self.other_activations,
+            other_activations=self.activations,
+            checkpointing=checkpointing,
+        )
+
     @property
     def total_bytes(self) -> int:
         """The peak while it trains, without what Python and its libraries take."""
         return sum(self.parts.values())
 
 
-def estimate(config: Config) -> Estimate:
+def estimate(config: Config, batches: Mapping[str, Batch] | None = None) -> Estimate:
     """What the training of a config needs, before anything is loaded.
+
+    Args:
+        batches: the largest micro-batch of each part, where the data are read already.
 
     Raises:
         InputError: the architecture is out of reach, or settings do not go with it.
@@ -135,7 +149,10 @@ def estimate(config: Config) -> Estimate:
     quantised = quantisation(architecture, args, lineage.root)
     terms = _terms(config.trainer)
     views = {view: kind for term in terms for view, kind in term.views.items()}
-    batches, lengths = _batches(config, tuple(sorted({view.split("_")[1] for view in views})))
+    lengths = "the longest rows of the data"
+    if batches is None:
+        parts = sorted({view.split("_")[1] for view in views})
+        batches, lengths = _batches(config, tuple(parts))
 
     base = _skeleton(architecture, args)
     if section.use_lora and _separates_head(base, section, lineage, quantised):
@@ -161,7 +178,9 @@ def estimate(config: Config) -> Estimate:
     found = [_activations(model, depth, batch) for batch in asked]
     join = sum if sets == 1 else max  # a composed step lets go of one graph before the next
     kept, checkpointed = (join(one[i] for one in found) for i in (0, 1))
-    on = bool(config.trainer.args.get("gradient_checkpointing"))
+    given: dict[str, Any] = dict(config.trainer.args)
+    named = given.get("activation_checkpointing")  # as transformers 5.23 calls it
+    on = bool(given.get("gradient_checkpointing") if named is None else named)
     saved = adapter.bytes * (1 + _starts(config)) if section.use_lora else weights
     tensors = sum("lora_" in name or not section.use_lora for name, _ in model.named_parameters())
     return Estimate(
@@ -348,9 +367,7 @@ def _batches(config: Config, parts: Sequence[str]) -> tuple[dict[str, Batch], st
                 config.model.model_dump_json(),
                 config.paths.datasets_dir,
             )
-            scored = sorted((scored for _, scored in lengths), reverse=True)[:rows]
-            longest = max(tokens for tokens, _ in lengths)
-            found[part] = Batch(len(scored), longest, sum(scored))
+            found[part] = largest(lengths, rows)
         return found, "the longest rows of the data"
     except InputError as error:
         for part, sources in data.items():
@@ -362,13 +379,24 @@ def _batches(config: Config, parts: Sequence[str]) -> tuple[dict[str, Batch], st
         return found, f"max_length, as the data cannot be read: {error}"
 
 
+def largest(lengths: Sequence[tuple[int, int]], rows: int) -> Batch:
+    """The largest micro-batch of rows of these tokens, and scored tokens."""
+    scored = sorted((scored for _, scored in lengths), reverse=True)[:rows]
+    return Batch(len(scored), max(tokens for tokens, _ in lengths), sum(scored))
+
+
+def size_of(row: Encoded) -> tuple[int, int]:
+    """The tokens of a row, and how many of them are scored."""
+    return len(row.input_ids), sum(label != IGNORE_INDEX for label in row.labels[1:])
+
+
 @functools.lru_cache(maxsize=64)
 def _lengths(sources: str, model: str, datasets_dir: str | None) -> list[tuple[int, int]]:
     """Of every row, its tokens and how many of them are scored."""
     section = ModelSection.model_validate_json(model)
     chat = Chat(load_tokenizer(section), section.template_args)
     encoded = load_part(json.loads(sources), chat, datasets_dir=datasets_dir)
-    return [(len(r.input_ids), sum(x != IGNORE_INDEX for x in r.labels[1:])) for r in encoded]
+    return [size_of(row) for row in encoded]
 
 
 def _activations(model: nn.Module, depth: int, batch: Batch) -> tuple[int, int]:

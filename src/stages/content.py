@@ -67,6 +67,8 @@ def key(stage: Stage) -> str:
         left_out = ("output_dir", "report_to", "run_name") if chooses else NOT_LEARNT
         trainer["args"] = {k: v for k, v in trainer["args"].items() if k not in left_out}
         data = {k: _data(v, place) for k, v in (config.get("data") or {}).items()}
+        if trainer["args"].get("gradient_checkpointing") == "auto":  # as it was once called
+            trainer["args"]["gradient_checkpointing"] = True
         if config.get("global_batch_size") is not None:  # it decides over those in trainer.args
             trainer["args"]["global_batch_size"] = config["global_batch_size"]
         parts += [_without_paths(model), trainer, data]

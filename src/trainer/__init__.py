@@ -10,6 +10,7 @@ all, a model and data                 ->  UnlearningTrainer (trainer.py)
 from unlora.trainer.arguments import (
     check_optimiser,
     choose_best_by,
+    set_checkpointing,
     set_warmup,
     training_arguments,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "refuse_own_model",
     "resumption",
     "run_settings",
+    "set_checkpointing",
     "set_warmup",
     "start_adapter",
     "training_arguments",

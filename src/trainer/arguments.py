@@ -24,10 +24,10 @@ from unlora.trainer.trackers import check_installed
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 TRUE_TOO = ("resume_from_checkpoint", "fsdp")  # true is allowed, though they are declared as text
 PRECISION = "ACCELERATE_MIXED_PRECISION"
+BOTH_NAMES = ("gradient_checkpointing", "activation_checkpointing")
 CHECKPOINTING = next(  # its name in the installed transformers
-    name for name in ("activation_checkpointing", "gradient_checkpointing")
-    if name in TrainingArguments.__dataclass_fields__
-)  # fmt: skip
+    name for name in reversed(BOTH_NAMES) if name in TrainingArguments.__dataclass_fields__
+)
 BY_METRIC = [kind for kind in SchedulerType if kind.value in ("reduce_lr_on_plateau", "greedy")]
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,8 @@ def training_arguments(
 
 def _accepted(given: Mapping[str, Any]) -> dict[str, Any]:
     """What of the given arguments goes to TrainingArguments."""
+    # until it is known what the training needs
+    given = {k: True if k in BOTH_NAMES and v == "auto" else v for k, v in given.items()}
     kinds = {field.name: field.type for field in fields(TrainingArguments) if field.init}
     known = {*kinds, *ONLY}
     numbers = dict.fromkeys(("warmup_epochs", "warmup_ratio"), float)
@@ -124,11 +126,18 @@ def with_one_checkpointing(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     args = dict(given)
     for end in ("", "_kwargs"):
-        names = [f"{name}{end}" for name in ("gradient_checkpointing", "activation_checkpointing")]
+        names = [f"{name}{end}" for name in BOTH_NAMES]
         values = [args.pop(name) for name in names if args.get(name) is not None]
         if values:
             args[f"{CHECKPOINTING}{end}"] = values[-1]
     return args
+
+
+def set_checkpointing(args: TrainingArguments, on: bool) -> None:
+    """Switch gradient checkpointing on or off, under every name that it has."""
+    for name in BOTH_NAMES:
+        if hasattr(args, name):
+            setattr(args, name, on)
 
 
 def _check_machine(args: TrainingArguments) -> None:

@@ -7,12 +7,13 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
 from unlora.config import Config
 from unlora.errors import InputError
 from unlora.model import estimate as module
 from unlora.model import get_model
+from unlora.model.checkpointing import bound
 from unlora.model.estimate import Batch, estimate
 from unlora.model.lora import save_adapter
 
@@ -219,3 +220,11 @@ def test_weights_are_never_read(llama):
     for file in llama.glob("*.safetensors"):
         save_file({"x": torch.zeros(1)}, file)
     assert estimate(config(llama)).parameters > 0
+
+
+@pytest.mark.parametrize("method", ["NPO", "GradDiff"])
+def test_what_is_called_small_is_more_than_what_is_needed(llama, method):
+    wanted = config(llama, trainer=method, args={"gradient_checkpointing": False})
+    found = estimate(wanted)
+    architecture = AutoConfig.from_pretrained(llama)
+    assert not found.checkpointing and found.total_bytes < bound(found.batches, architecture)
