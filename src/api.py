@@ -6,6 +6,7 @@ the same trainer, guards, lineage and manifest. ``docs/api.md`` has an example o
 
 import json
 import logging
+import numbers
 import os
 import shlex
 import shutil
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlora.compose import composed
-from unlora.errors import GuardError, InputError
-from unlora.run import alone, set_aside, write_text
+from unlora.errors import GuardError, InputError, system_in_words
+from unlora.run import alone, make_writable, set_aside, write_text
+from unlora.shown import remember_settings, without_setting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,6 +29,22 @@ if TYPE_CHECKING:
     from unlora.model.guards import Probe
 
 Pairs = Sequence[tuple[str, str]]
+FOLDER: Any = ((str, Path), "a folder")
+NUMBER: Any = ((numbers.Real, type(None)), "a number")
+# argument -> what it may be
+ARGUMENTS: dict[str, tuple[tuple[type, ...], str]] = {
+    "question": ((str,), "text"),
+    "max_new_tokens": ((numbers.Integral,), "a whole number"),
+    "method": ((str,), "the name of a method, such as 'NPO'"),
+    "output_dir": FOLDER,
+    "output": FOLDER,
+    "lora": ((bool, Mapping), "True, False, or keys of model.lora_config with their values"),
+    "epochs": NUMBER,
+    "learning_rate": NUMBER,
+    "batch_size": ((numbers.Integral, type(None)), "a whole number"),
+    "merged": ((bool,), "True or False"),
+    "overrides": ((list, tuple), "a list of words such as 'trainer.args.seed=1'"),
+}
 MODEL_ARGS = "model.model_args"
 logger = logging.getLogger("unlora.api")
 
@@ -56,6 +74,7 @@ class Model:
         from unlora.data.chat import Chat
         from unlora.evals.passes import generate
 
+        _check(question=question, max_new_tokens=max_new_tokens)
         chat = Chat(self.tokenizer, self.template_args)
         ends = sorted({chat.end_id, self.tokenizer.eos_token_id} - {None})
         [said] = generate(
@@ -126,6 +145,7 @@ class Evaluation(Mapping[str, float]):
 AnyModel = str | Path | Model | Unlearned
 
 
+@system_in_words()
 def load(path_or_name: "str | Path | Unlearned", **model_args: Any) -> Model:
     """A model to be asked.
 
@@ -142,6 +162,8 @@ def load(path_or_name: "str | Path | Unlearned", **model_args: Any) -> Model:
     from unlora.model.guards import Probe
 
     path = _path(path_or_name)
+    if "pretrained_model_name_or_path" in model_args:
+        raise InputError("pretrained_model_name_or_path is the first argument. Leave it out.")
     cfg = composed("model/any", _model_words(path, model_args))
     section = as_trained(model_section(cfg.model))
     network, tokenizer = get_model(section, trainable=False)
@@ -150,6 +172,7 @@ def load(path_or_name: "str | Path | Unlearned", **model_args: Any) -> Model:
     )
 
 
+@system_in_words()
 def unlearn(
     model: AnyModel,
     forget: "Pairs | str | Path",
@@ -187,6 +210,10 @@ def unlearn(
     from unlora.model.load import resolve
     from unlora.trainer import refuse_own_model
 
+    _check(
+        method=method, output_dir=output_dir, lora=lora, epochs=epochs,
+        learning_rate=learning_rate, batch_size=batch_size, overrides=overrides,
+    )  # fmt: skip
     folder, path = Path(output_dir), _path(model)
     args: dict[str, Any] = {"num_train_epochs": epochs, "learning_rate": learning_rate}
     if batch_size is not None:
@@ -206,13 +233,15 @@ def unlearn(
         *(_word(key, value) for key, value in settings.items()),
     ]
     with alone(folder), _new_run(folder):
-        words += [*_files(data, folder / "data"), *overrides]
+        words += _files(data, folder / "data")
+        words += _apart(words, overrides)
         cfg = composed("unlearn", words)
         with _as_command("unlearn", words) as command:
             summary = train.run(cfg)
     return Unlearned(folder, summary, command)
 
 
+@system_in_words()
 def evaluate(
     model: AnyModel,
     forget: "Pairs | str | Path",
@@ -241,6 +270,7 @@ def evaluate(
     from unlora import eval as evaluation
     from unlora.commandline import named_after
 
+    _check(overrides=overrides, **({} if output_dir is None else {"output_dir": output_dir}))
     path = _path(model)
     if isinstance(model, Model):
         _refuse_changed(model)
@@ -254,8 +284,8 @@ def evaluate(
         *([_word("eval.own.target_logs_path", _path(target))] if target is not None else ()),
         *([_word("retain_logs_path", _path(gold))] if gold is not None else ()),
         *_files(data, folder / "eval_data"),
-        *overrides,
     ]
+    words += _apart(words, overrides)
     level = logging.getLogger().level
     try:
         with _as_command("eval", words):
@@ -265,6 +295,7 @@ def evaluate(
     return _read(folder, values)
 
 
+@system_in_words()
 def export(
     run: "str | Path | Model | Unlearned",
     merged: bool = True,
@@ -284,8 +315,37 @@ def export(
     """
     from unlora.model.export import export as write
 
+    _check(merged=merged, **({} if output is None else {"output": output}))
     form = "merged" if merged else "adapter"
     return write(_path(run), form, str(output) if output else None, dtype=dtype)
+
+
+def _check(**given: Any) -> None:
+    """Raises InputError where an argument is of another kind than it may be."""
+    for name, value in given.items():
+        kinds, wanted = ARGUMENTS[name]
+        number = isinstance(value, bool) and bool not in kinds  # which True is, too
+        if not isinstance(value, kinds) or number:
+            raise InputError(f"{name} is {value!r}; it must be {wanted}.")
+        words: Any = value if name == "overrides" else ()
+        if not all(isinstance(word, str) for word in words):
+            raise InputError(f"{name} is {value!r}; it must be {wanted}.")
+
+
+def _apart(words: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """The overrides, which set nothing that an argument sets.
+
+    Raises:
+        InputError: one does.
+    """
+    remember_settings(overrides)
+    taken = {word.partition("=")[0] for word in words}
+    if both := [word for word in overrides if word.partition("=")[0].lstrip("+@") in taken]:
+        raise InputError(
+            f"overrides has {without_setting(both[0])!r}, which an argument of this function sets, "
+            "too. Give one of them."
+        )
+    return list(overrides)
 
 
 def _path(model: AnyModel) -> str:
@@ -368,7 +428,8 @@ def _new_run(folder: Path) -> Iterator[None]:
         raise InputError(
             f"output_dir is {str(folder)!r}; a run needs a folder of its own: saves/unlearn/NAME."
         )
-    there = folder.is_dir() and any(folder.iterdir())
+    make_writable(folder, instead="Set output_dir to")
+    there = any(folder.iterdir())
     had_data = (folder / "data").exists()
     kept = set_aside(folder) if there else None
     folder.mkdir(parents=True, exist_ok=True)
@@ -410,30 +471,20 @@ def _word(key: str, value: Any) -> str:
 
 
 def _value(value: Any) -> str:
-    from unlora.commandline import quoted
+    from unlora.commandline import is_number, quoted
 
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    if isinstance(value, (int, float)):
-        return repr(value)
+    if isinstance(value, numbers.Real):  # of numpy, too
+        return repr(int(value) if isinstance(value, numbers.Integral) else float(value))
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(map(_value, value)) + "]"
     text = str(value).removeprefix("torch.")
     plain = text.replace("/", "").replace("_", "").replace("-", "").replace(".", "")
-    return (
-        text if plain.isascii() and plain.isalnum() and not _reads_otherwise(text) else quoted(text)
-    )
-
-
-def _reads_otherwise(text: str) -> bool:
-    """Whether an unquoted text would be a number or a constant."""
-    try:
-        float(text)
-    except ValueError:
-        return text.lower() in ("true", "false", "null")
-    return True
+    constant = is_number(text) or text.lower() in ("true", "false", "null")
+    return text if plain.isascii() and plain.isalnum() and not constant else quoted(text)
 
 
 def _read(folder: Path, values: Mapping[str, float]) -> Evaluation:

@@ -5,6 +5,7 @@ runs are loaded beside it. Every model is asked in the template of its training.
 """
 
 import argparse
+import math
 import os
 import shutil
 import sys
@@ -60,11 +61,13 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         raise InputError(f"unlora chat cannot use {strange[0]!r}. Type: unlora chat --help")
     if not args.runs:
         raise InputError("Talk to which model? Type: unlora chat saves/unlearn/NAME")
-    if args.temperature < 0 or args.max_new_tokens < 1:
+    if not (0 <= args.temperature < math.inf and 1 <= args.max_new_tokens < 1 << 31):
         raise InputError(
             f"--temperature is {args.temperature} and --max-new-tokens {args.max_new_tokens}; the "
-            "first must be at least 0, the second at least 1."
+            "first must be a number of at least 0, the second at least 1."
         )
+    if not 0 <= args.seed < 1 << 32:
+        raise InputError(f"--seed is {args.seed}; it must be at least 0 and below 2**32.")
     return args
 
 

@@ -22,10 +22,11 @@ from unlora.commandline import (
     EXPERIMENTS,
     beside_the_result,
     flag,
+    given,
     normalised,
     with_own_data,
 )
-from unlora.errors import GuardError, InputError
+from unlora.errors import GuardError, InputError, system_in_words
 from unlora.mistakes import (
     composition_mistake,
     missing_config,
@@ -35,7 +36,7 @@ from unlora.mistakes import (
     unreadable,
 )
 from unlora.run import is_main_process, write_text
-from unlora.shown import guard_logs, safe, without_setting
+from unlora.shown import guard_logs, remember_settings, safe, without_secrets_of_hydra
 from unlora.usage import COMMANDS, overview, usage
 
 HELP = {"-h", "--help"}
@@ -49,6 +50,7 @@ AFTER_CTRL_C = {
     "export": "Nothing usable was written: the same command begins anew.",
 }
 # of a command, where it is not called like it; unlora.export is the function of the API
+MOST_LINES, LONGEST_LINE = 20, 2000  # of a message
 MODULES = {"report": "unlora.report.command", "export": "unlora.exporting"}
 
 
@@ -82,14 +84,16 @@ def launch(run: Callable[[Any], Any], config_name: str, argv: Sequence[str] | No
     """
     guard_logs()
     typed = sys.argv[1:] if argv is None else argv
-    args = normalised(typed)
-    name = (flag(args, "--config-name", "-cn") or config_name).removesuffix(".yaml")
-    if HELP & set(args):
-        print(usage(name, args))
-        return
-    with _mistakes_in_one_message(name):
+    remember_settings(typed)
+    with _mistakes_in_one_message(config_name):
+        args = normalised(typed)
+        name = (flag(args, "--config-name", "-cn") or config_name).removesuffix(".yaml")
+        if HELP & set(args):
+            print(usage(name, args))
+            return
         refuse_broken_stack()
         refuse_foreign_flags(name, typed)
+        refuse_foreign_flags(name, args)  # @--flag is a flag by now
         refuse_foreign_experiment(name, args)
         if name == "eval":
             args = beside_the_result(with_own_data(args))
@@ -126,12 +130,18 @@ def _run_hydra(
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from unlora.compose import only_known_callables
     from unlora.config import resolution_mistake, without_environment
+    from unlora.hydra_checks import only_known_callables, only_known_packages
+    from unlora.unused_keys import unused
 
     started = False
+    told: set[str] = set()
     sweeps: list[str] = []
     collects = gc.isenabled()
+
+    def hide() -> None:
+        for sweep in sweeps:
+            _hide_secrets_in(Path(sweep) / "multirun.yaml")
 
     def task(cfg: Any) -> Any:
         nonlocal started
@@ -142,14 +152,17 @@ def _run_hydra(
         _leave_talking_to_the_first_process()
         settings = HydraConfig.get()
         several = settings.mode == RunMode.MULTIRUN
-        for sweep in sweeps:
-            _hide_secrets_in(Path(sweep) / "multirun.yaml")
+        hide()
+        if wrong := unused(cfg, given(args)):
+            raise InputError("\n".join(wrong))
         if several and not _has_own_folder(cfg, args):  # jobs never share a folder
             OmegaConf.update(cfg, "paths.output_dir", f"{cfg.paths.output_dir}/{settings.job.num}")
         sys.argv = list(typed)  # Hydra has read its own; this is for the record of the run
         try:
-            return run(cfg)
+            with system_in_words():
+                return run(cfg)
         except (InputError, GuardError) as error:
+            told.add(str(error))
             _say(error)
             if several:  # the other jobs go on
                 raise
@@ -159,12 +172,20 @@ def _run_hydra(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are
     gc.disable()  # a config is many small things that stay: looking through them takes a fifth
     try:
-        with _composed_once(args), only_known_callables(sweeps, _say), without_environment():
+        shows = flag(args, "--cfg", "-c", "--info", "-i") is not None
+        checks = only_known_callables(sweeps, without_secrets_of_hydra if shows else None)
+        if "--hydra-help" in args:  # of Hydra's own config, of which nothing is done
+            checks = only_known_packages()
+        with system_in_words(), _composed_once(args), checks, without_environment():
             hydra.main(config_path="pkg://unlora.configs", config_name=default, version_base=None)(
                 task
             )()
-    except (InputError, GuardError) as error:  # said already
+    except (InputError, GuardError) as error:
+        if str(error) not in told:
+            _say(error)
         raise SystemExit(_exit_code(error)) from error
+    except SystemExit as ended:  # Hydra has said what is wrong
+        raise SystemExit(ended.code if started else 2 * bool(ended.code)) from ended
     except OverrideParseException as error:
         raise InputError(unreadable(error.override.removeprefix("++"))) from error
     except MissingConfigException as error:
@@ -176,8 +197,10 @@ def _run_hydra(
         if started:
             raise
         # Hydra's own kinds, and what slips through it from odd values
-        raise InputError(composition_mistake(str(error), name, args)) from error
+        said, cause = str(error), str(error.__cause__ or "")
+        raise InputError(composition_mistake(said, name, args, cause)) from error
     finally:
+        hide()
         sys.argv = before
         if collects:
             gc.enable()
@@ -201,10 +224,14 @@ def _composed_once(args: Sequence[str]) -> Iterator[None]:
 
 
 def _hide_secrets_in(file: Path) -> None:
-    """Hydra has written the command line of a multirun, tokens and all."""
+    """Hydra has written the config and the command line of a multirun, tokens and all."""
+    from omegaconf import OmegaConf
+
     if is_main_process() and file.is_file():
-        lines = file.read_text("utf-8").splitlines()
-        write_text(file, "".join(f"{without_setting(line)}\n" for line in lines))
+        content: Any = OmegaConf.to_container(OmegaConf.load(file))
+        shown = without_secrets_of_hydra(content)
+        if shown != content:
+            write_text(file, OmegaConf.to_yaml(OmegaConf.create(shown)))
 
 
 def _flag_of_own_configs(args: Sequence[str]) -> str | None:
@@ -245,7 +272,8 @@ def _leave_talking_to_the_first_process() -> None:
 @contextmanager
 def _mistakes_in_one_message(command: str) -> Iterator[None]:
     try:
-        yield
+        with system_in_words():
+            yield
     except (InputError, GuardError) as error:
         _say(error)
         raise SystemExit(_exit_code(error)) from error
@@ -256,7 +284,15 @@ def _mistakes_in_one_message(command: str) -> Iterator[None]:
 
 
 def _say(error: Exception | str) -> None:
-    print(safe(str(error)), file=sys.stderr)
+    """One screen of it at most."""
+    lines = [
+        line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
+        for line in safe(str(error)).splitlines()
+    ]
+    more = len(lines) - MOST_LINES
+    print("\n".join(lines[:MOST_LINES]), file=sys.stderr)
+    if more > 0:
+        print(f"... and {more} more like these.", file=sys.stderr)
 
 
 def _exit_code(error: Exception) -> int:

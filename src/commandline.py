@@ -21,9 +21,14 @@ EXPERIMENTS = {
     "eval": "eval",
     "study": "study",
 }
+# the flags of Hydra that are taken; what else it has reads, unpickles or runs something
 VALUED_FLAGS = {
     *("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--cfg", "-c"),
-    *("--package", "-p", "--experimental-rerun"),
+    *("--package", "-p"),
+}
+PLAIN_FLAGS = {
+    *("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"),
+    *("--info", "-i"),
 }
 # flag of some commands -> those, and the key of their config that it sets
 SHORT = {
@@ -153,21 +158,30 @@ def _override(word: str, folders: Sequence[Path]) -> str:
         return sign + key + value
     if any((folder / key.split("@")[0]).is_dir() for folder in folders):
         return sign + key + re.sub(r"\.ya?ml(?=,|$)", "", value)
-    file = os.path.expanduser(value[1:])
-    if key in (*OWN_DATA, "data.train") and os.path.exists(file):
-        value = f"={quoted(file)}"
+    path = os.path.expanduser(value[1:])
+    if key in (*OWN_DATA, "data.train") and os.path.exists(path):
+        value = f"={quoted(path)}"
+    elif re.match("=~(/|$)", value):  # no shell looks behind the =
+        value = f"={quoted(path)}"
+    elif key == "task_name":
+        names = (quoted(x) if is_number(x) else x for x in value[1:].split(","))
+        value = "=" + ",".join(names)
     return f"++{key}{value}" if sign or "." in key else key + value
 
 
 def _with_model_path(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """``model=PATH`` as two overrides: the config for any model, and the path."""
+    """``model=PATH`` as two overrides: the config for any model, and the path; of a study, one."""
     experiments = [word.partition("=")[2] for word in overrides if "experiment=" in word]
+    of_study = any(name.startswith("study/") for name in experiments)
     trains_adapter = any(name.removesuffix(".yaml").endswith("/lora") for name in experiments)
     words = []
     for word in overrides:
         key, _, value = word.removeprefix("@").partition("=")
         paths = [value] if os.path.isdir(os.path.expanduser(value)) else value.split(",")
-        if key == "model" and all(_is_model_path(path, folders) for path in paths):
+        if key == "model" and of_study:  # its lists say what is made of it
+            path = os.path.expanduser(value)
+            words.append(f"++model.path={quoted(path) if os.path.isdir(path) else path}")
+        elif key == "model" and all(_is_model_path(path, folders) for path in paths):
             values = ",".join(quoted(os.path.expanduser(path)) for path in paths)
             words += [f"model=any{'-lora' * trains_adapter}", f"{MODEL_PATH}={values}"]
         else:
@@ -182,6 +196,15 @@ def _is_model_path(name: str, folders: Sequence[Path]) -> bool:
         return False
     written = ("/" in name or name.startswith("~")) and not re.match(r"['\"]|\w+\(", name)
     return written or os.path.isdir(name)
+
+
+def is_number(text: str) -> bool:
+    """Whether Hydra would read an unquoted text as a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def quoted(text: str) -> str:

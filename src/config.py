@@ -34,6 +34,8 @@ from typing_extensions import TypedDict
 
 from unlora.errors import InputError
 from unlora.registry import unknown
+from unlora.shown import HIDDEN, is_secret, redacted, without_secrets, without_setting
+from unlora.unused_keys import referred, refuse_unread
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 DTYPES = ("auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16")
@@ -130,20 +132,46 @@ def _use_safetensors(value: bool) -> bool:
     return value
 
 
+def _token(value: Any) -> Any:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)  # one of digits is read as a number
+    if not isinstance(value, (str, bool, type(None))):
+        raise ValueError("it must be text. Better log in with `hf auth login`, or set HF_TOKEN.")
+    return value
+
+
 def _task_name(value: Any) -> Any:
-    return str(value) if type(value) in (int, float) else value
+    if isinstance(value, float):
+        raise ValueError("it is a number, which may not be what was written. Put it in quotes.")
+    return str(value) if type(value) is int else value
 
 
 def _inside_saves(value: str) -> str:
     if any(part.strip() in ("", ".", "..") for part in value.split("/")):
         raise ValueError("it must name a folder below saves/<mode>. Give task_name=NAME.")
+    return _no_secret(value)
+
+
+def _no_secret(value: str) -> str:
+    if redacted(value) != value:
+        raise ValueError("it holds a secret, and folders and logs would be called so.")
     return value
 
 
 def _own_folder(value: str) -> str:
     # the folder of an earlier run is moved aside as a whole
-    if Path(value).name in ("", ".."):
+    above = (Path(place).resolve() for place in (os.curdir, os.path.expanduser("~")))
+    real = Path(os.path.realpath(value))
+    if Path(value).name in ("", "..") or any(real in (one, *one.parents) for one in above):
         raise ValueError("a run needs a folder of its own. Give paths.output_dir=FOLDER.")
+    if value.startswith("~"):
+        raise ValueError("~ is not the home folder here. Write $HOME, outside of quotes.")
+    return _no_secret(value)
+
+
+def _folder(value: str | None) -> str | None:
+    if value is not None and not os.path.isdir(value):
+        raise ValueError("there is no such folder.")
     return value
 
 
@@ -163,7 +191,7 @@ class ModelArgs(TypedDict, total=False):
     revision: str | None
     subfolder: str | None
     variant: str | None
-    token: Any
+    token: Annotated[Any, AfterValidator(_token)]
     cache_dir: str | None
     local_files_only: bool
     use_safetensors: Annotated[bool, AfterValidator(_use_safetensors)]
@@ -177,7 +205,7 @@ class TokenizerArgs(TypedDict, total=False):
     trust_remote_code: bool
     revision: str | None
     subfolder: str | None
-    token: Any
+    token: Annotated[Any, AfterValidator(_token)]
     cache_dir: str | None
     local_files_only: bool
     use_fast: bool
@@ -233,7 +261,7 @@ class HubArgs(TypedDict, total=False):
     split: str | None
     data_files: str | list[str] | None
     revision: str | None
-    token: Any
+    token: Annotated[Any, AfterValidator(_token)]
 
 
 @with_config(STRICT)
@@ -356,6 +384,7 @@ class TrainerArgs(TypedDict, total=False):
     activation_checkpointing: Annotated[Any, AfterValidator(_checkpointing)]
     seed: Seed
     data_seed: Seed | None
+    hub_token: Annotated[Any, AfterValidator(_token)]
 
 
 class TrainerSection(Section):
@@ -371,14 +400,17 @@ class TrainerSection(Section):
 class Paths(Section):
     output_dir: Annotated[str, AfterValidator(_own_folder)]
     root_dir: str = "."
-    datasets_dir: str | None = None
+    datasets_dir: Annotated[str | None, AfterValidator(_folder)] = None
+
+
+TaskName = Annotated[str, BeforeValidator(_task_name), AfterValidator(_inside_saves)]
 
 
 class Config(Section):
     """A whole config of train, unlearn, alternates or eval."""
 
     mode: Literal["finetune", "unlearn", "alternates", "eval"]
-    task_name: Annotated[str, BeforeValidator(_task_name), AfterValidator(_inside_saves)]
+    task_name: TaskName
     model: ModelSection
     paths: Paths
     trainer: TrainerSection = Field(default_factory=TrainerSection)
@@ -415,6 +447,7 @@ def read(cfg: Mapping[str, Any]) -> Config:
     if content.get("evaluate") is False:
         content["eval"] = {}
     if isinstance(content.get("data"), Mapping):
+        refuse_unread(content["data"], content.get("mode"), referred(cfg))
         content["data"] = _without_files(content["data"], content)
     config = checked(Config, content)
     processes = int(os.environ.get("WORLD_SIZE") or 1)
@@ -559,11 +592,20 @@ def _without_files(data: Mapping[str, Any], content: Mapping[str, Any]) -> dict[
     """
     evaluates = content.get("mode") == "eval"
     files = {key: data[key] for key in data if isinstance(data[key], str) and key != "anchor"}
+    if isinstance(data.get("train"), list):
+        files["train"] = data["train"]
     if evaluates:
         files |= {key: data[key] for key in OWN_DATA if key in data}
     suites = content.get("eval") or {}
     benchmarks = [] if "own" in suites else list(suites)
     wrong = []
+    for key, value in data.items():
+        kinds = (str, Mapping, list if key == "train" else type(None), type(None))
+        if key in DataKeys.__annotations__ and key != "anchor" and not isinstance(value, kinds):
+            wrong.append(
+                f"data.{key} is {value!r}; it must be one file of questions and answers, or a "
+                "section of data sets."
+            )
     for key, file in files.items():
         if benchmarks and not evaluates:
             wrong.append(
@@ -587,9 +629,13 @@ def _without_files(data: Mapping[str, Any], content: Mapping[str, Any]) -> dict[
     return {key: _as_data_set(v, content) if key in files else v for key, v in named.items()}
 
 
-def _as_data_set(file: str, content: Mapping[str, Any]) -> dict[str, Any]:
+def _as_data_set(file: Any, content: Mapping[str, Any]) -> dict[str, Any]:
     keys = {key: content[key] for key in ("question_key", "answer_key") if content.get(key)}
-    return {"own": {"handler": "QADataset", "args": {"hf_args": {"path": file}, **keys}}}
+    paths = file if isinstance(file, list) else [file]
+    return {
+        f"own{number or ''}": {"handler": "QADataset", "args": {"hf_args": {"path": path}, **keys}}
+        for number, path in enumerate(paths)
+    }
 
 
 def _own_experiment(content: Mapping[str, Any]) -> str:
@@ -598,6 +644,8 @@ def _own_experiment(content: Mapping[str, Any]) -> str:
 
 
 def _file_mistake(file: Any) -> str | None:
+    if isinstance(file, list) and file:  # of data.train
+        return next(filter(None, map(_file_mistake, file)), None)
     if not isinstance(file, str):
         return "; it must be one file of questions and answers."
     path = Path(file)
@@ -608,8 +656,8 @@ def _file_mistake(file: Any) -> str | None:
         )
     if path.is_dir():
         return None
-    if path.is_file():
-        return None
+    if path.exists():
+        return None if path.is_file() else ", which is no file. Give one of .jsonl, .json, .csv."
     others = [other.name for other in path.parent.glob("*")]
     near = difflib.get_close_matches(path.name, others, n=1)
     return ", but there is no such file." + (f" Did you mean {near[0]!r}?" if near else "")
@@ -618,6 +666,20 @@ def _file_mistake(file: Any) -> str | None:
 def _contradictions(config: Config) -> list[str]:
     data, wrong = config.data, []
     for suite, settings in config.eval.items():
+        log, run = str(settings.get("output_dir") or ""), config.paths.output_dir
+        if (
+            config.mode == "eval"
+            and log
+            and Path(os.path.realpath(run))
+            not in (
+                real := Path(os.path.realpath(log)),
+                *real.parents,
+            )
+        ):
+            wrong.append(
+                f"eval.{suite}.output_dir is {log!r}, which is not in the run folder {run!r}. Set "
+                "paths.output_dir instead."
+            )
         if not settings.get("handler"):
             wrong.append(f"eval.{suite} is set, but that suite is not chosen. Give eval={suite}.")
     if config.mode == "eval":
@@ -703,14 +765,15 @@ EXPECTED = {
 def _sentence(schema: type[Section], error: Mapping[str, Any], above: tuple[str, ...]) -> str:
     """One mistake in words: the key, the value given, what is allowed."""
     loc = tuple(str(step) for step in error["loc"])
-    key, kind, value = ".".join([*above, *loc]), error["type"], error["input"]
+    key, kind = ".".join([*above, *loc]), error["type"]
+    value = _shown(error["input"], loc)
     if kind == "extra_forbidden":
         place = ".".join([*above, *loc[:-1]])
         return unknown(f"key of {place}" if place else "key", loc[-1], _keys(schema, loc))
     if kind == "missing":
         return f"{key} is missing. Give {key}=..."
     if kind == "value_error":
-        reason = str(error["ctx"]["error"])
+        reason = without_setting(str(error["ctx"]["error"]))
         return (
             f"{key}: {reason}" if reason.startswith("Unknown") else f"{key} is {value!r}: {reason}"
         )
@@ -719,6 +782,15 @@ def _sentence(schema: type[Section], error: Mapping[str, Any], above: tuple[str,
     given = f"{value!r} (text)" if isinstance(value, str) else repr(value)
     allowed = EXPECTED.get(kind) or error["msg"].removeprefix("Input should be ")
     return f"{key} is {given}; it must be {allowed}."
+
+
+def _shown(value: Any, loc: tuple[str, ...]) -> Any:
+    """A value without the secrets that are in it, or that it is."""
+    if any(is_secret(step, value) for step in loc):
+        return HIDDEN
+    if isinstance(value, list):
+        return [without_setting(one) if isinstance(one, str) else _shown(one, ()) for one in value]
+    return without_secrets(value)
 
 
 def _keys(schema: Any, loc: tuple[str, ...]) -> list[str]:

@@ -4,8 +4,10 @@ import argparse
 import os
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from unlora.errors import InputError
+from unlora.run import refuse_unwritable
 
 
 def main(argv: Sequence[str]) -> None:
@@ -37,5 +39,7 @@ def main(argv: Sequence[str]) -> None:
             "In which form? --merged writes full weights, --adapter one adapter on the root "
             f"model. Type: unlora export {args.run} --merged"
         )
+    place = Path(args.output or Path(args.run, "exported", args.form))
+    refuse_unwritable(place, "folder of the export", "Give --output")
     write = import_module("unlora.model.export").export
     print(write(args.run, args.form, args.output, dtype=args.dtype, base=args.base))

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from unlora.errors import InputError
+from unlora.errors import InputError, shortened
 from unlora.shown import secrets, without_secrets, without_setting, without_values
 
 PACKAGES = ("unlora", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
@@ -29,6 +29,8 @@ OF_A_RUN = ("*.json", "*.safetensors", "*.bin", "checkpoint-*", "logs/events.*")
 LEFT_OF_A_FULL_DISK = 1 << 16  # bytes
 GIB = 1 << 30
 PROGRAM = 700 << 20  # Python with torch, transformers and peft, as measured on x86 Linux
+DEVICES = ("/dev", "/proc", "/sys")
+MEMORY = Path("/dev/shm")  # noqa: S108 - a disk in memory is none of the devices
 logger = logging.getLogger(__name__)
 
 
@@ -55,15 +57,7 @@ class Run:
             "versions": _versions(),
             "python": platform.python_version(),
         }
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass  # a folder that can be made or is there may be read-only all the same
-        except OSError as error:
-            raise InputError(
-                f"The run folder {folder!r} cannot be made or written: {error.strerror}. "
-                "Set paths.output_dir to a folder that can be written."
-            ) from error
+        make_writable(self.folder)
 
     def begin(self, *, fresh: bool) -> None:
         """Write the config; from here on the folder is this run's.
@@ -90,6 +84,70 @@ class Run:
         if is_main_process():
             name = f"{self.kind}_manifest.json" if self.kind else "manifest.json"
             write_json(self.folder / name, without_secrets(self.manifest))
+
+
+def make_writable(
+    folder: Path, what: str = "run folder", instead: str = "Set paths.output_dir to"
+) -> None:
+    """Make a folder, in which everything that is written there stays.
+
+    Args:
+        what: what messages call it.
+        instead: how another one is given.
+
+    Raises:
+        InputError: it cannot be made or written, lies among the devices, or holds a link that
+            leads out of it.
+    """
+    refuse_escapes(folder, what, instead)
+    with _unwritable_in_words(folder, what, instead):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass  # a folder that can be made or is there may be read-only all the same
+
+
+def refuse_unwritable(folder: Path, what: str, instead: str) -> None:
+    """What ``make_writable`` refuses, without making the folder."""
+    refuse_escapes(folder, what, instead)
+    with _unwritable_in_words(folder, what, instead):
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+
+
+@contextmanager
+def _unwritable_in_words(folder: Path, what: str, instead: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"The {what} {shortened(folder)!r} cannot be made or written: {error.strerror}. "
+            f"{instead} a folder that can be written."
+        ) from error
+
+
+def refuse_escapes(
+    folder: Path, what: str = "run folder", instead: str = "Set paths.output_dir to"
+) -> None:
+    """Raises InputError where what is written into a folder would land elsewhere."""
+    try:
+        real = Path(os.path.realpath(folder))
+    except ValueError as error:  # it holds what no path may
+        raise InputError(f"The {what} {shortened(folder)!r} is no path: {error}.") from error
+    if any(Path(one) in (real, *real.parents) for one in DEVICES) and MEMORY not in real.parents:
+        raise InputError(
+            f"The {what} {shortened(folder)!r} lies among the devices of the system. {instead} a "
+            "folder on a disk."
+        )
+    for at, folders, files in os.walk(real):
+        for path in (Path(at, name) for name in (*folders, *files)):
+            target = Path(os.path.realpath(path))
+            if path.is_symlink() and real not in target.parents:
+                raise InputError(
+                    f"{str(folder / path.relative_to(real))!r} is a link to {str(target)!r}, and "
+                    f"nothing is written outside the {what}. Remove the link. {instead} another "
+                    "folder."
+                )
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -137,6 +195,7 @@ def alone(folder: str | Path, kind: str = "") -> Iterator[None]:
     if not is_main_process():  # the others of the same run
         yield
         return
+    refuse_escapes(Path(folder))
     place = Path(os.path.abspath(folder))
     name = f".{place.name}.{kind}.lock" if kind else f".{place.name}.lock"
     new = [folder for folder in (place, *place.parents) if not folder.exists()]

@@ -6,7 +6,7 @@ import re
 import sys
 import traceback
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 HIDDEN = "(hidden)"
@@ -14,9 +14,13 @@ OF_TEXT = ("stop", "eos", "bos", "pad", "unk", "cls", "prefix", "mask", "sep")  
 TOKEN = "".join(rf"(?<!{kind}_)" for kind in OF_TEXT) + "token"
 WORDS = rf"{TOKEN}|passw(?:or)?d|passphrase|secret|api_?key|access_?key|private_?key|credentials?"
 KEY = re.compile(rf"(?:{WORDS})$", re.IGNORECASE)  # hub_token, but not pad_token_id
-VARIABLE = re.compile(rf"(?:^|_)(?:{WORDS})(?:_|$)", re.IGNORECASE)
+# HF_TOKEN_FILE, PGPASSWORD, MYSQL_PWD; but not where the shell is
+VARIABLE = re.compile(
+    rf"(?:^|_)(?:{WORDS})(?:_|$)|passw(?:or)?d$|(?:^|_|ssh)pass$|_(?:pwd|pat|auth)$", re.IGNORECASE
+)
 # a setting begins a word, or a part of {...}: the value no_token:4 of another one is none
-SETTING = re.compile(rf"(?<![^\s{{,+~'\"])([\w.-]*(?:{WORDS})\s*[=:]\s*)[^\s,}}\]]+", re.IGNORECASE)
+SETTING = re.compile(rf"(?<![^\s\[{{(,+~@'\"])[\w.-]*(?:{WORDS})\s*[=:]\s*(?=\S)", re.IGNORECASE)
+QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 # name:password, or a token in place of them; a name alone is no secret
 USER_INFO = re.compile(r"(?<=://)(?:[^\s/@:'\"]*:[^\s/@'\"]+|(?=[^@]*\d)[\w-]{20,})(?=@)")
 SHAPES = re.compile(
@@ -30,15 +34,16 @@ _of_configs: set[str] = set()
 
 def is_secret(key: object, value: object) -> bool:
     """Whether a setting is a secret by its name: ``token``, ``hub_token``, ``api_key``."""
-    return isinstance(value, str) and KEY.search(str(key)) is not None
+    given = value is not None and not isinstance(value, bool) and value != ""
+    return given and KEY.search(str(key)) is not None
 
 
 def without_secrets(content: Any) -> Any:
     """A config or manifest as it may be written; the secrets in it are remembered as such."""
     if isinstance(content, Mapping):
         for key, value in content.items():
-            if is_secret(key, value) and len(value) >= SHORTEST:
-                _of_configs.add(value)
+            if is_secret(key, value):
+                remember(value)
         return {
             key: HIDDEN if is_secret(key, value) else without_secrets(value)
             for key, value in content.items()
@@ -48,9 +53,63 @@ def without_secrets(content: Any) -> Any:
     return redacted(content) if isinstance(content, str) else content
 
 
+def without_secrets_of_hydra(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole config as Hydra composes it; in its own section stands what was typed."""
+    kept: dict[str, Any] = without_secrets(content)
+    hydra = kept.get("hydra")
+    if isinstance(hydra, dict):
+        for words in (hydra.get("overrides") or {}).values():
+            words[:] = map(without_setting, words)
+        if job := hydra.get("job"):
+            job["override_dirname"] = without_setting(str(job.get("override_dirname")))
+    return kept
+
+
+def remember(value: Any) -> None:
+    """From here on, a secret is hidden wherever it stands."""
+    if isinstance(value, Mapping):
+        remember(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            remember(one)
+    else:
+        _of_configs.add(str(value))
+
+
 def without_setting(word: str) -> str:
     """A word of a command line, with the value hidden where it is a secret."""
-    return redacted(SETTING.sub(rf"\1{HIDDEN}", word))
+    shown, end = "", 0
+    for setting in SETTING.finditer(word):
+        if setting.start() >= end:
+            shown += word[end : setting.end()] + HIDDEN
+            end = _end_of_value(word, setting)
+    return redacted(shown + word[end:])
+
+
+def remember_settings(words: Iterable[str]) -> None:
+    """From here on, the secrets that are typed in these words are hidden wherever they stand."""
+    for word in words:
+        for setting in SETTING.finditer(word):
+            value = word[setting.end() : _end_of_value(word, setting)]
+            remember([value, *re.split(r"[\[\]{},:'\"]+", value)])
+
+
+def _end_of_value(word: str, setting: re.Match[str]) -> int:
+    """Where the value of a setting ends: it is all that follows, or a part of {...}."""
+    before = word[: setting.start()]
+    if not before.strip("+~@'\"") and "=" in setting[0]:
+        return len(word) - (before[:1] in ("'", '"') and word.endswith(before[0]))
+    depth, position = 0, setting.end()
+    while position < len(word):
+        if quoted := QUOTED.match(word, position):
+            position = quoted.end()
+            continue
+        sign = word[position]
+        if depth == 0 and sign in ",}]":
+            break
+        depth += (sign in "[{") - (sign in "]}")
+        position += 1
+    return position
 
 
 def redacted(text: str) -> str:
@@ -118,6 +177,8 @@ def guard_logs() -> None:
             record.msg, record.args = safe(record.getMessage()), ()
         except (TypeError, ValueError):  # logging says so itself, without the message's values
             record.msg, record.args = safe(str(record.msg)), ()
+        if record.name.startswith("hydra"):  # it tells the command line of each job
+            record.msg = without_setting(record.msg)
         if record.exc_info and record.exc_info[1] is not None:
             record.exc_text = safe(traceback_of(record.exc_info[1]))
         return record

@@ -39,6 +39,7 @@ def run(cfg: Any) -> dict[str, Any]:
 
     folder = Path(study.paths.output_dir)
     stages = plan(study, folder)
+    dry_run.check_evaluations(stages)
     if study.dry_run:
         logging.getLogger().setLevel(logging.WARNING)  # the plan is all that is wanted
         print(dry_run.as_text(study, stages, folder))
@@ -142,8 +143,9 @@ def _alone(folder: Path) -> Any:
     from filelock import FileLock, Timeout
 
     from unlora.errors import InputError
+    from unlora.run import make_writable
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_writable(folder, "folder of the study")
     lock = FileLock(folder / "study.lock")
     try:
         return lock.acquire(timeout=0)
@@ -159,6 +161,7 @@ if __name__ == "__main__":
         from unlora.cli import launch
     except ModuleNotFoundError as error:
         raise SystemExit(
-            f"{error}. Install this program first: pip install -e . (or make demo)"
+            f"{error}. Use the environment that `make demo` made: . .venv/bin/activate "
+            "(or install this program: pip install -e .)"
         ) from error
     launch(run, "study")

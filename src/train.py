@@ -282,6 +282,7 @@ if __name__ == "__main__":
         from unlora.cli import launch
     except ModuleNotFoundError as error:
         raise SystemExit(
-            f"{error}. Install this program first: pip install -e . (or make demo)"
+            f"{error}. Use the environment that `make demo` made: . .venv/bin/activate "
+            "(or install this program: pip install -e .)"
         ) from error
     launch(run, "train")

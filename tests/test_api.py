@@ -134,6 +134,55 @@ WRONG = {
 }
 
 
+ODD = (5, 1.5, None, True, b"x", object(), [], {}, (), ["a", 3], "x" * 5000, "a\0b")
+# function -> argument -> how many of these go on to what checks texts further
+TAKES = {
+    "load": {"path_or_name": 0, "torch_dtype": 1, "device_map": 2},
+    "unlearn": {"model": 1, "forget": 3, "retain": 3, "method": 0, "output_dir": 0, "epochs": 3,
+                "learning_rate": 3, "batch_size": 2, "overrides": 2, "lora": 2},
+    "evaluate": {"model": 1, "forget": 3, "retain": 3, "holdout": 3, "target": 3, "gold": 3,
+                 "output_dir": 1, "overrides": 2},
+    "export": {"run": 2, "merged": 1, "output": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function", TAKES)
+def test_an_argument_of_any_kind_is_used_or_refused_in_a_sentence(
+    function, root, elsewhere, monkeypatch
+):
+    class Used(Exception):
+        pass
+
+    def used(*_, **__):
+        raise Used
+
+    for name in ("unlora.train.run", "unlora.eval.run", "unlora.model.get_model"):
+        monkeypatch.setattr(name, used)
+    monkeypatch.setattr("unlora.model.export.export", used)
+    given = {"load": {}, "evaluate": {"model": root, "forget": FORGET}, "export": {"run": root},
+             "unlearn": {"model": root, "forget": FORGET, "retain": RETAIN}}[function]  # fmt: skip
+    if function == "load":
+        given["path_or_name"] = root
+    for argument, right in TAKES[function].items():
+        taken = 0
+        for odd in ODD:
+            try:
+                getattr(unlora, function)(**{**given, argument: odd})
+            except Used:
+                taken += 1
+            except InputError as error:
+                assert str(error).strip(), (argument, odd)
+        assert taken == right, (argument, taken)
+
+
+def test_words_that_an_argument_sets_too_are_refused(root):
+    for word in ("trainer=DPO", "@trainer=DPO", "paths.output_dir=x", "data.forget=x"):
+        with pytest.raises(InputError, match="Give one of them"):
+            forget(root, word)
+    with pytest.raises(InputError, match="first argument"):
+        unlora.load(root, pretrained_model_name_or_path="x")
+
+
 @pytest.mark.parametrize("given, said", WRONG.values(), ids=WRONG)
 def test_wrong_input_is_one_sentence_and_leaves_nothing(root, elsewhere, given, said):
     with pytest.raises(InputError, match=said):

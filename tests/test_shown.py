@@ -17,11 +17,13 @@ SECRETS = {
     "HF_TOKEN": "hf_PLANTEDplantedPLANTEDplantedPLANTED",
     "WANDB_API_KEY": "0123456789abcdef-planted-wandb",
     "MY_SERVICE_PASSWORD": "planted-in-a-variable",
+    "PGPASSWORD": "planted-for-a-database",
     "MLFLOW_TRACKING_URI": "https://me:planted-in-a-url@tracker.invalid/api",
 }
 ROOT = "model.model_args.pretrained_model_name_or_path"
 TYPED = "planted-on-the-command-line"
-PLANTED = re.compile("planted", re.IGNORECASE)
+NUMBER = "8273645509"
+PLANTED = re.compile(f"planted|{NUMBER}", re.IGNORECASE)
 
 
 @pytest.fixture
@@ -41,7 +43,8 @@ def files_with_it(folder):
     return [
         str(file)
         for file in folder.rglob("*")
-        if file.is_file() and (PLANTED.search(file.name) or b"planted" in file.read_bytes().lower())
+        if file.is_file()
+        and (PLANTED.search(file.name) or PLANTED.search(file.read_bytes().decode("latin-1")))
     ]
 
 
@@ -62,10 +65,10 @@ def test_no_secret_is_in_anything_that_a_train_an_evaluation_and_a_report_leave(
         ]
         (planted / name).write_text("\n".join(map(json.dumps, rows)))
     secrets = [
-        f"model.model_args.token={TYPED}", f"model.tokenizer_args.token={TYPED}",
+        f"+model.model_args.token={NUMBER}", f"model.tokenizer_args.token='{TYPED}, with spaces'",
         f"trainer.args.hub_token={TYPED}",
         "trainer.args.hub_model_id=https://me:planted-in-a-url@hub.invalid/x",
-        f"trainer.args.run_name={SECRETS['MY_SERVICE_PASSWORD']}",
+        f"trainer.args.run_name={SECRETS['PGPASSWORD']}",
     ]  # fmt: skip
     training = (
         "unlearn", "experiment=unlearn/own/lora", "model=root", "data.forget=rows.jsonl",
@@ -148,6 +151,17 @@ def test_what_looks_like_a_secret_is_hidden(text, shown):
         ("+a.prefix_token=[a,b]", "+a.prefix_token=[a,b]"),
         ("x={eos_token:'</s>',token:abc}", "x={eos_token:'</s>',token:(hidden)}"),
         ("- --hub-token=abc", "- --hub-token=(hidden)"),
+        ("+model.model_args.token=8273645509", "+model.model_args.token=(hidden)"),
+        ("a.token='b c, d'", "a.token=(hidden)"),
+        ("a.token=b c, d", "a.token=(hidden)"),
+        ("a.token=b,c", "a.token=(hidden)"),
+        ("a.token=[b,c]", "a.token=(hidden)"),
+        ("a={token:'b, c',seed:1}", "a={token:(hidden),seed:1}"),
+        ("a={token:[b,c],seed:1}", "a={token:(hidden),seed:1}"),
+        ("a={token:{x:b,y:c},seed:1}", "a={token:(hidden),seed:1}"),
+        ("a=[b.token=c,seed=1]", "a=[b.token=(hidden),seed=1]"),
+        ("'a.token=b c'", "'a.token=(hidden)'"),
+        ("@a.token=b", "@a.token=(hidden)"),
     ],
 )
 def test_a_word_of_a_command_line_is_shown_without_its_secret(word, shown):
@@ -159,6 +173,86 @@ def test_settings_that_only_sound_alike_stay():
               "eos_token": "</s>", "stop_token": "END",
               "tokens": ["a"], "deep": [{"password": "x"}]}  # fmt: skip
     assert without_secrets(config) == config | {"deep": [{"password": "(hidden)"}]}
+
+
+@pytest.mark.parametrize("value", [8273645509, 8.5, "a b", ["a", "b"], {"x": "y"}, [{"x": 1}]])
+def test_a_secret_may_be_of_any_kind(value, monkeypatch):
+    monkeypatch.setattr("unlora.shown._of_configs", set())
+    content = {"hub_token": value, "deep": [{"api_key": value}]}
+    assert without_secrets(content) == {
+        "hub_token": "(hidden)",
+        "deep": [{"api_key": "(hidden)"}],
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["PGPASSWORD", "MYSQL_PWD", "SSHPASS", "DB_PASS", "GITHUB_PAT", "REDISCLI_AUTH",
+     "AWS_SECRET_ACCESS_KEY", "HF_TOKEN_2", "SMTP_PASSWD", "pgpassword"],
+)  # fmt: skip
+def test_a_variable_is_secret_by_its_name(name, monkeypatch):
+    monkeypatch.setenv(name, "a-word-that-is-1-secret")
+    assert redacted("x a-word-that-is-1-secret y") == "x (hidden) y"
+
+
+@pytest.mark.parametrize("name", ["PWD", "OLDPWD", "COMPASS", "AUTHOR", "SSH_AUTH_SOCK", "BYPASS"])
+def test_another_variable_is_not(name, monkeypatch):
+    monkeypatch.setenv(name, "a-word-that-is-no-secret")
+    assert redacted("a-word-that-is-no-secret") == "a-word-that-is-no-secret"
+
+
+LORA = "experiment=unlearn/wmdp/lora"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (LORA, "task_name=planted-for-a-database"),
+        (LORA, "paths.output_dir=saves/planted-for-a-database"),
+        (LORA, f"model.model_args.token=[{TYPED},x]"),
+        (LORA, f"model.model_args={{token:[{TYPED}]}}"),
+        (LORA, f"model.model_args.token={{{TYPED}"),
+        (LORA, f"trainer.args.hub_token=[{TYPED}]"),
+        (LORA, f"trainer.args=[{{hub_token:{TYPED}}}]"),
+        (LORA, f"trainer.args.hub_token={TYPED},b"),
+        (LORA, f"++hub_token={TYPED}"),
+        (LORA, f"--hub-token={TYPED}"),
+        (f"model.model_args.token={TYPED}",),
+        (LORA, "--cfg", "job", f"model.model_args.token={NUMBER}", f"+a.token='{TYPED} b'"),
+        (LORA, "--cfg", "hydra", f"model.model_args.token={NUMBER}", f"+a.token='{TYPED} b'"),
+        (LORA, "--cfg", "all", f"model.model_args.token={NUMBER}", f"+a.token='{TYPED} b'"),
+        ("experiment=study/pocket/lora", f"target=[model.model_args.token={TYPED},3]"),
+        ("experiment=study/pocket/lora", f"+methods.X=['model.model_args.token={TYPED}']"),
+        ("experiment=study/pocket/lora", f"+methods.X=[3,'model.model_args.token={TYPED}']"),
+    ],
+    ids=" ".join,
+)
+def test_no_mistake_and_no_config_that_is_shown_holds_a_secret(words, planted, capfd):
+    command = "study" if "study/" in words[0] else "unlearn"
+    code = main(command, *words)
+    said = "".join(capfd.readouterr())
+    assert code == (0 if "--cfg" in words else 2) and said.strip()
+    assert not PLANTED.search(said), said
+    assert not files_with_it(planted)
+
+
+def test_a_multirun_that_ends_early_leaves_no_secret(planted, capfd):
+    secret = f"model.model_args.token='{TYPED} x'"
+    assert main("unlearn", LORA, "task_name=y,z", secret, "trainer.args.seed=x", "--multirun") == 2
+    assert list(planted.rglob("multirun.yaml"))
+    assert main("unlearn", LORA, "task_name=${x.y},z", secret, "--multirun") == 2
+    assert not files_with_it(planted) and not PLANTED.search("".join(capfd.readouterr()))
+
+
+def test_a_bug_shows_no_secret(planted, capfd):
+    def run(cfg):
+        raise RuntimeError(f"it got {cfg.model.model_args.token}")
+
+    with pytest.raises(RuntimeError) as raised:
+        cli.launch(run, "unlearn", [LORA, f"model.model_args.token={TYPED}"])
+    sys.excepthook(raised.type, raised.value, raised.tb)
+    said = "".join(capfd.readouterr())
+    assert "RuntimeError: it got (hidden)" in said and not PLANTED.search(said), said
 
 
 def test_short_values_and_paths_are_no_secrets(monkeypatch, tmp_path):

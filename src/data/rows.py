@@ -42,6 +42,11 @@ def load_rows(
     Raises:
         InputError: the data is not there or cannot be read.
     """
+    if not isinstance(path, str) or not path:
+        raise InputError(
+            f"The path of a data set is {path!r}; it must be a file, a folder, or a repository of "
+            "the hub. Give data.forget=FILE for a file of your own, or set hf_args.path."
+        )
     split = split or ("full" if path == "pocket" and not name else "train")
     if path == "pocket":
         return _of_pocket(name, split)

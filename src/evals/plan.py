@@ -66,13 +66,24 @@ def read_request(name: str, config: Mapping[str, Any]) -> Request:
     Raises:
         InputError: no such handler, input or setting.
     """
+    if not isinstance(config, Mapping):
+        raise InputError(
+            f"Metric {name} is {config!r}; it must be a section with handler and inputs."
+        )
     settings = dict(config)
     handler = settings.pop("handler", None)
     if handler not in METRICS:
         raise InputError(f"Metric {name}: {unknown('handler', handler, METRICS)}")
     metric = METRICS[handler]
-    inputs = dict(settings.pop("inputs", None) or {})
+    inputs = settings.pop("inputs", None) or {}
+    if not isinstance(inputs, Mapping):
+        raise InputError(f"Metric {name}: inputs is {inputs!r}; it must be a section with keys.")
+    inputs = dict(inputs)
     direction = settings.pop("higher_is_better", metric.higher_is_better)
+    if direction not in (True, False, None):
+        raise InputError(
+            f"Metric {name}: higher_is_better is {direction!r}; it must be true or false."
+        )
     for slot in inputs:
         if slot not in metric.inputs:
             raise InputError(

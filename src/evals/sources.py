@@ -343,6 +343,8 @@ def check_source(name: str, config: Mapping[str, Any]) -> None:
     Raises:
         InputError: an unknown handler or key, or a key that is missing.
     """
+    if not isinstance(config, Mapping):
+        raise InputError(f"Data set {name} is {config!r}; it must be a section with a handler.")
     handler = config.get("handler")
     if handler not in KEYS:
         raise InputError(f"Data set {name}: {unknown('handler', handler, KEYS)}")
@@ -357,6 +359,11 @@ def check_source(name: str, config: Mapping[str, Any]) -> None:
             raise InputError(f"Data set {name}: {handler} needs {key}.")
     if handler == "QADataset":
         refuse_one_column(str(config["question_key"]), str(config["answer_key"]))
+    longest = config.get("max_length")
+    if longest is not None and (type(longest) is not int or longest < 2):
+        raise InputError(
+            f"Data set {name}: max_length is {longest!r}; it must be a whole number above 1."
+        )
     where, form = config.get("where"), config.get("question_format")
     if where is not None and not isinstance(where, Mapping):
         raise InputError(

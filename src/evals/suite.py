@@ -1,7 +1,7 @@
 """A benchmark as its config declares it: data, metrics on them, and where the log goes."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,24 @@ OF_ONE_ANSWER = ("score", "score_root", "hidden", "hidden_root", "gradient_norm"
 logger = logging.getLogger(__name__)
 
 
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+# setting that is no number -> whether a value is right, and what it must be
+TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "overwrite": (lambda value: isinstance(value, bool), "true or false"),
+    "cache": (lambda value: isinstance(value, bool), "true or false"),
+    "panel": (_is_names, "a list of metrics"),
+    "gradient_modules": (
+        lambda value: _is_names(value) or isinstance(value, str),
+        "all-linear, or a list of module names",
+    ),
+    "fluency_classifier": (lambda value: isinstance(value, str), "a folder or a hub repository"),
+    "fluency_label": (lambda value: isinstance(value, str), "the name of a label"),
+}
+
+
 def check_suite(name: str, config: Mapping[str, Any]) -> list[Request]:
     """The metrics of a suite, each after what it needs.
 
@@ -81,8 +99,11 @@ def check_suite(name: str, config: Mapping[str, Any]) -> list[Request]:
             continue  # found by itself
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             problems.append(f"eval.{name}.{key} is {number!r}; it must be a number above 0.")
-    for source, declared in (config.get("data") or {}).items():
-        collect(check_source, source, declared)
+    for key, (right, wanted) in TYPES.items():
+        if (value := config.get(key)) is not None and not right(value):
+            problems.append(f"eval.{name}.{key} is {value!r}; it must be {wanted}.")
+    data = config.get("data") or {}
+    problems += [f"eval.{name}: {wrong}" for wrong in _wrong_data_sets(data)]
     metrics = config.get("metrics") or {}
     words = config.get("rouge", "unicode")
     if words not in ("unicode", "ascii"):
@@ -93,14 +114,17 @@ def check_suite(name: str, config: Mapping[str, Any]) -> list[Request]:
         problems.append(f"eval.{name} has no metrics. Add some under eval.{name}.metrics.")
     requests = [collect(read_request, metric, metrics[metric]) for metric in sorted(metrics)]
     known = [request for request in requests if request is not None]
-    for request in known:
+    asks = any(kind in PASSES for request in known for kind, _ in request.sources())
+    if asks and not data:
+        problems.append(f"eval.{name} has no data sets. Name some under eval.{name}.data.")
+    for request in known if data else ():
         for kind, source in request.sources():
-            if kind in PASSES and source not in config["data"]:
-                missing = unknown("data set", source, config["data"])
+            if kind in PASSES and source not in data:
+                missing = unknown("data set", source, data)
                 problems.append(f"eval.{name}: metric {request.name}: {missing}")
     if len(known) == len(requests):
         collect(needed, known, metrics)
-        for metric in config.get("panel") or ():
+        for metric in (config.get("panel") or ()) if _is_names(config.get("panel")) else ():
             if metric not in metrics:
                 problems.append(unknown(f"metric in eval.{name}.panel", metric, metrics))
     for which in LOGS:
@@ -108,6 +132,19 @@ def check_suite(name: str, config: Mapping[str, Any]) -> list[Request]:
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
     return needed(known, metrics)
+
+
+def _wrong_data_sets(data: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each reason, with all data sets that it is for."""
+    reasons: dict[str, list[str]] = {}
+    for source, declared in data.items():
+        try:
+            check_source(source, declared)
+        except InputError as error:
+            reason = str(error).removeprefix(f"Data set {source}")
+            reasons.setdefault(reason, []).append(source)
+    for reason, names in reasons.items():
+        yield f"Data set{'s' * (len(names) > 1)} {', '.join(names)}{reason}"
 
 
 def _ascii(metric: Mapping[str, Any]) -> dict[str, Any]:

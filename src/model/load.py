@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,10 @@ def root_config(lineage: Lineage, model_args: Mapping[str, Any]) -> PretrainedCo
 def _refuse_adapter(lineage: Lineage, hub: Mapping[str, Any]) -> None:
     """Raises InputError for an adapter on the hub: transformers would load it, base and all."""
     args = {key: value for key, value in hub.items() if key != "trust_remote_code"}
-    if not lineage.local_root and find_adapter_config_file(lineage.root, **args):
+    found = None
+    with suppress(OSError, ValueError):  # no name that a repository can have
+        found = None if lineage.local_root else find_adapter_config_file(lineage.root, **args)
+    if found:
         raise InputError(
             f"The repository {lineage.root!r} holds an adapter and not a model. Download it with "
             f"`hf download {lineage.root} --local-dir FOLDER`, and give model=FOLDER."

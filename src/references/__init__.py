@@ -65,7 +65,7 @@ def find(config: Config) -> Found:
         InputError: something is wrong in a suite; or what is given for a reference is neither a
             log, nor a model, nor ``auto``.
     """
-    check({suite: _without_references(settings) for suite, settings in config.eval.items()})
+    check({suite: without_references(settings) for suite, settings in config.eval.items()})
     section: dict[str, dict[str, Any]] = {}
     pending: list[Pending] = []
     for suite, settings in config.eval.items():
@@ -257,5 +257,6 @@ def _allowed(config: Config, suite: str) -> str:
     )
 
 
-def _without_references(settings: Mapping[str, Any]) -> dict[str, Any]:
+def without_references(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A suite without the logs that its figures are compared with."""
     return {key: value for key, value in settings.items() if key not in FOLDERS}

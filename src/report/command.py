@@ -1,6 +1,7 @@
 """The command ``unlora report``: compare runs on one page."""
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from unlora.report import compare, write
 from unlora.report.results import Entry
 from unlora.report.roles import STUDY, entries_of, read_study
 from unlora.report.table import warnings
+from unlora.run import refuse_unwritable
 from unlora.shown import safe
 
 RUNS = "folder of a run, of a study, or of Open-Unlearning's saves/"
@@ -30,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: a folder is not there or holds no log, or a log is broken.
     """
-    args = _parser().parse_args(argv)
+    args = _arguments(argv)
     entries, trials, budgets, names, missing = [], [], [], [], []
     studies = [run for run in args.runs if (run / STUDY).is_file()]
     for run in studies:
@@ -60,14 +62,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(studies) > 1:
         entries = _one_of_each(entries)
     title = args.title or ", ".join(dict.fromkeys(names)) or "runs"
-    if args.output.exists() and not args.output.is_dir():
-        raise InputError(f"--output is {str(args.output)!r}, which is no folder. Give another.")
+    refuse_unwritable(args.output, "folder of the report", "Give --output")
     read = compare(entries)
     page = write(
         args.output, read, title=title, trials=trials, budget=" ".join(budgets) or None,
         missing=missing,
     )  # fmt: skip
     print(safe("\n".join([*warnings(read.findings), _summary(entries, page)])))
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        args, strange = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise InputError(f"{error}. Type: unlora report --help") from error
+    if strange:
+        raise InputError(f"unlora report cannot use {strange[0]!r}. Type: unlora report --help")
+    if not args.runs:
+        raise InputError("Which runs? Type: unlora report saves/unlearn/NAME")
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,8 +92,10 @@ def _parser() -> argparse.ArgumentParser:
         "before and after.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help=RUNS)
+    parser.add_argument("runs", metavar="RUN", nargs="*", type=Path, help=RUNS)
     parser.add_argument(
         "--output", metavar="FOLDER", type=Path, default=Path("saves/report"),
         help="where report.html, report.md and table.csv go (%(default)s)",

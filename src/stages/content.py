@@ -26,6 +26,7 @@ TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
     "added_tokens.json", "chat_template.jinja",
 )  # fmt: skip
+HF_ARGS = ("hf_args", "few_shot_dataset_hf_args")  # which rows a data set has
 # of a suite: they say how it is asked and where that is written, not what it says
 NOT_SAID = (
     "output_dir", "overwrite", "cache", "batch_size", "token_budget", "retain_logs_path",
@@ -112,6 +113,7 @@ def _evaluation(stage: Stage) -> dict[str, Any]:
     cfg = composed(stage.config, stage.overrides)
     if stage.retain_log and "retain_logs_path" in cfg:
         cfg.retain_logs_path = stage.retain_log
+    cfg.model.model_args.pretrained_model_name_or_path = stage.model  # where none is named yet
     whole = plain(cfg)
     suites = {name: dict(suite) for name, suite in whole["eval"].items()}
     for suite in suites.values():
@@ -217,10 +219,11 @@ def _data(part: Any, place: str | None) -> Any:
 
 
 def _hub_args(content: Any) -> Iterator[Mapping[str, Any]]:
-    """Every ``hf_args`` in a part of a config."""
+    """The ``hf_args`` of every data set in a part of a config; one without a path has no rows."""
     for name, value in content.items() if isinstance(content, Mapping) else ():
-        if name.endswith("hf_args"):
-            yield value
+        if name in HF_ARGS and isinstance(value, Mapping):
+            if value.get("path") is not None:
+                yield value
         else:
             yield from _hub_args(value)
 

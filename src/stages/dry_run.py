@@ -6,6 +6,7 @@ first steps of one training, which are taken in a folder that is gone afterwards
 
 import json
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from tqdm import tqdm
 
 from unlora.config import Config
 from unlora.config import read as checked
@@ -23,6 +26,7 @@ from unlora.stages.settings import Study
 from unlora.stages.work import Record, belongs_to, output_to
 
 STEPS = 4  # that are timed
+EVERY = 0.5 if sys.stderr.isatty() else 20.0  # seconds between two looks at how far it is
 GB = 1e9
 FINISHED = "finished"
 HEADINGS: tuple[str, ...] = ("stage", "state", "rows", "steps", "trained", "memory", "time")
@@ -86,10 +90,9 @@ def as_text(study: Study, stages: Sequence[Stage], folder: Path) -> str:
 def forecasts(study: Study, stages: Sequence[Stage], folder: Path) -> list[Forecast]:
     """What each stage would be."""
     finished: set[str] = set()
-    times = Times(study, folder, stages)
-    unreachable: dict[str, str] = {}
+    times, sizes = Times(study, folder, stages), Sizes()
     found = []
-    for stage in stages:
+    for stage in tqdm(stages, "planning", unit=" stages", leave=False, mininterval=EVERY):
         state = _state(stage, folder, finished)
         if state == FINISHED:
             finished.add(stage.name)
@@ -97,29 +100,70 @@ def forecasts(study: Study, stages: Sequence[Stage], folder: Path) -> list[Forec
         elif stage.kind == "eval":
             found.append(Forecast(stage, state, seconds=times.of_evaluation()))
         else:
-            found.append(_training(study, stage, state, times, unreachable))
+            found.append(_training(study, stage, state, times, sizes))
     return found
 
 
-def _training(
-    study: Study, stage: Stage, state: str, times: "Times", unreachable: dict[str, str]
-) -> Forecast:
-    from unlora.model.estimate import estimate
+def check_evaluations(stages: Sequence[Stage]) -> None:
+    """Compose every evaluation, which otherwise happens after the trainings before it.
 
+    Raises:
+        InputError: something in one is wrong.
+    """
+    from unlora.evals import check
+    from unlora.references import without_references
+
+    first = {(stage.role, stage.overrides): stage for stage in stages if stage.kind == "eval"}
+    for stage in first.values():
+        try:
+            config = checked(content.config_of(stage))
+            check({name: without_references(suite) for name, suite in config.eval.items()})
+        except InputError as error:
+            raise InputError(f"{stage.title}: {error}") from error
+
+
+class Sizes:
+    """What trainings need; those that differ in seed and folder need the same."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Any] = {}
+        self._unreachable: dict[str, str] = {}
+
+    def of(self, config: Config) -> Any:
+        """The estimate of one.
+
+        Raises:
+            InputError: its model is out of reach, or something in it is wrong.
+            GuardError: it would be silently wrong.
+        """
+        from unlora.model.estimate import estimate
+
+        model = config.model.model_args["pretrained_model_name_or_path"]
+        if model in self._unreachable:  # a hub that does not answer is not asked again
+            raise InputError(self._unreachable[model])
+        args = {k: v for k, v in config.trainer.args.items() if k not in ("seed", "output_dir")}
+        trainer = {**config.trainer.model_dump(), "args": args}
+        key = content.digest(config.model.model_dump(), trainer, config.data)
+        if key not in self._known:
+            try:
+                self._known[key] = estimate(config)
+            except InputError as error:
+                if "cannot be reached" in str(error):
+                    self._unreachable[model] = str(error)
+                raise
+        return self._known[key]
+
+
+def _training(study: Study, stage: Stage, state: str, times: "Times", sizes: Sizes) -> Forecast:
     config = checked(_from_the_start(study, stage))
     rows = _num_rows(config)
     steps = _num_steps(config, rows) if rows else None
-    model = config.model.model_args["pretrained_model_name_or_path"]
-    if model not in unreachable:  # a hub that does not answer is not asked again
-        try:
-            size = estimate(config)
-            seconds = times.of_step(stage)
-        except (InputError, GuardError) as error:
-            if "cannot be reached" not in str(error):
-                return Forecast(stage, state, rows, steps, note=f"{stage.name}: {error}")
-            unreachable[model] = str(error)
-    if model in unreachable:
-        return Forecast(stage, state, rows, steps, note=unreachable[model])
+    try:
+        size, seconds = sizes.of(config), times.of_step(stage)
+    except (InputError, GuardError) as error:
+        reached = "cannot be reached" not in str(error)
+        note = f"{stage.name}: {error}" if reached else str(error)
+        return Forecast(stage, state, rows, steps, note=note)
     return Forecast(stage, state, rows, steps, size.trained, size.total_bytes,
                     steps * seconds if steps and seconds else None)  # fmt: skip
 

@@ -2,16 +2,17 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, with_config
 from typing_extensions import TypedDict
 
-from unlora.config import STRICT, Count, Paths, Section, checked, plain
+from unlora.config import STRICT, Count, Paths, Section, TaskName, checked, plain
 from unlora.errors import InputError
 from unlora.registry import unknown
 from unlora.shown import without_setting
+from unlora.unused_keys import referred
 
 logger = logging.getLogger(__name__)
 TAKEN = ("target", "gold")
@@ -107,11 +108,27 @@ class SearchKeys(TypedDict):
     space: dict[str, dict[str, Annotated[Any, AfterValidator(_range)]]]
 
 
+@with_config(STRICT)
+class OwnModel(TypedDict):
+    """A model that the lists of a study name."""
+
+    path: str
+
+
+@with_config(STRICT)
+class OwnFiles(TypedDict, total=False):
+    """Files of questions and answers that the lists of a study name."""
+
+    forget: str
+    retain: str
+    holdout: str | None
+
+
 class Study(Section):
     """A whole config of ``study``."""
 
     mode: Literal["study"]
-    task_name: str
+    task_name: TaskName
     paths: Paths
     workers: Count
     seeds: Annotated[Any, AfterValidator(_seeds)]
@@ -120,8 +137,19 @@ class Study(Section):
     unlearn: Annotated[Any, AfterValidator(_overrides)]
     methods: Annotated[Any, AfterValidator(_methods)]
     search: SearchKeys
+    # named once, used in several of the lists
+    model: OwnModel | None = None
+    data: OwnFiles | None = None
+    question_key: str | None = None
+    answer_key: str | None = None
     dry_run: bool = False
     stage: str | None = None  # of a job: the file that says what it does
+
+
+def _named_once(study: Study) -> Iterator[tuple[str, Any]]:
+    for part in ("model", "data"):
+        yield from ((f"{part}.{key}", v) for key, v in (getattr(study, part) or {}).items())
+    yield from ((key, getattr(study, key)) for key in ("question_key", "answer_key"))
 
 
 def read(cfg: Mapping[str, Any]) -> Study:
@@ -138,6 +166,13 @@ def read(cfg: Mapping[str, Any]) -> Study:
         for words in (study.target, study.gold, study.unlearn, *study.methods.values())
         for word in (words if isinstance(words, list) else ())
         if without_setting(word) != word
+    ]
+    used = referred(cfg)
+    wrong += [
+        f"{key} is set, but no list of this study uses it. Leave it out, or give a study that does:"
+        " experiment=study/own/lora."
+        for key, value in _named_once(study)
+        if value is not None and used and key not in used
     ]
     if search["trials"]:
         known = (EVERY, *study.methods)
