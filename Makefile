@@ -4,12 +4,12 @@ PIP = -m pip --disable-pip-version-check --quiet install
 # every file that is installed has a hash that is listed; torch comes after it, without one
 LOCKED = $(PIP) --require-hashes --no-deps
 TORCH = $(PIP) -r requirements/torch.txt
-LOCKS = $(addprefix requirements/,lock.txt floor.txt test.txt tools.txt)
+LOCKS = $(addprefix requirements/,lock.txt floor.txt test.txt qlora.txt tools.txt)
 AUDIT = .venv-tools/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off
 PARALLEL = --numprocesses auto --dist loadfile
 INSTALL_SELF = $(PIP) --no-build-isolation --no-deps --editable .
 
-.PHONY: demo picture methods memory bench bench-gpu bench-more bench-eval test test-floor test-newest test-slow faults fuzz check lock audit clean
+.PHONY: demo picture methods memory bench bench-gpu bench-more bench-eval test test-floor test-newest test-slow test-qlora faults fuzz check lock audit clean
 
 demo: .venv/.run  ## the whole main job on the embedded benchmark
 	.venv/bin/python src/study.py --config-name=study experiment=study/pocket/lora
@@ -52,6 +52,10 @@ test-newest:  ## the same with the newest packages that pip finds today, but for
 test-slow: .venv/.test
 	.venv/bin/python -m pytest -q -m "slow and not gpu"
 
+test-qlora: .venv/.test  ## the tests of quantised weights, with bitsandbytes
+	.venv/bin/python $(LOCKED) -r requirements/qlora.txt
+	.venv/bin/python -m pytest -q -m "not gpu" tests/model/test_quantised.py
+
 faults: .venv/.test  ## real processes that are killed, run at once, or share a run; last line: N passed, N failed
 	.venv/bin/python -m pytest -q -rs -m faults $(PARALLEL) tests/faults
 
@@ -78,7 +82,7 @@ lock:  ## the hashes anew, of all files of the versions that requirements/*.txt 
 
 audit: .venv-tools/.all  ## known holes in what is installed, and what our own code must not do
 	.venv-tools/bin/ruff check src
-	@for file in lock test tools torch; do \
+	@for file in lock test qlora tools torch; do \
 		echo "requirements/$$file.txt"; \
 		$(AUDIT) -r requirements/$$file.txt > .venv-tools/audit.txt 2>&1; code=$$?; \
 		if grep -qE '^ERROR|^Traceback' .venv-tools/audit.txt; then \

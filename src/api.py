@@ -152,7 +152,8 @@ def load(path_or_name: "str | Path | Unlearned", **model_args: Any) -> Model:
     Args:
         path_or_name: a run folder, an adapter, a model folder, or a repository of the hub.
         model_args: for ``from_pretrained``: ``torch_dtype``, ``device_map``, ``revision``, ...; and
-            ``base``, the model that an adapter is on where the one it names is not there.
+            ``base``, the model that an adapter is on where the one it names is not there, and
+            ``quantisation="nf4"`` or ``"int8"``.
 
     Raises:
         InputError: there is no such model, or no such argument.
@@ -459,8 +460,9 @@ def _as_command(name: str, words: Sequence[str]) -> Iterator[str]:
 
 def _model_words(path: str, model_args: Mapping[str, Any]) -> list[str]:
     args = {"pretrained_model_name_or_path": path, **model_args}
+    own = ("base", "quantisation")  # keys beside model_args
     return [
-        _word("model.base" if key == "base" else f"{MODEL_ARGS}.{key}", value)
+        _word(f"model.{key}" if key in own else f"{MODEL_ARGS}.{key}", value)
         for key, value in args.items()
     ]
 

@@ -97,6 +97,7 @@ def _speakers(args: argparse.Namespace) -> Iterator[Speaker]:
     from unlora.config import model_section
     from unlora.data.chat import Chat
     from unlora.model import as_trained, get_model
+    from unlora.model.quantised import placed
 
     shown: set[str] = set()
     for run in args.runs:
@@ -106,7 +107,7 @@ def _speakers(args: argparse.Namespace) -> Iterator[Speaker]:
             )
         )
         model, tokenizer = get_model(section, trainable=False)
-        if torch.cuda.is_available() and not hasattr(model, "hf_device_map"):
+        if torch.cuda.is_available() and not placed(model):
             model.to("cuda")
         chat = Chat(tokenizer, section.template_args)
         ask = partial(_answer, model, chat, args)

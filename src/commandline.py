@@ -49,9 +49,10 @@ def normalised(argv: Sequence[str]) -> list[str]:
     """The command line as Hydra reads it: flags first, then overrides.
 
     ``@key=value`` is ``key=value``, and ``group=name.yaml`` is ``group=name``. ``model=PATH`` is
-    the config for any model, with an adapter to train for a ``.../lora`` experiment. A value with a
-    dotted key is set whether or not the key is there already: the typed sections of the config tell
-    keys from typos, and know more keys than the YAML, which holds only those with a default.
+    the config for any model, with an adapter to train for a ``.../lora`` or ``.../qlora``
+    experiment. A value with a dotted key is set whether or not the key is there already: the typed
+    sections of the config tell keys from typos, and know more keys than the YAML, which holds only
+    those with a default.
     ``~eval`` and ``eval=null`` leave out whatever evaluation an experiment has.
     """
     flags, overrides, short, words = [], [], [], iter(argv)
@@ -173,7 +174,9 @@ def _with_model_path(overrides: Sequence[str], folders: Sequence[Path]) -> list[
     """``model=PATH`` as two overrides: the config for any model, and the path; of a study, one."""
     experiments = [word.partition("=")[2] for word in overrides if "experiment=" in word]
     of_study = any(name.startswith("study/") for name in experiments)
-    trains_adapter = any(name.removesuffix(".yaml").endswith("/lora") for name in experiments)
+    trains_adapter = any(
+        name.removesuffix(".yaml").rpartition("/")[2] in ("lora", "qlora") for name in experiments
+    )
     words = []
     for word in overrides:
         key, _, value = word.removeprefix("@").partition("=")

@@ -38,6 +38,7 @@ def run(cfg: Any) -> dict[str, float]:
     from unlora.model.guards import evaluation_is_pure
     from unlora.model.identity import identities
     from unlora.model.lineage import Lineage
+    from unlora.model.quantised import placed
     from unlora.run import Run, alone, full_disk_in_words, is_main_process
 
     if config.output != "lines" and is_main_process():  # the others say less already
@@ -62,7 +63,7 @@ def run(cfg: Any) -> dict[str, float]:
 
         def load() -> Any:
             model, _ = get_model(config.model, trainable=False)
-            if torch.cuda.is_available() and not hasattr(model, "hf_device_map"):
+            if torch.cuda.is_available() and not placed(model):
                 model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
             guard.enter_context(evaluation_is_pure(model))
             return model

@@ -91,10 +91,7 @@ def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
     if not evaluate and args.eval_strategy == "no" and not args.eval_on_start:
         config = config.model_copy(update={"eval": {}})
     found = references.find(config)
-    with_weights = loss.handler if loss.handler == "PerTA" else None
-    if plugins.start is not None:
-        with_weights = type(plugins.start).__name__
-    lineage = check_model(config.model, computes_with_weights=with_weights)
+    lineage = check_model(config.model, by=(loss.handler, *config.trainer.plugins))
     if config.plan:
         return _show_first_rows(config, loss.parts, seed=args.seed)
     unchecked = config.trainer.on_change == "resume"

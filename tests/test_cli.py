@@ -74,6 +74,7 @@ PATH = "++model.model_args.pretrained_model_name_or_path="
         ("model=saves/x", f"model=any {PATH}'saves/x'"),
         ("@model=Qwen/Qwen2.5-0.5B", f"model=any {PATH}'Qwen/Qwen2.5-0.5B'"),
         ("model=./x experiment=a/lora", f"model=any-lora {PATH}'./x' experiment=a/lora"),
+        ("model=./x experiment=a/qlora", f"model=any-lora {PATH}'./x' experiment=a/qlora"),
         ("experiment=a/lora.yaml model=~/x", f"experiment=a/lora model=any-lora {PATH}'/home/x'"),
         ("model=a/b,c/d -m", f"-m model=any {PATH}'a/b','c/d'"),
         ("model=mine", f"model=any {PATH}'mine'"),

@@ -5,7 +5,7 @@
 of its lineage along.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -20,7 +20,6 @@ from unlora.model.lineage import Lineage
 from unlora.model.load import load_args, root_config
 from unlora.model.lora import LoRAModelForCausalLM, refuse_unlike
 from unlora.model.quantised import check_training, quantisation, require_package
-from unlora.model.start import STARTS
 from unlora.model.targets import checked_lora_config
 from unlora.model.tokenizer import load_tokenizer
 
@@ -67,11 +66,11 @@ def get_model(
     return model, tokenizer
 
 
-def check_model(section: ModelSection, *, computes_with_weights: str | None = None) -> Lineage:
+def check_model(section: ModelSection, *, by: Iterable[str] = ()) -> Lineage:
     """Find what is wrong with a model section before data are read or weights are loaded.
 
     Args:
-        computes_with_weights: the method or plug-in that does, if there is one.
+        by: the method and its plug-ins.
 
     Returns:
         The lineage that training would start from.
@@ -83,17 +82,9 @@ def check_model(section: ModelSection, *, computes_with_weights: str | None = No
     lineage = Lineage.read(args["pretrained_model_name_or_path"], section.base)
     architecture, trust = root_config(lineage, args), bool(args.get("trust_remote_code"))
     check_links(lineage, architecture, trust=trust)
-    start = section.lora_config.get("init_lora_weights")
-    if start in STARTS:
-        computes_with_weights = f"init_lora_weights={start}"
     quantised = quantisation(architecture, args, lineage.root)
+    check_training(quantised, section, merges=bool(lineage.links), by=by)
     require_package(quantised)
-    check_training(
-        quantised,
-        use_lora=section.use_lora,
-        merges=section.lineage == "merge" and bool(lineage.links),
-        computes_with_weights=computes_with_weights,
-    )
     if section.use_lora and section.lineage != "continue":
         config = checked_lora_config(dict(section.lora_config), architecture, trust=trust)
         refuse_unlike(lineage, config)

@@ -32,7 +32,7 @@ from unlora.model.adapter import ADAPTER_WEIGHTS, adapter_settings
 from unlora.model.as_trained import as_trained
 from unlora.model.lineage import Lineage
 from unlora.model.load import load_args, root_config
-from unlora.model.quantised import quantisation
+from unlora.model.quantised import check_training, quantisation
 from unlora.model.reference import rest_above
 from unlora.model.start import STARTS
 from unlora.model.targets import checked_lora_config
@@ -147,6 +147,8 @@ def estimate(config: Config, batches: Mapping[str, Batch] | None = None) -> Esti
     lineage = Lineage.read(args["pretrained_model_name_or_path"], section.base)
     architecture = root_config(lineage, args)
     quantised = quantisation(architecture, args, lineage.root)
+    by = (config.trainer.handler, *config.trainer.plugins)
+    check_training(quantised, section, merges=bool(lineage.links), by=by)
     terms = _terms(config.trainer)
     views = {view: kind for term in terms for view, kind in term.views.items()}
     lengths = "the longest rows of the data"

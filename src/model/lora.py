@@ -105,8 +105,8 @@ class LoRAModelForCausalLM:
             given["init_lora_weights"] = True
         architecture = root_config(origin, model_args)
         quantised = quantisation(architecture, model_args, origin.root)
-        merges = lineage == "merge" and bool(origin.links)
-        check_training(quantised, use_lora=True, merges=merges)
+        asked = section.model_copy(update={"use_lora": True})
+        check_training(quantised, asked, merges=bool(origin.links))
         config = checked_lora_config(given, architecture)
         if lineage != "continue":
             refuse_unlike(origin, config)

@@ -12,7 +12,7 @@ import importlib
 import inspect
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from types import MethodType
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
+from unlora.config import ModelSection
 from unlora.errors import InputError
 from unlora.registry import unknown
 
@@ -37,7 +38,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 DEQUANTISED = ("fp8", "mxfp4")
 PACKAGE = "bitsandbytes"
+WITH_WEIGHTS = ("PerTA", "FILA", "ReGLU", "pissa", "olora")  # methods, plug-ins and starts
 NUMBERS = (torch.float32, torch.bfloat16, torch.float16)
+HEADS = ("lm_head", "embed_out")
 CHOICES = {
     "bnb_4bit_quant_type": ("nf4", "fp4"),
     "bnb_4bit_compute_dtype": ("auto", "float32", "bfloat16", "float16"),
@@ -122,35 +125,38 @@ def count(parameter: Tensor) -> int:
     return parameter.numel() if state is None else math.prod(state.shape)
 
 
+def placed(model: Any) -> bool:
+    """Whether a model is on its device already: quantised weights may not be moved."""
+    return hasattr(model, "hf_device_map") or getattr(model, "is_quantized", False)
+
+
 def check_training(
-    settings: Mapping[str, Any],
-    *,
-    use_lora: bool,
-    merges: bool,
-    computes_with_weights: str | None = None,
+    settings: Mapping[str, Any], section: ModelSection, *, merges: bool, by: Iterable[str] = ()
 ) -> None:
     """Raises InputError where weights with these settings cannot be trained as is asked.
 
     Args:
-        merges: whether earlier adapters are to be added to the weights.
-        computes_with_weights: what needs the weights themselves as numbers, if something does.
+        merges: whether there are earlier adapters, to be added to the weights if that is asked for.
+        by: the method and its plug-ins.
     """
     if not settings:
         return
-    if not use_lora:
+    if not section.use_lora:
         raise InputError(
             "Quantised weights cannot be trained in full. Set model.use_lora=true, or leave out "
             "model.quantisation and model.model_args.quantization_config."
         )
-    if merges:
+    if merges and section.lineage == "merge":
         raise InputError(
             "model.lineage is 'merge', but the base is quantised, and merging into quantised "
             "weights changes the answers. Set model.lineage=stack."
         )
-    if computes_with_weights:
+    start = section.lora_config.get("init_lora_weights")
+    used = next((name for name in (*by, str(start)) if name in WITH_WEIGHTS), None)
+    if used:
         raise InputError(
-            f"{computes_with_weights} computes with the weights themselves, which quantised ones "
-            "do not allow. Choose another, or leave out model.quantisation and "
+            f"{used} computes with the weights themselves, which quantised ones do not allow. "
+            "Choose another, or leave out model.quantisation and "
             "model.model_args.quantization_config."
         )
 
@@ -253,6 +259,10 @@ def _configured(settings: Mapping[str, Any], dtype: torch.dtype) -> BitsAndBytes
     given = dict(settings)
     if given.get("bnb_4bit_compute_dtype") == "auto":
         given["bnb_4bit_compute_dtype"] = dtype
+    if skipped := given.get("llm_int8_skip_modules"):
+        # a list of one's own replaces transformers', and the head, which may be the embedding as
+        # well, would be quantised
+        given["llm_int8_skip_modules"] = [*dict.fromkeys([*skipped, *HEADS])]
     return BitsAndBytesConfig(**given)
 
 
@@ -295,9 +305,9 @@ def require_package(settings: Mapping[str, Any]) -> None:
     except ImportError as error:
         raise InputError(
             f"{kind(settings)} weights need {PACKAGE}, which is not installed or does not start "
-            f"here ({error}). Install it: pip install 'unlora[qlora]'"
+            f"here ({error}). Install it with `pip install 'unlora[qlora]'`."
         ) from error
     if tuple(map(int, version.split(".")[:2])) < (0, 49):
         raise InputError(
-            f"{PACKAGE} {version} is too old. Install a newer one: pip install 'unlora[qlora]'"
+            f"{PACKAGE} {version} is too old. Install a newer one with `pip install -U {PACKAGE}`."
         )

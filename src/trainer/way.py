@@ -115,7 +115,7 @@ def _agree(expected: Tensor, found: Tensor, model: nn.Module) -> bool:
 
 
 def _two_rows(model: nn.Module, device: torch.device) -> dict[str, Tensor]:
-    vocabulary = output_embedding(model).weight.shape[0]
+    vocabulary: int = model.get_input_embeddings().weight.shape[0]
     ids = torch.arange(1, 1 + sum(LENGTHS)) * 7919 % vocabulary
     longest = max(LENGTHS)
     rows = torch.zeros(2, longest, dtype=torch.long)

@@ -126,7 +126,7 @@ class _Trial:
 
     def __init__(self, lm: Any, pad_id: int):
         self.lm, self.pad_id, self.device = lm, pad_id, device_of(lm)
-        vocabulary = output_embedding(lm).weight.shape[0]
+        vocabulary = lm.get_input_embeddings().weight.shape[0]
         total = sum(PROMPTS) + 2 * STEPS
         ids = (torch.arange(1, 1 + total) * 7919 % vocabulary).to(self.device)
         self.rows = ids.split([length + STEPS for length in PROMPTS])
