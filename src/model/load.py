@@ -265,8 +265,8 @@ def shortened(error: Exception) -> str:
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
-    found = []
-    while error is not None:
+    found: list[BaseException] = []
+    while error is not None and error not in found:  # one that is raised twice is its own cause
         found.append(error)
         error = error.__cause__ or error.__context__
     return found
