@@ -153,12 +153,12 @@ def _run_hydra(
         settings = HydraConfig.get()
         several = settings.mode == RunMode.MULTIRUN
         hide()
-        if wrong := unused(cfg, given(args)):
-            raise InputError("\n".join(wrong))
         if several and not _has_own_folder(cfg, args):  # jobs never share a folder
             OmegaConf.update(cfg, "paths.output_dir", f"{cfg.paths.output_dir}/{settings.job.num}")
         sys.argv = list(typed)  # Hydra has read its own; this is for the record of the run
         try:
+            if wrong := unused(cfg, given(args)):
+                raise InputError("\n".join(wrong))
             with system_in_words():
                 return run(cfg)
         except (InputError, GuardError) as error:

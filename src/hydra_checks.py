@@ -42,6 +42,7 @@ STYLES = ("%", "$")  # { reaches whatever hangs on a record
 # of launchers and sweepers: commands, other machines, functions, databases
 REACH_OUT = ("setup", "python", "srun_args", "additional_parameters", "env_setup", "ray",
              "custom_search_space", "storage")  # fmt: skip
+TYPED = re.compile(r"hydra\.(launcher|run|sweep)\b")  # the user's own, not a config's
 LOG_FILES = (".log", ".txt")
 FOLDERS = ("temp_folder", "submitit_folder")
 
@@ -241,13 +242,15 @@ def _default(content: Mapping[str, Any], place: str) -> Any:
 
 
 def refused_files(cfg: Any, typed: Sequence[str] = ()) -> Iterator[str]:
-    """Files and folders of Hydra's that would lie outside the run folder."""
+    """Files and folders of Hydra's that would lie outside the run folder, but for typed ones."""
     from omegaconf import OmegaConf
 
     home = _resolved(cfg, "paths.output_dir")
     keys = [word.lstrip("+~").partition("=")[0] for word in typed]
     for key, path in _files(cfg):
-        if any(key == one or key.startswith(f"{one}.") for one in keys if "launcher" in one):
+        place = "hydra.sweep.dir" if key == "hydra.sweep.subdir" else key  # which is below it
+        mine = [one for one in keys if TYPED.match(one)]
+        if any(one in (key, place) or key.startswith(f"{one}.") for one in mine):
             continue
         if path is None and home is None:  # nothing can be written, either
             continue
@@ -272,7 +275,11 @@ def _files(cfg: Any) -> Iterator[tuple[str, str | None]]:
     multirun = str(cfg.hydra.mode or "").endswith("MULTIRUN")
     content: Any = OmegaConf.to_container(cfg.hydra, resolve=False)
     run, sweep = _resolved(cfg, "hydra.run.dir"), _resolved(cfg, "hydra.sweep.dir")
-    below = _resolved(cfg, "hydra.sweep.subdir")
+    copy = cfg.copy()
+    OmegaConf.set_readonly(copy, False)
+    with open_dict(copy):
+        copy.hydra.job.num, copy.hydra.job.id = 0, "0"  # as the first of several jobs has them
+    below = _resolved(copy, "hydra.sweep.subdir")
     job = None if sweep is None or below is None else os.path.join(sweep, below)
     if multirun:
         yield "hydra.sweep.dir", sweep
@@ -284,9 +291,7 @@ def _files(cfg: Any) -> Iterator[tuple[str, str | None]]:
     folders = [f"hydra.launcher.{key}" for key in FOLDERS if _at(content, f"launcher.{key}")]
     if not (files or folders):
         return
-    copy = cfg.copy()
     with open_dict(copy):
-        OmegaConf.set_readonly(copy, False)
         copy.hydra.runtime.output_dir = job if multirun else run
     for key in (*files, *folders):
         yield key, _resolved(copy, key)

@@ -396,7 +396,7 @@ def test_unknown_device_maps_are_refused(value):
 
 
 @pytest.mark.parametrize(
-    "name, read", [("1", "1"), ("1.5", "1.5"), ("a/b", "a/b"), ("a..b", "a..b")]
+    "name, read", [("1", "1"), ("'1.5'", "1.5"), ("a/b", "a/b"), ("a..b", "a..b")]
 )
 def test_task_names_are_text(name, read):
     config = config_of("unlearn/wmdp/lora", f"task_name={name}")

@@ -233,6 +233,20 @@ def test_what_is_written_in_the_run_folder_is_let_through(
     assert not [*refused_files(config_with(composed_config, settings, path))]
 
 
+@pytest.mark.parametrize("below", ["${hydra.job.num}", "${hydra.job.id}", "a"])
+def test_a_sweep_may_have_the_numbers_of_its_jobs(below, composed_config):
+    settings = {"hydra.mode": "MULTIRUN", "hydra.sweep.dir": "${paths.output_dir}",
+                "hydra.sweep.subdir": below}  # fmt: skip
+    assert not [*refused_files(config_with(composed_config, settings, ""))]
+
+
+@pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir"])
+def test_what_a_user_types_of_a_folder_is_theirs(key, composed_config):
+    settings = {key: "/elsewhere"} | ({"hydra.mode": "MULTIRUN"} if "sweep" in key else {})
+    found = config_with(composed_config, settings, "")
+    assert [*refused_files(found)] and not [*refused_files(found, [f"{key}=/elsewhere"])]
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "adapter_model.safetensors", ".bashrc", "x.py"])
 def test_a_log_is_no_file_of_another_kind(name, composed_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -1,7 +1,7 @@
 """What an adapter may contain: the one door through which adapters enter, ours or others'.
 
 An adapter is read exactly or refused in one sentence, before any weights are loaded. What its
-settings may be is here; whether its tensors fit a model, in ``skeleton.check_fits``.
+settings may be is here; whether its tensors fit a model, in ``attach.check_links``.
 """
 
 import hashlib

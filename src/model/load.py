@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -190,6 +191,11 @@ def commit_of(repository: str, args: Mapping[str, Any]) -> str | None:
 def _device_map(device_map: Any) -> Any:
     """``auto`` as asked on one process; each of several processes gets a device of its own."""
     if not torch.cuda.is_available():
+        if re.search(r"cuda:\d", str(device_map)):
+            raise InputError(
+                f"model.model_args.device_map is {device_map!r}, but torch sees no such GPU here. "
+                "Set it to auto, which takes what there is."
+            )
         return None
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         return {"": int(os.environ.get("LOCAL_RANK") or 0)}

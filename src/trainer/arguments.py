@@ -93,7 +93,7 @@ def _accepted(given: Mapping[str, Any]) -> dict[str, Any]:
     wrong = []
     for key, value in given.items():
         allowed = _refused(value, (kinds | numbers).get(key))
-        if allowed and not (key in TRUE_TOO and value is True):
+        if allowed and not (key in TRUE_TOO and isinstance(value, bool)):
             wrong.append(f"trainer.args.{key} is {value!r}; it must be {allowed}.")
         elif key in ONLY and value is not None and value not in ONLY[key][0]:
             wrong.append(f"trainer.args.{key} is {value!r}, but {ONLY[key][1]}. Leave it out.")
@@ -103,6 +103,8 @@ def _accepted(given: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError("\n".join(wrong))
     args: dict[str, Any] = {}
     for key, value in with_one_checkpointing(given).items():
+        if key in TRUE_TOO and value is False:
+            continue  # as if not given
         if key in IGNORED:
             logger.info("trainer.args.%s has no effect here", key)
         elif key not in known and key not in OURS:

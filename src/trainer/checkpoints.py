@@ -161,20 +161,26 @@ def _newest_whole(args: TrainingArguments, auto: bool, unchecked: bool) -> Path 
         passed_over.append(f"{folder.name} is not used: {why}")
         if why is NO_RECORD:
             passed_over[-1] += f". {_TAKE_IT.strip()}"
-    reasons = "; ".join(passed_over)
+    reasons = "; ".join(reason.rstrip(".") for reason in passed_over)
     if auto and any(NO_RECORD in reason for reason in passed_over):
         raise InputError(
             f"trainer.args.resume_from_checkpoint is auto, but {args.output_dir!r} has no whole "
-            f"checkpoint: {reasons} Leave out resume_from_checkpoint to begin anew."
+            f"checkpoint: {reasons}. Leave out resume_from_checkpoint to begin anew."
         )
     if auto:
         if passed_over:
             logger.warning("%s; there is no other, so the run begins anew", reasons)
         return None
+    old = any(NO_RECORD in reason for reason in passed_over)  # auto would refuse them, too
+    advice = (
+        "Leave it out to begin anew."
+        if old
+        else "Set it to auto, which then starts from the beginning, and "
+        "trainer.args.save_strategy=epoch."
+    )
     raise InputError(
         f"trainer.args.resume_from_checkpoint is true, but {args.output_dir!r} has no "
-        f"{'whole ' if reasons else ''}checkpoint{f': {reasons}' if reasons else ''}. Set it to "
-        "auto, which then starts from the beginning, and trainer.args.save_strategy=epoch."
+        f"{'whole ' if reasons else ''}checkpoint{f': {reasons}' if reasons else ''}. {advice}"
     )
 
 

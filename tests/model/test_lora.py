@@ -16,6 +16,7 @@ from unlora.model import get_model
 from unlora.model.export import export
 from unlora.model.guards import Probe, start_equals_target
 from unlora.model.lineage import Lineage
+from unlora.model.load import _device_map
 from unlora.model.lora import LoRAModelForCausalLM, save_adapter
 from unlora.model.reference import as_reference
 
@@ -353,3 +354,11 @@ def test_weights_are_read_whole_where_deepspeed_is_to_split_them(root, monkeypat
         assert deepspeed.is_deepspeed_zero3_enabled()  # Trainer must know
     finally:
         deepspeed.unset_hf_deepspeed_config()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize("given", ["cuda:0", {"": "cuda:1"}])
+def test_a_gpu_that_is_not_there_is_no_cpu(given):
+    with pytest.raises(InputError, match="torch sees no such GPU here. Set it to auto"):
+        _device_map(given)
+    assert _device_map("auto") is None

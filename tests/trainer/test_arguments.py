@@ -106,6 +106,11 @@ def test_a_given_warmup_wins_over_the_default_in_epochs(tmp_path):
         build(tmp_path, warmup_steps=7, warmup_ratio=0.1)
 
 
+@pytest.mark.parametrize("key", ["resume_from_checkpoint", "fsdp"])
+def test_false_is_as_if_not_given(key, tmp_path):
+    assert not getattr(build(tmp_path, **{key: False}), key)
+
+
 def test_gradient_checkpointing_is_not_reentrant_by_default(tmp_path):
     args = build(tmp_path, gradient_checkpointing=True)
     assert args.gradient_checkpointing_kwargs == {"use_reentrant": False}
