@@ -77,6 +77,7 @@ PATH = "++model.model_args.pretrained_model_name_or_path="
         ("model=./x experiment=a/qlora", f"model=any-lora {PATH}'./x' experiment=a/qlora"),
         ("experiment=a/lora.yaml model=~/x", f"experiment=a/lora model=any-lora {PATH}'/home/x'"),
         ("model=a/b,c/d -m", f"-m model=any {PATH}'a/b','c/d'"),
+        ("task_name=2024_05_01 -m", "-m task_name='2024_05_01'"),
         ("model=mine", f"model=any {PATH}'mine'"),
         ("model=pocket", "model=pocket"),  # a config, though there is such a folder, too
         ("model=pocket.yaml", "model=pocket"),
