@@ -98,7 +98,7 @@ def refused(words, expected: str, capsys, monkeypatch) -> None:
     assert re.search(expected, said[0]), said[0]
     assert is_one_line(said[0]), said[0]
     assert "Traceback" not in "".join(capsys.readouterr())
-    assert contents(here) == before
+    assert contents(here) == before, {k for k in contents(here).keys() ^ before.keys()}
 
 
 def is_one_line(text: str) -> bool:

@@ -56,8 +56,8 @@ def test_target_and_unlearned_model_speak_from_one_base(runs, monkeypatch):
     loaded = []
     from unlora import model
 
-    load = model.load_root
-    monkeypatch.setattr("unlora.model.load_root", lambda *a: loaded.append(a) or load(*a))
+    load = model.load_model
+    monkeypatch.setattr("unlora.model.load_model", lambda *a: loaded.append(a) or load(*a))
     before, after = chat._speakers(options(runs / "forgot"))
     assert before.name.endswith("target") and after.name.endswith("forgot")
     assert [before.answer("Who?"), after.answer("Who?"), before.answer("Who?")] == [
@@ -164,7 +164,7 @@ WRONG = {
     "no run": ("empty", "holds no model"),
     "unknown flag": ("empty --temprature 1", "cannot use '--temprature'"),
     "no number": ("empty --temperature hot", "invalid float value: 'hot'"),
-    "a negative number": ("empty --temperature -1", "must be at least 0"),
+    "a negative number": ("empty --temperature -1", "a number of at least 0"),
     "no tokens": ("empty --max-new-tokens 0", "the second at least 1"),
 }
 

@@ -198,6 +198,7 @@ def test_the_command_in_the_advice_makes_the_reference(home):
 def test_the_advice_is_for_the_benchmark_and_the_model(tmp_path, monkeypatch, experiment,
                                                        overrides, words):  # fmt: skip
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
     with initialize_config_module("unlora.configs", version_base=None):
         cfg = read(compose("eval", overrides=normalised([f"experiment={experiment}", *overrides])))
     (suite,) = references.find(cfg).eval.values()

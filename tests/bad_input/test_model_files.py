@@ -217,5 +217,5 @@ def test_weights_that_do_not_make_the_model_are_refused(
 
 def test_nothing_is_trained_on_weights_that_answer_with_nan(capsys, monkeypatch):
     with_nan(ROOT)
-    words = [*UNLEARN, "model=root"]
+    words = [*UNLEARN, "model=root", "~eval"]  # which asks the target before
     refused(words, "answers with NaN .* set .*torch_dtype=float32", capsys, monkeypatch)

@@ -210,8 +210,8 @@ REFUSED = {
     "an adapter as its own base": (["export", "ad", "--merged", "--base", "ad"], "names itself"),
     "the root": (["export", "root", "--merged"], "has no adapter to export"),
     "a folder that is not empty": (["export", "ad", "--merged", "--output", "root"], "not empty"),
-    "a file in its place": (["export", "ad", "--merged", "--output", "file"], "is not empty"),
-    "a file above it": (["export", "ad", "--merged", "--output", "file/out"], "cannot be written"),
+    "a file in its place": (["export", "ad", "--merged", "--output", "file"], "made or written"),
+    "a file above it": (["export", "ad", "--merged", "--output", "file/out"], "made or written"),
     "an unknown word": (["export", "ad", "--merged", "--dype", "float32"], "cannot use '--dype'"),
     "a dtype left out": (["export", "ad", "--merged", "--dtype"], "expected one argument"),
 }  # fmt: skip
