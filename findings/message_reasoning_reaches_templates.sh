@@ -29,5 +29,5 @@ assert found["reasoning_content"] == thought and found["note"] == plain
 assert found["reasoning"] == found["thinking"] == thought
 PY
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet "transformers==5.24.0" "jinja2==3.1.6"
+"$folder/venv/bin/python" -m pip install --quiet "transformers==5.24.0" "jinja2==3.1.6"
 "$folder/venv/bin/python" "$folder/check.py"

@@ -32,5 +32,5 @@ assert "Ġ<" in tokenizer.convert_ids_to_tokens(plain)
 assert clean != plain and len(clean) == len(plain) + 1
 PY
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet "transformers==5.24.0" "jinja2==3.1.6"
+"$folder/venv/bin/python" -m pip install --quiet "transformers==5.24.0" "jinja2==3.1.6"
 "$folder/venv/bin/python" "$folder/check.py"
