@@ -165,11 +165,12 @@ def set_aside(folder: Path) -> Path | None:
         for path in left:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         return None
-    number = 1
-    while (kept := folder.with_name(f"{folder.name}.previous-{number}")).exists():
+    # a link stays where it is, and leads to the new run
+    place, number = Path(os.path.realpath(folder)) if folder.is_symlink() else folder, 1
+    while (kept := place.with_name(f"{place.name}.previous-{number}")).exists():
         number += 1
-    folder.rename(kept)
-    folder.mkdir()
+    place.rename(kept)
+    place.mkdir()
     logger.warning("%s held an earlier run; it was kept as %s", folder, kept)
     return kept
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from unlora.errors import InputError
-from unlora.run import Run, alone, write_json
+from unlora.run import Run, alone, set_aside, write_json
 
 
 def test_an_earlier_run_is_kept_when_its_name_is_used_again(tmp_path):
@@ -172,3 +172,14 @@ def test_a_clock_that_is_set_back_makes_no_run_shorter(tmp_path, monkeypatch):
     monkeypatch.setattr("time.time", lambda: 0.0)
     run.finish()
     assert json.loads((tmp_path / "manifest.json").read_text())["seconds"] >= 0
+
+
+def test_a_link_to_a_run_folder_leads_to_the_new_run(tmp_path):
+    disk = tmp_path / "disk"
+    (disk / "run" / "checkpoint-2").mkdir(parents=True)
+    (disk / "run" / "adapter_model.safetensors").touch()
+    link = tmp_path / "saves"
+    link.symlink_to(disk / "run")
+    assert set_aside(link) == disk / "run.previous-1"
+    assert link.is_symlink() and link.samefile(disk / "run") and not any(link.iterdir())
+    assert (disk / "run.previous-1" / "checkpoint-2").is_dir()
