@@ -1,4 +1,4 @@
-"""Whether gradient checkpointing is needed: for less memory it takes up to half more time."""
+"""Whether gradient checkpointing, which takes time for memory, is needed (docs/performance.md)."""
 
 import os
 from collections.abc import Callable, Mapping
