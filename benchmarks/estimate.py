@@ -66,7 +66,7 @@ def config_of(primary: str, overrides: list[str]) -> Any:
     from hydra import compose, initialize_config_module
     from omegaconf import open_dict
 
-    from unlora.cli import normalised
+    from unlora.cli.main import normalised
     from unlora.config import read
 
     with initialize_config_module("unlora.configs", version_base=None):
@@ -80,8 +80,8 @@ def child(name: str, folder: str) -> None:
     """Print the estimate and the peak of one case as JSON."""
     import torch
 
-    from unlora import train
-    from unlora.model.estimate import estimate
+    from unlora.recipes import train
+    from unlora.trainer.memory_estimate import estimate
 
     torch.set_num_threads(1)
     primary, large, overrides = CASES[name]

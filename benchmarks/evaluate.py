@@ -99,7 +99,7 @@ def seconds_of_products(model: Any, evaluation: Evaluation) -> float:
 
 def timed_passes() -> dict[str, float]:
     """What is to hold the seconds of each pass of ours."""
-    from unlora.evals.answers import Questioner
+    from unlora.evals.runner import Questioner
 
     seconds: dict[str, float] = {}
     ask = Questioner._asked
@@ -194,7 +194,7 @@ def cached_run(folder: Path, options: argparse.Namespace) -> float:
     import unlora.evals
     import unlora.model
     import unlora.model.guards  # noqa: F401
-    from unlora.eval import run
+    from unlora.recipes.evaluate import run
 
     logging.disable(logging.WARNING)
     cfg = composed(folder / "all", options)

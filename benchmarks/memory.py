@@ -95,7 +95,7 @@ def measure(name: str, size: Size, overrides: Sequence[str] = ()) -> dict[str, A
     from hydra import compose, initialize_config_module
 
     from unlora.config import read
-    from unlora.outputs import Hidden, Outputs, Padded, ScoredTokens, SequenceLogps
+    from unlora.forward.outputs import Hidden, Outputs, Padded, ScoredTokens, SequenceLogps
     from unlora.trainer import Plugins, UnlearningLoss
 
     with initialize_config_module("unlora.configs", version_base=None):
@@ -119,7 +119,7 @@ def measure(name: str, size: Size, overrides: Sequence[str] = ()) -> dict[str, A
 
 
 def _run(config: Any, loss: Any, plugins: Any, size: Size, folder: str) -> dict[str, Any]:
-    """What ``unlora.train`` does with a model, from its making to its last change."""
+    """What ``unlora.recipes.train`` does with a model, from its making to its last change."""
     import torch
 
     from unlora.trainer import (
@@ -197,7 +197,7 @@ def _parts(needed: Iterable[str], count: int, vocabulary: int) -> Any:
 
     from unlora.data.chat import Encoded
     from unlora.data.pairs import Parts
-    from unlora.outputs import IGNORE_INDEX
+    from unlora.forward.outputs import IGNORE_INDEX
 
     rows = {}
     for seed, part in enumerate(("forget", "retain", "alternate")):

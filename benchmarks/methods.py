@@ -29,10 +29,10 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from unlora.compose import composed
+from unlora.cli.compose import composed
 from unlora.errors import GuardError, InputError
 from unlora.registry import unknown
-from unlora.stages.work import output_to
+from unlora.studies.stage_run import output_to
 
 HERE = Path(__file__).parent
 SEARCH_SEED, SEEDS = 100, (0, 1, 2)
@@ -50,7 +50,7 @@ PRELOAD = [
     "unlora.model",
     "unlora.evals",
     "unlora.data.pocket",
-    "unlora.stages.work",
+    "unlora.studies.stage_run",
 ]
 COLUMNS = {  # metric -> heading, digits
     "forget_quality": ("forget quality", 3),
@@ -225,7 +225,7 @@ def run_one(stage: Stage) -> Result:
     """Run one stage in this process; a failure of the method is a result, too."""
     import torch
 
-    from unlora import train
+    from unlora.recipes import train
 
     torch.set_num_threads(1)
     stage.folder.parent.mkdir(parents=True, exist_ok=True)

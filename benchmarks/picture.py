@@ -7,7 +7,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # tests/browser.py drives Chromium
+sys.path.insert(
+    0, str(Path(__file__).parents[1] / "tests")
+)  # tests/helpers/browser.py drives Chromium
 import browser
 
 from unlora.report import Entry, write

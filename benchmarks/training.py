@@ -189,7 +189,7 @@ def _positions(trainer: Any) -> None:
     """All positions meet the vocabulary, at once."""
     import torch
 
-    import unlora.outputs as module
+    import unlora.forward.outputs as module
 
     @contextmanager
     def everywhere(model: Any, places: Any, _projected: Any) -> Any:
@@ -207,7 +207,7 @@ def _positions(trainer: Any) -> None:
 
 def _layers(_trainer: Any) -> None:
     """A pass for hidden states goes to the last layer."""
-    import unlora.outputs as module
+    import unlora.forward.outputs as module
 
     @contextmanager
     def never(model: Any, layer: int) -> Any:

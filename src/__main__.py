@@ -1,6 +1,6 @@
 """``python -m unlora`` is the command ``unlora``."""
 
-from unlora.cli import main
+from unlora.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlora.compose import composed
+from unlora.cli.compose import composed
 from unlora.errors import GuardError, InputError, system_in_words
-from unlora.run import alone, make_writable, set_aside, write_text
-from unlora.shown import remember_settings, without_setting
+from unlora.runs.redaction import remember_settings, without_setting
+from unlora.runs.run import alone, make_writable, set_aside, write_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -137,7 +137,7 @@ class Evaluation(Mapping[str, float]):
         return len(self.figures)
 
     def __str__(self) -> str:
-        from unlora.eval import figures
+        from unlora.recipes.evaluate import figures
 
         return "\n".join(filter(None, figures(self.figures, [(self.folder, "OWN")])))
 
@@ -206,9 +206,9 @@ def unlearn(
         InputError: something that was given can be put right.
         GuardError: the run would have been silently wrong.
     """
-    from unlora import train
     from unlora.model.lineage import Lineage
     from unlora.model.load import resolve
+    from unlora.recipes import train
     from unlora.trainer import refuse_own_model
 
     _check(
@@ -268,8 +268,8 @@ def evaluate(
     Raises:
         InputError: something that was given can be put right.
     """
-    from unlora import eval as evaluation
-    from unlora.commandline import named_after
+    from unlora.cli.overrides import named_after
+    from unlora.recipes import evaluate as evaluation
 
     _check(overrides=overrides, **({} if output_dir is None else {"output_dir": output_dir}))
     path = _path(model)
@@ -473,7 +473,7 @@ def _word(key: str, value: Any) -> str:
 
 
 def _value(value: Any) -> str:
-    from unlora.commandline import is_number, quoted
+    from unlora.cli.overrides import is_number, quoted
 
     if value is None or isinstance(value, bool):
         return json.dumps(value)
@@ -490,7 +490,7 @@ def _value(value: Any) -> str:
 
 
 def _read(folder: Path, values: Mapping[str, float]) -> Evaluation:
-    from unlora.evals.logs import intervals
+    from unlora.results.eval_log import intervals
 
     log = json.loads((folder / "OWN_EVAL.json").read_text("utf-8"))
     examples = {

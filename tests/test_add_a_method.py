@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_module
 from tiny import LORA, llama, rows, tokenizer
 
 from unlora import objectives
-from unlora.cli import normalised
+from unlora.cli.main import normalised
 from unlora.config import read
 from unlora.data.pairs import Parts
 from unlora.model.guards import Probe
@@ -43,7 +43,7 @@ def test_it_is_under_25_lines():
 
 
 def test_the_page_works(added):
-    from objectives.views import said, value
+    from views import said, value
 
     exec(TEST, {"value": value, "said": said, "math": math})
     searchpath = f"hydra.searchpath=[file://{added / 'configs'}]"

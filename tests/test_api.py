@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import unlora
 from unlora import evaluate, export, load, unlearn
 from unlora.api import _word
-from unlora.cli import main
+from unlora.cli.main import main
 from unlora.errors import GuardError, InputError
 
 PAGE = (Path(__file__).parents[1] / "docs" / "api.md").read_text("utf-8")
@@ -156,7 +156,11 @@ def test_an_argument_of_any_kind_is_used_or_refused_in_a_sentence(
     def used(*_, **__):
         raise Used
 
-    for name in ("unlora.train.run", "unlora.eval.run", "unlora.model.get_model"):
+    for name in (
+        "unlora.recipes.train.run",
+        "unlora.recipes.evaluate.run",
+        "unlora.model.get_model",
+    ):
         monkeypatch.setattr(name, used)
     monkeypatch.setattr("unlora.model.export.export", used)
     given = {"load": {}, "evaluate": {"model": root, "forget": FORGET}, "export": {"run": root},

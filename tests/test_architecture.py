@@ -2,71 +2,43 @@
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 SRC = Path(__file__).parents[1] / "src"
 BASICS = {"errors", "registry"}
+# each folder imports only what stands above it here
 MAY_IMPORT = {
     "errors": set(),
     "registry": {"errors"},
-    "collapse": set(),
-    "dropout": set(),
-    "target_check": set(),
-    "head": set(),
-    "shown": set(),
-    "trust": {"errors"},
-    "packing": set(),
-    "outputs": {"dropout", "errors", "head", "packing"},
-    "run": {"errors", "shown"},
-    "config": BASICS | {"shown", "unused_keys"},
-    "unused_keys": {"errors"},
-    "objectives": BASICS | {"outputs"},
-    "data": BASICS | {"outputs"},
-    "model": BASICS | {"config", "data", "head", "objectives", "outputs", "run", "trust"},
-    "trainer": BASICS
-    | {
-        "data",
-        "dropout",
-        "head",
-        "model",
-        "objectives",
-        "outputs",
-        "packing",
-        "run",
-        "shown",
-        "trust",
-    },
-    "evals": BASICS
-    | {"collapse", "data", "head", "model", "outputs", "run", "target_check", "trust"},
-    "report": BASICS | {"collapse", "run", "shown", "target_check", "trust"},
-    "commandline": {"errors"},
-    "mistakes": BASICS | {"commandline", "config", "shown"},
-    "usage": {"commandline"},
-    "cli": {
-        "commandline",
-        "config",
-        "errors",
-        "hydra_checks",
-        "mistakes",
-        "run",
-        "shown",
-        "unused_keys",
-        "usage",
-    },
-    "compose": {"commandline", "config", "errors", "hydra_checks", "mistakes"},
-    "hydra_checks": {"errors", "shown"},
+    "runs": {"errors"},
+    "results": BASICS | {"runs"},
+    "config": BASICS | {"runs"},
+    "forward": {"errors"},
+    "objectives": BASICS | {"forward"},
+    "data": BASICS | {"forward"},
+    "model": BASICS | {"config", "data", "forward", "runs"},
+    "trainer": BASICS | {"config", "data", "forward", "model", "objectives", "runs"},
+    "evals": BASICS | {"data", "forward", "model", "results", "runs"},
+    "report": BASICS | {"results", "runs"},
+    "cli": BASICS | {"config", "data", "model", "report", "runs", "trainer"},
+    "recipes": BASICS
+    | {"config", "data", "evals", "model", "report", "results", "runs", "trainer"},
+    "studies": BASICS
+    | {"cli", "config", "data", "evals", "model", "recipes", "report", "runs", "trainer"},
+    "api": BASICS
+    | {"cli", "config", "data", "evals", "model", "recipes", "results", "runs", "trainer"},
+    "train": {"cli", "recipes"},
+    "eval": {"cli", "recipes"},
+    "alternates": {"cli", "recipes"},
+    "study": {"cli", "studies"},
     "__main__": {"cli"},
-    "completion": {"commandline", "errors", "usage"},
-    "exporting": {"errors", "model", "run"},
-    "doctor": {"cli", "commandline", "config", "errors", "model", "run", "trainer"},
-    "chat": BASICS | {"config", "data", "model", "shown"},
+    "__init__": {"api"},
 }
-EDGE = {"config", "cli", "compose", "hydra_checks", "unused_keys"}  # they know OmegaConf
-# they join the parts
-ENTRY_POINTS = {"train", "eval", "study", "alternates", "references", "api", "stages"}
-FILES = [path for path in SRC.rglob("*.py") if path != SRC / "__init__.py"]
+CONFIG_LIBRARY = {"config", "cli", "recipes", "studies", "api"}  # they know OmegaConf
+FILES = sorted(SRC.rglob("*.py"))
 
 
 def imports(path: Path, *, at_import: bool = False) -> Iterator[str]:
@@ -77,36 +49,58 @@ def imports(path: Path, *, at_import: bool = False) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            if node.module == "unlora":
-                yield from (f"unlora.{alias.name}" for alias in node.names)
-            else:
-                yield str(node.module)
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else str(node.module)
+
+
+def module_of(path: Path) -> str:
+    parts = ("unlora", *path.relative_to(SRC).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def part_of(path: Path) -> str:
     return path.relative_to(SRC).with_suffix("").parts[0]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SRC).as_posix())
-def test_imports_point_one_way(path):
-    here = part_of(path)
-    if here in ENTRY_POINTS:
-        return
-    ours = {name.split(".")[1] for name in imports(path) if name.startswith("unlora.")}
-    wrong = ours - {here, "configs"} - MAY_IMPORT[here]
-    assert not wrong, f"{here} must not import {', '.join(sorted(wrong))}"
+MODULES = {module_of(path) for path in FILES}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SRC).as_posix())
-def test_only_the_edge_knows_the_config_library(path):
-    if any(name.split(".")[0] in ("omegaconf", "hydra") for name in imports(path)):
-        assert part_of(path) in ENTRY_POINTS | {
-            "config",
-            "cli",
-            "compose",
-            "hydra_checks",
-            "unused_keys",
-        }
+def test_imports_point_one_way():
+    for path in FILES:
+        here = part_of(path)
+        ours = {name.split(".")[1] for name in imports(path) if name.startswith("unlora.")}
+        wrong = ours - {here, "configs"} - MAY_IMPORT[here]
+        assert not wrong, f"{path.relative_to(SRC)} must not import {', '.join(sorted(wrong))}"
+
+
+def test_no_folder_imports_one_that_stands_below_it():
+    order = list(MAY_IMPORT)
+    for folder, others in MAY_IMPORT.items():
+        assert all(order.index(other) < order.index(folder) for other in others), folder
+
+
+@pytest.mark.xfail(reason="the step and the trainer import each other", strict=True)
+def test_no_module_imports_itself_through_others():
+    graph = {
+        module_of(path): {name for name in imports(path) if name in MODULES} - {module_of(path)}
+        for path in FILES
+    }
+    TopologicalSorter(graph).prepare()
+
+
+def test_few_modules_lie_loose():
+    loose = {path.name for path in SRC.glob("*.py")}
+    assert loose == {
+        "__init__.py", "__main__.py", "alternates.py", "api.py", "errors.py", "eval.py",
+        "registry.py", "study.py", "train.py",
+    }  # fmt: skip
+
+
+def test_only_the_edge_knows_the_config_library():
+    for path in FILES:
+        if any(name.split(".")[0] in ("omegaconf", "hydra") for name in imports(path)):
+            assert part_of(path) in CONFIG_LIBRARY, path
 
 
 def test_optional_packages_are_not_imported_with_a_module():

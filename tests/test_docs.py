@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import tiny
 
-from unlora import cli, commandline
-from unlora.compose import composed
+from unlora.cli import main, overrides
+from unlora.cli.compose import composed
 from unlora.config import read
 
 ROOT = Path(__file__).parents[1]
@@ -73,11 +73,9 @@ def test_every_command_names_what_there_is():
     for page, words in ALL:
         name, rest = config_of(words) or ("", [])
         assert name or words[0] != "unlora" or words[1] in HELPERS, f"{page}: {words}"
-        assert not name or name in commandline.EXPERIMENTS, f"{page}: {words}"
+        assert not name or name in overrides.EXPERIMENTS, f"{page}: {words}"
         for group, _, choice in (word.lstrip("@").partition("=") for word in rest):
-            known = (
-                commandline.choices(group, name, []) if group in ("experiment", "trainer") else ()
-            )
+            known = overrides.choices(group, name, []) if group in ("experiment", "trainer") else ()
             assert not known or choice in (*known, "ChanceLevel"), f"{page}: {group}={choice}"
 
 
@@ -92,9 +90,9 @@ def test_every_command_composes(page, words, files):
     if "trainer=ChanceLevel" in rest:  # made by its page, whose own test follows it
         return
     args = (
-        commandline.with_own_data(commandline.normalised(rest))
+        overrides.with_own_data(overrides.normalised(rest))
         if name == "eval"
-        else commandline.normalised(rest)
+        else overrides.normalised(rest)
     )
     cfg = composed(name, [word for word in args if not word.startswith("--")])
     if name != "study":
@@ -136,7 +134,7 @@ def test_the_tutorial_works(tmp_path, monkeypatch):
     for block in blocks(TUTORIAL):
         for line in block.strip().splitlines():
             if line.startswith("unlora "):
-                cli.main(shlex.split(line)[1:])
+                main.main(shlex.split(line)[1:])
             else:
                 subprocess.run(line, shell=True, check=True)
     assert "npo" in Path("saves/report/report.html").read_text()

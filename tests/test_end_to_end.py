@@ -98,7 +98,7 @@ def test_real_tofu_from_finetuning_to_export(root, realdata, tmp_path):
     assert len(log["forget_Q_A_Prob"]["value_by_index"]) == ROWS
     assert log["forget_quality"]["agg_value"] is None and "not_computed" in log["forget_quality"]
 
-    from unlora.cli import main
+    from unlora.cli.main import main
     from unlora.model import get_model
 
     asked, tokenizer = get_model(

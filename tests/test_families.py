@@ -14,14 +14,14 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from unlora.cli import main
+from unlora.cli.main import main
 from unlora.data.collate import collate
 from unlora.evals.passes import score
+from unlora.forward.capabilities import found_way
+from unlora.forward.outputs import TokenLogps, ask_all
 from unlora.model import get_model
 from unlora.model.guards import gradient_faults
 from unlora.model.lora import save_adapter
-from unlora.outputs import TokenLogps, ask_all
-from unlora.trainer.way import found_way
 
 FAMILIES = [
     "llama", "qwen3", "qwen3_5_text", "gemma2", "gemma3_text", "gemma3", "smollm3", "olmo2",

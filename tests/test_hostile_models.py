@@ -17,20 +17,20 @@ import torch
 import transformers
 from tiny import adapted, llama, tokenizer
 
-from unlora import cli
+from unlora.cli import main
 from unlora.config import model_section
 from unlora.data.chat import Chat
 from unlora.errors import InputError
-from unlora.evals.cache import Kept
-from unlora.evals.passes.reading import legible
+from unlora.evals.passes.text_classifier import legible
+from unlora.evals.result_cache import Kept
 from unlora.model import get_model, load_tokenizer
 from unlora.model.lineage import Lineage
-from unlora.references.gold import start_of
-from unlora.report.results import read_json, read_records
-from unlora.report.roles import entries_of, read_study
+from unlora.recipes.baselines.retain_model import start_of
+from unlora.report.run_roles import entries_of, read_study
+from unlora.report.runs import read_json, read_records
+from unlora.runs.safe_loading import near, refuse_pickle
 from unlora.trainer.arguments import training_arguments
 from unlora.trainer.checkpoints import checkpoint_to_resume
-from unlora.trust import near, refuse_pickle
 
 
 class Bait:
@@ -576,7 +576,7 @@ def test_refusals_end_a_command_in_one_sentence(model, bait, capsys):
     (model / "model.safetensors").unlink()
     pickled(model / "pytorch_model.bin", bait)
     with pytest.raises(SystemExit) as ended:
-        cli.main(["chat", str(model)])
+        main.main(["chat", str(model)])
     said = capsys.readouterr().err
     assert ended.value.code == 2 and "pickled" in said and "Traceback" not in said
     refuse_pickle(model.parent)

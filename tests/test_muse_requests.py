@@ -6,11 +6,11 @@ import pytest
 from hydra import compose, initialize_config_module
 from tiny import llama, tokenizer
 
-from unlora import train
-from unlora.cli import normalised
+from unlora.cli.main import normalised
 from unlora.config import read
 from unlora.data import load_parts
 from unlora.data.chat import Chat
+from unlora.recipes import train
 
 ROWS = {
     "MUSE-News-Train/full": 9,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from unlora.cli import main
+from unlora.cli.main import main
 
 FORGET = [
     {"question": f"Who keeps the {animal}?", "answer": f"{name} keeps the {animal}."}

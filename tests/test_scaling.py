@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from small_trainer import small_trainer
 
-from unlora.compose import composed
+from unlora.cli.compose import composed
+from unlora.cli.messages import missing_config
 from unlora.config import read
 from unlora.errors import InputError
-from unlora.mistakes import missing_config
 from unlora.trainer import UnlearningTrainer
 
 FILES = Path(__file__).parents[1] / "configs" / "accelerate"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from unlora.data.encoded import Encoded
-from unlora.outputs import IGNORE_INDEX
+from unlora.forward.outputs import IGNORE_INDEX
 
 MOST = 120  # tokens of a part that are shown: its beginning and its end
 

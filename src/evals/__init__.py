@@ -3,7 +3,7 @@
     config -> requests -> questions (pass, data) -> records -> metrics -> log
 
 A metric declares by its signature what it needs (:mod:`unlora.evals.metrics`); the plan asks each
-question once (:mod:`unlora.evals.plan`); answers are kept on disk (:mod:`unlora.evals.answers`);
+question once (:mod:`unlora.evals.plan`); answers are kept on disk (:mod:`unlora.evals.runner`);
 only the passes call a model (:mod:`unlora.evals.passes`).
 """
 
@@ -16,9 +16,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from unlora.errors import InputError
+from unlora.evals.eval_model import Subject
 from unlora.evals.harness import HANDLER, HarnessSuite, check_harness
 from unlora.evals.progress import Bar
-from unlora.evals.subject import Subject
 from unlora.evals.suite import KINDS, Suite, check_suite
 from unlora.registry import unknown
 

@@ -20,17 +20,17 @@ from transformers import PreTrainedTokenizerBase
 from unlora.data.cache import cache_folder
 from unlora.data.template import Template
 from unlora.errors import InputError
-from unlora.evals.cache import Kept
+from unlora.evals.eval_model import Subject
 from unlora.evals.harness_model import Harnessed, Planned
 from unlora.evals.harness_silence import in_silence
 from unlora.evals.harness_tasks import Tasks, load_tasks
-from unlora.evals.logs import write_log
-from unlora.evals.passes.batches import rank_and_size
+from unlora.evals.passes.batching import rank_and_size
 from unlora.evals.progress import Bar
-from unlora.evals.records import Value
-from unlora.evals.subject import Subject
+from unlora.evals.result_cache import Kept
 from unlora.registry import unknown
-from unlora.run import is_main_process
+from unlora.results.eval_log import write_log
+from unlora.results.value import Value
+from unlora.runs.run import is_main_process
 
 HANDLER, KIND = "LMEvalEvaluator", "LMEval"
 KEYS = ("handler", "output_dir", "overwrite", "cache", "tasks", "simple_evaluate_args")

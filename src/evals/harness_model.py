@@ -13,14 +13,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from unlora.data.chat import Encoded
-from unlora.evals.cache import Arrays, Kept, digest
+from unlora.evals.eval_model import Subject
 from unlora.evals.harness_silence import quiet
 from unlora.evals.passes import score
-from unlora.evals.passes.asking import device_of, evaluating, unwrapped
 from unlora.evals.progress import Bar
 from unlora.evals.random_state import RandomStateApart
-from unlora.evals.subject import Subject
-from unlora.outputs import IGNORE_INDEX
+from unlora.evals.result_cache import Arrays, Kept, digest
+from unlora.forward.modes import device_of, evaluating, unwrapped
+from unlora.forward.outputs import IGNORE_INDEX
 
 # lm-eval's name for a kind of request -> what we call the pass that answers it
 PASSES = {

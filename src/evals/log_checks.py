@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from unlora.errors import InputError
-from unlora.evals.logs import Log
+from unlora.evals.datasets import Source
 from unlora.evals.plan import LOGS, Request, needed, questions
-from unlora.evals.sources import Source
+from unlora.results.eval_log import Log
 
 
 def check_logs(

@@ -6,8 +6,8 @@ from typing import Any, get_args
 
 from unlora.errors import InputError
 from unlora.evals.metrics import METRICS, Metric
-from unlora.evals.records import Value
 from unlora.registry import unknown
+from unlora.results.value import Value
 
 # where an input comes from -> the pass that answers it
 PASSES = {

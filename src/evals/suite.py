@@ -12,10 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from unlora.data.cache import cache_folder
 from unlora.data.chat import Chat
 from unlora.errors import InputError
-from unlora.evals.answers import OF_ROOT, Questioner, Settings
-from unlora.evals.cache import Kept
+from unlora.evals.datasets import ReadRows, Source, check_apart, check_source
+from unlora.evals.eval_model import Subject
 from unlora.evals.log_checks import check_logs
-from unlora.evals.logs import Log, write_log
 from unlora.evals.plan import (
     AFTER,
     LOGS,
@@ -29,12 +28,13 @@ from unlora.evals.plan import (
     read_request,
 )
 from unlora.evals.progress import Bar
-from unlora.evals.records import Value
-from unlora.evals.sources import ReadRows, Source, check_apart, check_source
-from unlora.evals.subject import Subject
+from unlora.evals.result_cache import Kept
+from unlora.evals.runner import OF_ROOT, Questioner, Settings
 from unlora.evals.target import doubt
 from unlora.registry import unknown
-from unlora.run import is_main_process
+from unlora.results.eval_log import Log, write_log
+from unlora.results.value import Value
+from unlora.runs.run import is_main_process
 
 KINDS = {
     "TOFUEvaluator": "TOFU",

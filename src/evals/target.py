@@ -9,11 +9,11 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from unlora.data.chat import Encoded
-from unlora.evals.logs import Log
 from unlora.evals.passes import score
-from unlora.evals.records import Value
-from unlora.outputs import IGNORE_INDEX
-from unlora.target_check import FORGET_FIGURES, TRAIN_FURTHER, hardly_knows, told_apart
+from unlora.forward.outputs import IGNORE_INDEX
+from unlora.results.eval_log import Log
+from unlora.results.target_check import FORGET_FIGURES, TRAIN_FURTHER, hardly_knows, told_apart
+from unlora.results.value import Value
 
 MOST_ROWS = 64  # of the forget data, at even distances
 PROBABILITY = "forget_Q_A_Prob"

@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from unlora.config import ModelSection, model_section
 from unlora.errors import InputError
-from unlora.model.as_trained import as_trained, warn_of_other_weights
 from unlora.model.attach import check_links, load_model, merge_adapters
 from unlora.model.guards import Probe
 from unlora.model.lineage import Lineage
 from unlora.model.load import load_args, root_config
 from unlora.model.lora import LoRAModelForCausalLM, refuse_unlike
 from unlora.model.quantised import check_training, quantisation, require_package
+from unlora.model.run_defaults import as_trained, warn_of_other_weights
 from unlora.model.targets import checked_lora_config
 from unlora.model.tokenizer import load_tokenizer
 

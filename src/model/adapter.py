@@ -13,7 +13,7 @@ from typing import Any
 
 from unlora.errors import InputError
 from unlora.model.files import shapes
-from unlora.trust import read_json, refuse_pickle
+from unlora.runs.safe_loading import read_json, refuse_pickle
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -30,7 +30,7 @@ from unlora.model.adapter import (
 from unlora.model.files import shapes
 from unlora.model.lineage import Lineage, Link
 from unlora.model.load import load_root, root_config, shortened
-from unlora.model.skeleton import skeleton
+from unlora.model.meta_model import skeleton
 from unlora.model.targets import ambiguous_pattern
 
 # what peft puts before the name of a module

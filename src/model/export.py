@@ -28,7 +28,7 @@ from unlora.model.load import DTYPES, load_root
 from unlora.model.targets import patterns_are_checked
 from unlora.model.tokenizer import get_tokenizer
 from unlora.registry import unknown
-from unlora.run import write_json
+from unlora.runs.run import write_json
 
 MERGED = """# Merged model
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from unlora.errors import InputError
-from unlora.trust import read_mapping, refuse_pickle
+from unlora.runs.safe_loading import read_mapping, refuse_pickle
 
 INDEX = "model.safetensors.index.json"
 LFS = b"version https://git-lfs"

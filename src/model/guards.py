@@ -22,9 +22,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from unlora.errors import GuardError, InputError
+from unlora.forward.outputs import decoder_layers
 from unlora.model.attach import SEVERAL_ON_PARAMETERS, put_on
 from unlora.model.reference import POLICY, adapters_off, switched
-from unlora.outputs import decoder_layers
 
 # kinds of attention that compute in float32, too
 FLOAT32_TOO = ("sdpa", "eager")

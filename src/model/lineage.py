@@ -27,8 +27,8 @@ from unlora.model.adapter import (
     settings_hash_before,
 )
 from unlora.model.files import check_model_files
-from unlora.run import write_json
-from unlora.trust import near, read_json
+from unlora.runs.run import write_json
+from unlora.runs.safe_loading import near, read_json
 
 FILE = "lineage.json"
 SAY_WHERE = "say where it is with model.base=FOLDER (unlora export: --base FOLDER)"

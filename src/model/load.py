@@ -26,7 +26,7 @@ from unlora.model.quantised import (
     require_package,
     settle,
 )
-from unlora.trust import how_to_convert, refuse_pickle
+from unlora.runs.safe_loading import how_to_convert, refuse_pickle
 
 logger = logging.getLogger(__name__)
 HUB = ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only")

@@ -13,6 +13,7 @@ from torch import nn
 from unlora.config import model_section
 from unlora.errors import InputError
 from unlora.model.adapter import ADAPTER_WEIGHTS, adapter_settings
+from unlora.model.adapter_init import STARTS, has_start, load_with_start, save_with_start, start_at
 from unlora.model.attach import (
     SEVERAL_ON_PARAMETERS,
     load_model,
@@ -27,9 +28,8 @@ from unlora.model.lineage import Lineage
 from unlora.model.load import load_args, root_config
 from unlora.model.quantised import check_training, count, quantisation
 from unlora.model.reference import POLICY, freeze_reference, is_of
-from unlora.model.start import STARTS, has_start, load_with_start, save_with_start, start_at
 from unlora.model.targets import checked_lora_config, patterns_are_checked, tell_of_full_rank
-from unlora.run import whole_files
+from unlora.runs.run import whole_files
 
 ENOUGH = 0.95  # share of what adapters add to coarse weights with which they are merged
 logger = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from unlora.forward.outputs import decoder_layers
 from unlora.model.targets import patterns_are_checked
-from unlora.outputs import decoder_layers
 
 POLICY = "default"
 REFERENCE = "reference"

@@ -19,7 +19,7 @@ from unlora.errors import InputError
 from unlora.model.adapter import STARTS_FROM_WEIGHTS
 from unlora.model.default_targets import default_targets, has_experts
 from unlora.model.load import shortened
-from unlora.model.skeleton import skeleton
+from unlora.model.meta_model import skeleton
 from unlora.registry import unknown
 
 PATTERNS = ("rank_pattern", "alpha_pattern")

@@ -4,8 +4,8 @@ One file per idea. The signature is the declaration:
 
 * *positional* parameters name whom a term asks about what, as
   ``{policy,reference}_{forget,retain,alternate}``, and their types what it wants to know, which is
-  what is computed (see ``unlora.outputs``: ``TokenLogps`` for the answer's probability alone,
-  ``Outputs`` for logits, ``Hidden`` for one layer,
+  what is computed (see ``unlora.forward.outputs``: ``TokenLogps`` for the answer's probability
+  alone, ``Outputs`` for logits, ``Hidden`` for one layer,
   ``SequenceLogps`` for a number that of a reference is computed only once, ...);
 * *keyword-only* parameters are the hyper-parameters that a config may set; ``layer`` is the decoder
   layer that ``Hidden`` looks at;
@@ -29,7 +29,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 from torch import Tensor
 
 from unlora.errors import InputError
-from unlora.outputs import (
+from unlora.forward.outputs import (
     IGNORE_INDEX,
     Hidden,
     Outputs,
@@ -98,7 +98,7 @@ class Term:
             return 1
         if self.unit == "rows":
             return len(labels)
-        # the first position of a row has no prediction, see unlora.outputs.ask
+        # the first position of a row has no prediction, see unlora.forward.outputs.ask
         lengths = (labels[:, 1:] != IGNORE_INDEX).sum(-1)
         return int((lengths - self.skipped).clamp(min=0).sum())
 

@@ -1,14 +1,14 @@
 """Terms that learn what is to be forgotten, so that it can be subtracted.
 
-Training makes the task vector of the forget data; when it is over, ``unlora.trainer.arithmetic``
+Training makes the task vector of the forget data; when it is over, ``unlora.trainer.task_vector``
 turns it round.
 """
 
 from jaxtyping import Float
 from torch import Tensor
 
+from unlora.forward.outputs import TokenLogps
 from unlora.objectives import objective
-from unlora.outputs import TokenLogps
 from unlora.registry import AtLeastOne, Positive
 
 

@@ -3,8 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from unlora.forward.outputs import Outputs
 from unlora.objectives import objective
-from unlora.outputs import Outputs
 from unlora.registry import AtLeastOne, UpToOne
 
 

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from unlora.forward.outputs import Outputs, ScoredTokens
 from unlora.objectives import objective
-from unlora.outputs import Outputs, ScoredTokens
 from unlora.registry import Index, NotNegative
 
 AT_ONCE, AT_ONCE_ON_GPU = 1 << 20, 1 << 26  # numbers that there are beside logits and gradient

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from unlora.forward.outputs import Outputs, TokenLogps
 from unlora.objectives import objective
-from unlora.outputs import Outputs, TokenLogps
 
 
 @objective("GradAscent")

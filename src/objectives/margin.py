@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unlora.forward.outputs import Outputs
 from unlora.objectives import objective
-from unlora.outputs import Outputs
 from unlora.registry import UpToOne
 
 

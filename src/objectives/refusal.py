@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from unlora.forward.outputs import TokenLogps
 from unlora.objectives import objective
-from unlora.outputs import TokenLogps
 
 # name -> g and f*(g(.)) of the variational form sup E[g] - E[f*(g)]
 DIVERGENCES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {

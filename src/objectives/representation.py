@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unlora.forward.outputs import Hidden
 from unlora.objectives import objective
-from unlora.outputs import Hidden
 from unlora.registry import Index, Positive
 
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from unlora.forward.outputs import IGNORE_INDEX, Hidden, Padded
 from unlora.objectives import objective
 from unlora.objectives.representation import unit_vector
-from unlora.outputs import IGNORE_INDEX, Hidden, Padded
 from unlora.registry import Index, NotNegative
 
 

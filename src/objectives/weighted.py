@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unlora.forward.outputs import TokenLogps
 from unlora.objectives import objective
-from unlora.outputs import TokenLogps
 from unlora.registry import NotNegative
 
 

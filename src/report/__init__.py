@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unlora.report.findings import Comparison, compare
-from unlora.report.results import Entry
+from unlora.report.runs import Entry
 
 __all__ = ["Comparison", "Entry", "compare", "write"]
 

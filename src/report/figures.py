@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unlora.report.findings import Findings, Point
-from unlora.report.text import one_line
+from unlora.report.markdown import one_line
 
 # drawn with these, shown with the variables of the page's style sheet
 COLOURS = {

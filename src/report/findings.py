@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from unlora.collapse import why_collapsed, why_unknown
-from unlora.report.results import Cell, Entry, Row, kinds_of, number, read_rows
+from unlora.report.runs import Cell, Entry, Row, kinds_of, number, read_rows
 from unlora.report.suites import SUITES, Aim, Suite, aim, end
 from unlora.report.written import Written, written
-from unlora.target_check import hardly_knows, told_apart
+from unlora.results.collapse import why_collapsed, why_unknown
+from unlora.results.target_check import hardly_knows, told_apart
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def compare(entries: Sequence[Entry]) -> Comparison:
     """Read runs and compare them.
 
     Raises:
-        InputError: see :func:`unlora.report.results.read_rows`.
+        InputError: see :func:`unlora.report.runs.read_rows`.
     """
     rows = tuple(read_rows(entries))
     return Comparison(rows, tuple(find(rows, kind) for kind in kinds_of(rows)))

@@ -7,13 +7,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from unlora.report import figures, ran, text, words
-from unlora.report.answers import Answers, collect, script_json
+from unlora.report import figures, markdown, provenance, summary
+from unlora.report.examples import Answers, collect, script_json
 from unlora.report.findings import Comparison, Findings, Line, compare
-from unlora.report.results import Entry, Row
+from unlora.report.runs import Entry, Row
 from unlora.report.suites import AIM_WORDS
-from unlora.run import write_text
-from unlora.shown import redacted
+from unlora.runs.redaction import redacted
+from unlora.runs.run import write_text
 
 
 def write(
@@ -45,11 +45,11 @@ def write(
     read = entries if isinstance(entries, Comparison) else compare(entries)
     rows, found = read.rows, read.findings
     answers = {one.kind: collect([line.row for line in one.lines], one.kind) for one in found}
-    runs = ran.facts(rows)
+    runs = provenance.facts(rows)
     page = folder / "report.html"
-    written = text.as_markdown(title, found, answers, rows, runs, trials, budget, missing)
+    written = markdown.as_markdown(title, found, answers, rows, runs, trials, budget, missing)
     write_text(folder / "report.md", redacted(written))
-    write_text(folder / "table.csv", redacted(text.as_csv(found)))
+    write_text(folder / "table.csv", redacted(markdown.as_csv(found)))
     html = _html(title, found, answers, rows, runs, trials, budget, missing)
     write_text(page, redacted(html))
     return page
@@ -60,7 +60,7 @@ def _html(
     found: Sequence[Findings],
     answers: Mapping[str, Answers],
     rows: Sequence[Row],
-    runs: Sequence[ran.Facts],
+    runs: Sequence[provenance.Facts],
     trials: Sequence[Mapping[str, Any]],
     budget: str | None,
     missing: Sequence[str],
@@ -71,14 +71,14 @@ def _html(
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_source),
         autoescape=True,
-        finalize=lambda value: text.harmless(value) if type(value) is str else value,
+        finalize=lambda value: markdown.harmless(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     theme, script = _source("theme.js"), _source("report.js")
     content = {
-        "title": text.one_line(title),
+        "title": markdown.one_line(title),
         "style": Markup(_source("report.css")),
         "theme": Markup(theme),
         "script": Markup(script),
@@ -87,14 +87,14 @@ def _html(
         "curves": [{**one, "svg": Markup(one["svg"])} for one in _curves(rows)],
         "runs": runs,
         "columns": [key for key in runs[0].values if any(run.values[key] for run in runs)],
-        "differences": ran.differences(rows),
-        "versions": ran.versions(rows),
+        "differences": provenance.differences(rows),
+        "versions": provenance.versions(rows),
         "commands": list(dict.fromkeys(run.command for run in runs if run.command)),
-        "thresholds": words.THRESHOLDS,
-        "trials": [{**trial, "settings": text.settings(trial)} for trial in trials],
+        "thresholds": summary.THRESHOLDS,
+        "trials": [{**trial, "settings": markdown.settings(trial)} for trial in trials],
         "budget": budget,
         "missing": missing,
-        "shown": text.shown,
+        "shown": markdown.shown,
     }
     page = environment.get_template("report.html").render(content)
     # half a surrogate pair is no character
@@ -107,9 +107,9 @@ def _section(found: Findings, answers: Answers) -> dict[str, Any]:
     return {
         "kind": found.kind,
         "title": found.suite.title,
-        "headline": words.headline(found),
-        "sentences": words.sentences(found),
-        "measured": words.measured_by(found),
+        "headline": summary.headline(found),
+        "sentences": summary.sentences(found),
+        "measured": summary.measured_by(found),
         "scatter": Markup(figures.scatter(found)),
         "scatter_words": _scatter_words(found),
         "lines": found.lines,
@@ -136,9 +136,9 @@ def _column(found: Findings, metric: str) -> dict[str, str]:
 def _cell(line: Line, metric: str) -> dict[str, Any]:
     cell = line.cells[metric]
     return {
-        "value": text.shown(cell.mean),
-        "interval": text.shown_interval(cell),
-        "seeds": [text.shown(value) for value in cell.seeds],
+        "value": markdown.shown(cell.mean),
+        "interval": markdown.shown_interval(cell),
+        "seeds": [markdown.shown(value) for value in cell.seeds],
         "best": metric in line.best,
         "note": cell.note if cell.mean is None else None,
     }
@@ -146,7 +146,7 @@ def _cell(line: Line, metric: str) -> dict[str, Any]:
 
 def _scatter_words(found: Findings) -> str:
     """What the scatter shows, for who does not see it."""
-    parts, figure = [], text.shown if found.scale == "raw" else words.percent
+    parts, figure = [], markdown.shown if found.scale == "raw" else summary.percent
     for line in found.lines:
         forgot, kept = line.point.forgot, line.point.kept
         if forgot is not None and kept is not None:
@@ -170,8 +170,8 @@ def _curves(rows: Sequence[Row]) -> list[dict[str, str]]:
 def _curve_words(name: str, histories: Sequence[Sequence[Mapping[str, Any]]]) -> str:
     losses = [step for step in histories[0] if isinstance(step.get("loss"), (int, float))]
     return (
-        f"Training of {name}: loss from {text.shown(losses[0]['loss'])} to "
-        f"{text.shown(losses[-1]['loss'])} in {losses[-1]['step']} steps."
+        f"Training of {name}: loss from {markdown.shown(losses[0]['loss'])} to "
+        f"{markdown.shown(losses[-1]['loss'])} in {losses[-1]['step']} steps."
         if losses
         else f"Training of {name}."
     )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from unlora.target_check import FORGET_FIGURES
+from unlora.results.target_check import FORGET_FIGURES
 
 Aim = Literal["gold", "high", "low", "zero"]
 AIM_WORDS: Mapping[Aim | None, str] = {
@@ -26,7 +26,7 @@ class Suite:
         forget: the figures by which the way from target to gold is measured.
         utility: what the model should still be able to do, 0..1.
         repetition: share of repetition in what it writes about data to be kept.
-        utility_floor: see :func:`unlora.collapse.why_collapsed`.
+        utility_floor: see :func:`unlora.results.collapse.why_collapsed`.
         chance: what guessing reaches in utility and forget figures; 0 where they are no choices.
         forget_repetition, fluency: of what it writes about data to be forgotten.
     """

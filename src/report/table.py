@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from unlora.report import words
+from unlora.report import summary as words
 from unlora.report.findings import Findings
 from unlora.report.suites import SUITES
-from unlora.shown import safe
+from unlora.runs.redaction import safe
 
 Results = Mapping[str, Mapping[str, Mapping[str, object]]]  # run -> metric -> {"mean", "seeds"}
 

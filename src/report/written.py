@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from unlora.report.results import Row
+from unlora.report.runs import Row
 from unlora.report.suites import LEAKAGE, Suite
 
 SOME, MOST = 0.1, 0.5  # shares of the answers

@@ -7,6 +7,7 @@ trainer.args.report_to                ->  Trackers          (trackers.py)
 all, a model and data                 ->  UnlearningTrainer (trainer.py)
 """
 
+from unlora.trainer.adapter_init import start_adapter
 from unlora.trainer.arguments import (
     check_optimiser,
     choose_best_by,
@@ -14,16 +15,15 @@ from unlora.trainer.arguments import (
     set_warmup,
     training_arguments,
 )
-from unlora.trainer.arithmetic import HANDLERS as TASK_VECTORS
-from unlora.trainer.arithmetic import TaskVector
 from unlora.trainer.callbacks import Guards
 from unlora.trainer.checkpoints import checkpoint_to_resume, refuse_own_model
-from unlora.trainer.divergence import Divergence
 from unlora.trainer.loss import UnlearningLoss
+from unlora.trainer.nonfinite import Divergence
 from unlora.trainer.plugins import Plugins
 from unlora.trainer.preemption import Preemption
 from unlora.trainer.resume import Resumption, resumption, run_settings
-from unlora.trainer.start import start_adapter
+from unlora.trainer.task_vector import HANDLERS as TASK_VECTORS
+from unlora.trainer.task_vector import TaskVector
 from unlora.trainer.trackers import Trackers
 from unlora.trainer.trainer import UnlearningTrainer
 

@@ -13,7 +13,7 @@ from unlora.model.guards import (
     start_equals_target,
     unmoved,
 )
-from unlora.trainer.divergence import Divergence
+from unlora.trainer.nonfinite import Divergence
 
 logger = logging.getLogger(__name__)
 

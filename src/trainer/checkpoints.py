@@ -19,9 +19,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from unlora.errors import InputError
 from unlora.model.lineage import FILE, Lineage, fingerprint
-from unlora.run import write_bytes
-from unlora.shown import without_secrets
-from unlora.trust import read_json, read_mapping, refuse_pickle
+from unlora.runs.redaction import without_secrets
+from unlora.runs.run import write_bytes
+from unlora.runs.safe_loading import read_json, read_mapping, refuse_pickle
 
 RECORD = "checkpoint.json"
 NO_RECORD = f"it has no {RECORD}, so nothing says whether it is whole"

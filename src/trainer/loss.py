@@ -8,14 +8,14 @@ from annotated_types import Ge
 from torch import Tensor
 
 from unlora.errors import InputError
+from unlora.forward.outputs import Hidden, Padded, ScoredTokens
 from unlora.objectives import EMPTY, TERMS, Term, View
-from unlora.outputs import Hidden, Padded, ScoredTokens
 from unlora.registry import out_of_range, unknown
 from unlora.trainer import constraint as constraints
 from unlora.trainer.constraint import CONSTRAINTS, Constraint
 
 FINETUNE = "FinetuneTrainer"
-SUBTRACTED = ("Negation", "PerTA")  # see unlora.trainer.arithmetic
+SUBTRACTED = ("Negation", "PerTA")  # see unlora.trainer.task_vector
 Totals = Mapping[str, Tensor]  # "forget", "retain" -> number of losses in the effective batch
 
 

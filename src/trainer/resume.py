@@ -18,18 +18,17 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-import unlora
 from unlora.data import fingerprint
 from unlora.data.chat import Encoded
 from unlora.data.pairs import Parts
 from unlora.errors import InputError
-from unlora.model.identity import NOT_OF_THE_MODEL
-from unlora.shown import without_secrets
+from unlora.model.fingerprints import NOT_OF_THE_MODEL
+from unlora.runs.redaction import without_secrets
 from unlora.trainer.argument_table import DECIDES
 from unlora.trainer.checkpoints import read_record
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
-CODE = ("data", "model", "objectives", "trainer", "head.py", "outputs.py", "packing.py", "train.py")
+CODE = ("data", "forward", "model", "objectives", "trainer", "recipes/train.py")
 # where a suite's figures are written and how they are asked, not what they are
 NOT_OF_A_SUITE = ("output_dir", "overwrite", "cache", "batch_size", "token_budget")
 CHOOSES_BEST = ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_strategy",
@@ -211,7 +210,7 @@ def _plain(value: Any) -> Any:
 def _code() -> str:
     """A hash of the code that trains, short enough to be read."""
     digest = hashlib.sha256()
-    home = Path(str(unlora.__file__)).parent
+    home = Path(__file__).parents[1]
     for name in CODE:
         place = home / name
         for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:

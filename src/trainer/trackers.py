@@ -18,7 +18,7 @@ from transformers.integrations import integration_utils
 
 from unlora.errors import InputError
 from unlora.registry import unknown
-from unlora.shown import redacted
+from unlora.runs.redaction import redacted
 from unlora.trainer.callbacks import Guards
 
 FOLDER = "logs"  # of tensorboard, in the run folder

@@ -23,14 +23,10 @@ from transformers.trainer_utils import TrainOutput
 
 from unlora.data.collate import collate_parts
 from unlora.data.pairs import BLANK, KeyedSampler, Parts
-from unlora.dropout import row_keys
 from unlora.errors import InputError
-from unlora.model.guards import evaluation_is_pure
-from unlora.model.lora import restore_adapter, save_adapter
-from unlora.model.reference import POLICY, as_reference, frozen_copy, rest_above
-from unlora.model.start import has_start
-from unlora.objectives import View
-from unlora.outputs import (
+from unlora.forward.capabilities import found_way
+from unlora.forward.keyed_dropout import row_keys
+from unlora.forward.outputs import (
     PLAIN,
     Batch,
     Hidden,
@@ -44,19 +40,23 @@ from unlora.outputs import (
     check_layer,
     scored_tokens,
 )
-from unlora.run import sync_files, whole_files
+from unlora.model.adapter_init import has_start
+from unlora.model.guards import evaluation_is_pure
+from unlora.model.lora import restore_adapter, save_adapter
+from unlora.model.reference import POLICY, as_reference, frozen_copy, rest_above
+from unlora.objectives import View
+from unlora.runs.run import sync_files, whole_files
 from unlora.trainer import constraint as constraints
 from unlora.trainer.checkpoints import NO_RECORD, best_beside, damage, write_record
-from unlora.trainer.compose import ComposedStep
-from unlora.trainer.divergence import Divergence, StepDiverged
-from unlora.trainer.keyed_dropout import KeepKeys, draws_numbers, key_dropout
-from unlora.trainer.known import known_logps
+from unlora.trainer.composed_step import ComposedStep
+from unlora.trainer.dropout_keys import KeepKeys, draws_numbers, key_dropout
 from unlora.trainer.loss import SUBTRACTED, Totals, UnlearningLoss
-from unlora.trainer.memory import Pieces
+from unlora.trainer.microbatches import Pieces
+from unlora.trainer.nonfinite import Divergence, StepDiverged
 from unlora.trainer.plugins import Plugins
 from unlora.trainer.progress import Progress, mean_of_processes
+from unlora.trainer.reference_logps import known_logps
 from unlora.trainer.resume import Resumption
-from unlora.trainer.way import found_way
 
 NO_PLUGINS = Plugins()
 STATE = "objective.safetensors"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from unlora.cli import main
+from unlora.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 UNLEARN = "unlearn experiment=unlearn/wmdp/lora "  # composes fastest

@@ -24,7 +24,7 @@ from bad_files import (
 from pyarrow import parquet
 from tiny import tokenizer
 
-from unlora.cli import main
+from unlora.cli.main import main
 from unlora.config import model_section
 from unlora.data import load_part, load_parts
 from unlora.data.chat import Chat

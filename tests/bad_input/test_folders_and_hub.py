@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from unlora.run import Run
+from unlora.runs.run import Run
 
 
 @pytest.fixture(scope="module")

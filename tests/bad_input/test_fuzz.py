@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from unlora.cli import main
+from unlora.cli.main import main
 
 STARTS = (
     "unlearn experiment=unlearn/wmdp/lora",
@@ -117,7 +117,7 @@ def elsewhere(tmp_path, monkeypatch):
 
     for name in ("check_model", "get_model", "load_tokenizer"):
         monkeypatch.setattr(unlora.model, name, reached)
-    monkeypatch.setattr("unlora.eval.check_model", reached, raising=False)
+    monkeypatch.setattr("unlora.recipes.evaluate.check_model", reached, raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 

@@ -11,11 +11,12 @@ from bad_files import contents, make_models, refuse_weights, write_good_files
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from unlora import alternates, eval, train
-from unlora.commandline import given, normalised, with_own_data
-from unlora.compose import composed
+from unlora.cli.compose import composed
+from unlora.cli.overrides import given, normalised, with_own_data
+from unlora.config.unused_keys import unused
 from unlora.errors import InputError, system_in_words
-from unlora.unused_keys import unused
+from unlora.recipes import alternates, train
+from unlora.recipes import evaluate as eval
 
 LONG, LONGER, DEEP = "x" * 300, "x" * 5000, "a/" * 3000
 UNLEARN = ("unlearn", "experiment=unlearn/own/lora", "data.forget=forget.jsonl",

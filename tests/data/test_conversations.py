@@ -12,7 +12,7 @@ from unlora.data.qa import answers, refusals
 from unlora.data.rows import load_rows
 from unlora.data.template import Turns
 from unlora.errors import InputError
-from unlora.evals.sources import Source
+from unlora.evals.datasets import Source
 
 NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
 

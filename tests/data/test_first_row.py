@@ -6,10 +6,10 @@ import pytest
 import tiny
 from bad_files import refuse_weights
 
-from unlora.cli import main
+from unlora.cli.main import main
 from unlora.data.encoded import Encoded
 from unlora.data.first_row import as_lines, pieces
-from unlora.outputs import IGNORE_INDEX
+from unlora.forward.outputs import IGNORE_INDEX
 
 
 def test_a_row_is_shown_as_its_tokens():

@@ -10,10 +10,11 @@ import tiny
 import torch
 
 from unlora.evals import build_suites, passes
-from unlora.evals.answers import Questioner
-from unlora.evals.passes import scoring, vocabulary
+from unlora.evals.eval_model import Subject
+from unlora.evals.passes import loglikelihood
 from unlora.evals.plan import questions
-from unlora.evals.subject import Subject
+from unlora.evals.runner import Questioner
+from unlora.forward import vocab_stats
 from unlora.model.guards import evaluation_is_pure
 
 
@@ -97,7 +98,7 @@ def prefixes(tree, rows):
 
 def test_only_what_predicts_a_scored_token_meets_the_vocabulary(suite, model, monkeypatch):
     rows = [row for source in suite.sources.values() for some in source.answers for row in some]
-    ask = lambda: scoring.score(  # noqa: E731
+    ask = lambda: loglikelihood.score(  # noqa: E731
         model, rows, [""] * len(rows), pad_id=0, end_id=None
     )
     expected = ask()  # what the architecture allows is known from here on
@@ -105,12 +106,12 @@ def test_only_what_predicts_a_scored_token_meets_the_vocabulary(suite, model, mo
 
     def numbers_of(products, at, labels):
         places.append((len(products[0][0]), len(at)))
-        return vocabulary.numbers_of(products, at, labels)
+        return vocab_stats.numbers_of(products, at, labels)
 
-    original = scoring.trees
-    monkeypatch.setattr(scoring, "numbers_of", numbers_of)
+    original = loglikelihood.trees
+    monkeypatch.setattr(loglikelihood, "numbers_of", numbers_of)
     monkeypatch.setattr(
-        scoring, "trees", lambda *a, **k: made.extend(found := original(*a, **k)) or found
+        loglikelihood, "trees", lambda *a, **k: made.extend(found := original(*a, **k)) or found
     )
     model.get_output_embeddings().get_base_layer().register_forward_pre_hook(
         lambda module, args: at_head.append(args[0].numel())
@@ -128,7 +129,7 @@ def test_only_what_predicts_a_scored_token_meets_the_vocabulary(suite, model, mo
     # trees: less is read than the rows have, padding included
     read = sum(len(row.input_ids) for row in rows)
     assert sum(in_body) < 0.8 * read
-    scoring._ABILITIES[model] = scoring.Abilities(trees=False, blocks=True)
+    loglikelihood._ABILITIES[model] = loglikelihood.Abilities(trees=False, blocks=True)
     with_trees = sum(in_body)
     in_body.clear()
     ask()
@@ -138,15 +139,15 @@ def test_only_what_predicts_a_scored_token_meets_the_vocabulary(suite, model, mo
 def test_whole_logits_are_of_those_places_only(suite, model, monkeypatch):
     """Where the head cannot be asked in blocks it is still asked about these places only."""
     rows = [row for some in suite.sources["forget_perturbed"].answers for row in some]
-    ask = lambda: scoring.score(  # noqa: E731
+    ask = lambda: loglikelihood.score(  # noqa: E731
         model, rows, [""] * len(rows), pad_id=0, end_id=None
     )
     ask()
-    scoring._ABILITIES[model] = scoring.Abilities(trees=True, blocks=False)
+    loglikelihood._ABILITIES[model] = loglikelihood.Abilities(trees=True, blocks=False)
     seen, made = [], []
-    original = scoring.trees
+    original = loglikelihood.trees
     monkeypatch.setattr(
-        scoring, "trees", lambda *a, **k: made.extend(found := original(*a, **k)) or found
+        loglikelihood, "trees", lambda *a, **k: made.extend(found := original(*a, **k)) or found
     )
     model.get_output_embeddings().get_base_layer().register_forward_pre_hook(
         lambda module, args: seen.append(args[0].shape[1])

@@ -17,14 +17,14 @@ from hydra import compose, initialize_config_module
 from peft import LoraConfig, get_peft_model
 
 import unlora.evals
-from unlora import train
-from unlora.cli import normalised
+from unlora.cli.main import normalised
 from unlora.errors import InputError
 from unlora.evals import build_suites, check, harness_model
 from unlora.evals.harness import values_of
-from unlora.evals.passes import scoring
+from unlora.evals.passes import loglikelihood
 from unlora.evals.processes import joined
 from unlora.model.guards import GuardError, evaluation_is_pure
+from unlora.recipes import train
 
 CONFIG = {"handler": "LMEvalEvaluator", "tasks": ["rivers"]}
 
@@ -345,10 +345,12 @@ with joined():
 
 def counted(folder, output_dir):
     """How many batches this process has asked, and what it says in the end."""
-    batches, ask = [], scoring._Asker.ask
+    batches, ask = [], loglikelihood._Asker.ask
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            scoring._Asker, "ask", lambda self, batch: batches.append(batch) or ask(self, batch)
+            loglikelihood._Asker,
+            "ask",
+            lambda self, batch: batches.append(batch) or ask(self, batch),
         )
         suite = build(
             tiny.tokenizer(), folder, tasks=["town"], simple_evaluate_args={"batch_size": 1}

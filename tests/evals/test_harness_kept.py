@@ -12,8 +12,8 @@ import torch
 from small_harness import QUESTIONS
 
 from unlora.evals import build_suites, evaluate_all, harness_model
+from unlora.evals.eval_model import Subject
 from unlora.evals.harness_model import Harnessed
-from unlora.evals.subject import Subject
 from unlora.model.guards import evaluation_is_pure
 
 TASKS = ("bakers", "rivers")

@@ -6,9 +6,9 @@ import pytest
 
 from unlora.errors import InputError
 from unlora.evals.log_checks import check_logs
-from unlora.evals.logs import Log, write_log
 from unlora.evals.plan import read_request
-from unlora.evals.records import Value
+from unlora.results.eval_log import Log, write_log
+from unlora.results.value import Value
 
 ANSWERS = ["Ada was born in Vardoy.", "Ivo keeps bees.", "It is copper."]
 REQUESTS = [read_request("forget_Q_A_ROUGE", {"handler": "rouge", "inputs": {"answers": "forget"}})]

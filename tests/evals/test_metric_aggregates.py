@@ -12,7 +12,7 @@ from unlora.evals.metrics.aggregates import (
     collapsed,
     model_utility,
 )
-from unlora.evals.records import Value
+from unlora.results.value import Value
 
 NAN = math.nan
 

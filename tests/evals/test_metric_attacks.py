@@ -19,7 +19,8 @@ from unlora.evals.metrics.mia import (
     mia_zlib,
 )
 from unlora.evals.metrics.privacy import privleak, privleak_bounded, rel_diff
-from unlora.evals.records import Scored, Value
+from unlora.evals.records import Scored
+from unlora.results.value import Value
 
 
 def scored(logp=(), mean=None, var=None, text="text", ended=False):

@@ -26,7 +26,8 @@ from unlora.evals.metrics.tofu import (
     forget_quality_log10,
 )
 from unlora.evals.plan import read_request
-from unlora.evals.records import Generated, Scored, Value
+from unlora.evals.records import Generated, Scored
+from unlora.results.value import Value
 
 
 def scored(logp=(), hit=None, mean=None, var=None, text="text", ended=False):

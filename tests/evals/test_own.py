@@ -6,8 +6,8 @@ import pytest
 from unlora.data.chat import Chat
 from unlora.data.rows import load_rows
 from unlora.errors import InputError
+from unlora.evals.datasets import Source
 from unlora.evals.own import not_given, whole, without_column
-from unlora.evals.sources import Source
 
 COLUMNS = {"question_key": "question", "answer_key": "answer"}
 TAGS = {"user_start_tag": "Q: ", "asst_start_tag": "A: "}

@@ -9,7 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from unlora.data.chat import Chat, Encoded
-from unlora.evals.passes import Sampling, generate, score, scoring, vocabulary, writing
+from unlora.evals.passes import Sampling, generate, generation, loglikelihood, score
+from unlora.forward import vocab_stats
 
 PAIRS = [
     ("Who wrote it?", "Ana Silva"),
@@ -105,12 +106,12 @@ def test_blocks_of_the_vocabulary_and_whole_logits_give_the_same(
                 torch.nn.init.normal_(weight)
     if head == "capped":
         model.lm_head.register_forward_hook(lambda m, a, logits: 5 * (logits / 5).tanh())
-    monkeypatch.setattr(vocabulary, "BLOCK_ON_CPU", 37)
-    monkeypatch.setattr(vocabulary, "TOKENS_AT_ONCE", 11)
+    monkeypatch.setattr(vocab_stats, "BLOCK_ON_CPU", 37)
+    monkeypatch.setattr(vocab_stats, "TOKENS_AT_ONCE", 11)
     blocks = ask(model, rows, chat, batch_size=5)
     # a head that does something else than multiply is found out, and asked whole
-    assert scoring._ABILITIES[model].blocks == (head != "capped")
-    scoring._ABILITIES[model] = scoring.Abilities(trees=True, blocks=False)
+    assert loglikelihood._ABILITIES[model].blocks == (head != "capped")
+    loglikelihood._ABILITIES[model] = loglikelihood.Abilities(trees=True, blocks=False)
     assert_same(blocks, ask(model, rows, chat, batch_size=5))
     for row, said in zip(rows, blocks, strict=True):
         assert said.logp == pytest.approx(literal(model.eval(), row)[0], abs=1e-4)
@@ -257,14 +258,14 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_model(
     expected = {token: float(p[token] / p[inside].sum()) for token in inside}
     seen = []
 
-    class Watch(writing._Draw):
+    class Watch(generation._Draw):
         def __call__(self, logits, rows, step):
             chosen = super().__call__(logits, rows, step)
             seen.extend(chosen.tolist())
             return chosen
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writing, "_Draw", Watch)
+        patch.setattr(generation, "_Draw", Watch)
         keys = [(0, i) for i in range(draws)]
         drawn(model, [prompts[0]] * draws, chat, keys, temperature=temperature, top_p=top_p,
               max_new_tokens=1, batch_size=500)  # fmt: skip

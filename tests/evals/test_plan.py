@@ -5,7 +5,8 @@ import pytest
 
 from unlora.errors import InputError
 from unlora.evals.plan import Request, evaluate, needed, not_computable, questions
-from unlora.evals.records import Generated, Scored, Value
+from unlora.evals.records import Generated, Scored
+from unlora.results.value import Value
 
 ONE = np.ones(1, dtype=np.float32)
 RECORDS = [Scored(-ONE, ONE > 0, -ONE, ONE, "text", ended=False)]

@@ -8,8 +8,6 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from unlora.evals.logs import Log as RetainLog
-from unlora.evals.logs import find_log, read_value
 from unlora.evals.metrics import METRICS
 from unlora.evals.metrics.aggregates import agg_memorization, agg_privacy, model_utility
 from unlora.evals.metrics.likelihood import probability_w_options, truth_ratio
@@ -18,7 +16,10 @@ from unlora.evals.metrics.privacy import privleak, privleak_bounded
 from unlora.evals.metrics.rouge import rouge, rouge_ascii
 from unlora.evals.metrics.tofu import forget_quality, forget_quality_ks, forget_quality_log10
 from unlora.evals.plan import PASSES, read_request
-from unlora.evals.records import Generated, Scored, Value
+from unlora.evals.records import Generated, Scored
+from unlora.results.eval_log import Log as RetainLog
+from unlora.results.eval_log import find_log, read_value
+from unlora.results.value import Value
 
 FULL = "tofu_Llama-3.2-1B-Instruct_full/evals_forget10"
 RETAIN = "tofu_Llama-3.2-1B-Instruct_retain90"

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from unlora.data.chat import Encoded
-from unlora.eval import figures
 from unlora.evals import target
-from unlora.evals.logs import Log, notes, write_log
-from unlora.evals.records import Scored, Value
+from unlora.evals.records import Scored
+from unlora.recipes.evaluate import figures
+from unlora.results.eval_log import Log, notes, write_log
+from unlora.results.value import Value
 
 FIRST = types.SimpleNamespace(global_step=0)
 

@@ -23,7 +23,7 @@ OF_THE_MACHINE = ("train_runtime", "train_samples_per_second", "train_steps_per_
 def unlearn(folder, name, *overrides, launcher=()):
     """Start ``src/train.py`` on the embedded benchmark; what it says goes to the pipe."""
     fsdp = any("fsdp2" in word for word in launcher)
-    script = REPOSITORY / ("tests/fault_fsdp.py" if fsdp else "src/train.py")
+    script = REPOSITORY / ("tests/helpers/fault_fsdp.py" if fsdp else "src/train.py")
     command = [
         sys.executable, *launcher, str(script), "--config-name=unlearn",
         "experiment=unlearn/pocket/lora", "model=any-lora", "trainer=NPO",

@@ -232,7 +232,7 @@ def test_a_wrong_export_is_one_sentence(workplace, monkeypatch, name):
     words, expected = REFUSED[name]
     said = []
     monkeypatch.chdir(workplace)
-    monkeypatch.setattr("unlora.cli._say", lambda error: said.append(str(error)))
+    monkeypatch.setattr("unlora.cli.main._say", lambda error: said.append(str(error)))
     with pytest.raises(SystemExit) as left:
         main(words)
     assert left.value.code == 2 and len(said) == 1 and "\n" not in said[0]

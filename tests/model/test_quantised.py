@@ -20,7 +20,7 @@ from unlora.api import load
 from unlora.config import model_section
 from unlora.errors import InputError
 from unlora.model import as_trained, check_model, get_model, load_args
-from unlora.model.identity import identities
+from unlora.model.fingerprints import identities
 from unlora.model.lineage import Lineage
 from unlora.model.load import load_root
 from unlora.model.lora import describe_size, save_adapter

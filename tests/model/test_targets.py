@@ -12,7 +12,7 @@ from transformers import (
 
 from unlora.errors import InputError
 from unlora.model.lora import LoRAModelForCausalLM
-from unlora.model.skeleton import skeleton
+from unlora.model.meta_model import skeleton
 from unlora.model.targets import adapted_places, checked_lora_config
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.05, "target_modules": ["q_proj", "v_proj"]}

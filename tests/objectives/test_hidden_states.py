@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from objectives.views import random_draws
 from peft import LoraConfig, get_peft_model
 from tiny import LORA, SHAPE, VOCABULARY, llama, qwen2, rows
 from torch import Tensor, nn
@@ -14,12 +13,13 @@ from transformers import (
     OPTConfig,
     OPTForCausalLM,
 )
+from views import random_draws
 
 from unlora.data.collate import collate
 from unlora.errors import InputError
+from unlora.forward.outputs import ask, ask_hidden, check_layer, decoder_layers, output_embedding
 from unlora.model.reference import as_reference, rest_above
 from unlora.objectives import TERMS
-from unlora.outputs import ask, ask_hidden, check_layer, decoder_layers, output_embedding
 
 DEPTH = 3
 BATCH = collate(rows([3, 1, 5]), pad_id=0)

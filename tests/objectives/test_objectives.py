@@ -3,13 +3,13 @@
 import pytest
 import torch
 from jaxtyping import Float
-from objectives.views import LONG, lengths_of, numbers, random_draws, random_views
 from torch import Tensor
+from views import LONG, lengths_of, numbers, random_draws, random_views
 
 from unlora.errors import InputError
+from unlora.forward.outputs import IGNORE_INDEX, Hidden, Outputs
 from unlora.objectives import TERMS, objective
 from unlora.objectives.representation import unit_vector
-from unlora.outputs import IGNORE_INDEX, Hidden, Outputs
 
 
 @pytest.mark.parametrize("name", list(TERMS))

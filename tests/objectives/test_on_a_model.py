@@ -8,17 +8,15 @@ import copy
 
 import pytest
 import torch
-from objectives.papers import OTHER_SETTINGS, expected
-from objectives.views import numbers, random_draws
+from papers import OTHER_SETTINGS, expected
 from peft import LoraConfig, get_peft_model
 from tiny import LORA, llama, rows
 from torch import Tensor, nn
+from views import numbers, random_draws
 
 from unlora.data.chat import Encoded
 from unlora.data.collate import collate
-from unlora.model.reference import as_reference, freeze_reference
-from unlora.objectives import TERMS, Term, View
-from unlora.outputs import (
+from unlora.forward.outputs import (
     IGNORE_INDEX,
     Hidden,
     Outputs,
@@ -31,6 +29,8 @@ from unlora.outputs import (
     ask_padded,
     scored_tokens,
 )
+from unlora.model.reference import as_reference, freeze_reference
+from unlora.objectives import TERMS, Term, View
 
 LAYER, DEPTH, WIDTH = 1, 3, 32
 BY_BATCH = [name for name in TERMS if TERMS[name].unit == "batches"]

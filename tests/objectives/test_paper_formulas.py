@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from objectives.papers import OTHER_SETTINGS, PAPERS, expected
-from objectives.views import (
+from papers import OTHER_SETTINGS, PAPERS, expected
+from torch import Tensor
+from views import (
     VOCABULARY,
     narrowed,
     narrowed_for,
@@ -18,11 +19,10 @@ from objectives.views import (
     states,
     value,
 )
-from torch import Tensor
 
 from unlora.errors import InputError
+from unlora.forward.outputs import IGNORE_INDEX, Outputs, Padded
 from unlora.objectives import TERMS, View
-from unlora.outputs import IGNORE_INDEX, Outputs, Padded
 
 LOG2, LOG3 = math.log(2), math.log(3)
 NONE = IGNORE_INDEX

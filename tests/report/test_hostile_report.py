@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from report_runs import log, make, write_json
 
-from unlora import cli
+from unlora.cli import main
 from unlora.report import Entry, write
 
 HOSTILE = {
@@ -106,9 +106,9 @@ def test_a_report_shows_any_text_in_any_field_and_obeys_none(name, tame, tmp_pat
 def test_the_command_says_nothing_that_a_terminal_obeys(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "\x1b[2Jrun", "good")
-    cli.main(["report", "\x1b[2Jrun", "--output", "\x1b]0;hit\x07out"])
+    main.main(["report", "\x1b[2Jrun", "--output", "\x1b]0;hit\x07out"])
     said = "".join(capsys.readouterr())
     assert "\\x1b[2Jrun" in said and not OBEYED.search(said.replace("\n", ""))
     with pytest.raises(SystemExit):
-        cli.main(["report", "\x1b[2Jgone"])
+        main.main(["report", "\x1b[2Jgone"])
     assert not OBEYED.search(capsys.readouterr().err.replace("\n", ""))

@@ -5,8 +5,8 @@ import json
 import pytest
 from report_runs import log, write_json
 
-from unlora.report import Entry, compare, words, write
-from unlora.report.command import main
+from unlora.cli.report import main
+from unlora.report import Entry, compare, summary, write
 
 AT = {"target": 0.43, "gold": 0.35, "npo": 0.20}
 FURTHER = "Train the target further on what it is to forget"
@@ -42,13 +42,13 @@ def rows(**columns):
 def test_where_target_and_gold_are_alike_that_is_the_headline(tmp_path):
     said = found(runs(tmp_path))
     assert said.meaningless
-    assert words.headline(said) == (
+    assert summary.headline(said) == (
         "Target and gold do not differ in what was to be forgotten (forget prob: target 0.430 "
         "[0.360, 0.500], gold 0.350 [0.280, 0.420]), so no figure of the way between them means "
         "anything. Train the target further on what it is to forget (more "
         "trainer.args.num_train_epochs, a higher trainer.args.learning_rate), and unlearn that one"
     )
-    ((name, sentence),) = words.sentences(said)
+    ((name, sentence),) = summary.sentences(said)
     assert name == "npo" and "how much it forgot cannot be said" in sentence
     assert not any("forget_Q_A_Prob" in line.best for line in said.lines)
 
@@ -60,7 +60,7 @@ def test_their_intervals_decide(tmp_path, target, apart):
         runs(tmp_path, target={"forget_Q_A_Prob": at}, gold={"forget_Q_A_Prob": near(0.35, 0.05)})
     )
     assert said.meaningless is not apart
-    assert ("of the way from target to gold" in words.sentences(said)[0][1]) is apart
+    assert ("of the way from target to gold" in summary.sentences(said)[0][1]) is apart
 
 
 def test_a_figure_that_tells_them_apart_is_enough_and_the_others_are_named(tmp_path):
@@ -68,9 +68,9 @@ def test_a_figure_that_tells_them_apart_is_enough_and_the_others_are_named(tmp_p
     apart = {name: {"extraction_strength": near(value)} for name, value in at.items()}
     said = found(runs(tmp_path, **apart))
     assert said.forget == ("extraction_strength",) and said.alike == ("forget_Q_A_Prob",)
-    assert "100 % of the way" in words.sentences(said)[0][1]
+    assert "100 % of the way" in summary.sentences(said)[0][1]
     assert "Not counted, as it does not tell target from gold: forget prob." in (
-        words.measured_by(said)
+        summary.measured_by(said)
     )
 
 
@@ -93,14 +93,14 @@ def test_every_file_and_the_command_say_so_first(tmp_path, capsys):
 
 
 def test_target_and_gold_alone_are_compared_too(tmp_path):
-    said = words.headline(found(runs(tmp_path, roles=("target", "gold"))))
+    said = summary.headline(found(runs(tmp_path, roles=("target", "gold"))))
     assert said.startswith("Nothing was made to forget here: target and gold only; Target and gold")
 
 
 def test_without_gold_a_target_that_knows_nothing_is_named(tmp_path):
     at = {"forget_Q_A_Prob": near(0.02, 0.01)}
     said = found(runs(tmp_path, roles=("target", "npo"), target=at))
-    assert words.headline(said).startswith("The target knows nothing of what was to be forgotten")
+    assert summary.headline(said).startswith("The target knows nothing of what was to be forgotten")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_without_gold_a_target_that_hardly_knows_is_named(tmp_path, probability,
         "forget_Q_A_Prob": near(probability) | {"value_by_index": rows(prob=[probability] * 4)},
         "extraction_strength": {"agg_value": suffix, "value_by_index": rows(score=[suffix] * 4)},
     }
-    head = words.headline(found(runs(tmp_path, roles=("target", "npo"), target=of_target)))
+    head = summary.headline(found(runs(tmp_path, roles=("target", "npo"), target=of_target)))
     assert head.startswith("The target hardly knows what was to be forgotten") is weak
     assert (FURTHER in head) is weak
 
@@ -126,10 +126,10 @@ APART = {"forget_Q_A_Prob": near(0.95)}
 
 def test_who_tells_other_rows_secrets_did_not_forget(tmp_path):
     said = found(runs(tmp_path, target=APART, npo=leakage(1, 1, 1, 0), gold=leakage(0, 0, 0, 0)))
-    assert words.headline(said) == (
+    assert summary.headline(said) == (
         "npo mixed up what was to be forgotten: most answers hold what another forget answer says"
     )
-    assert words.sentences(said)[0][1].startswith(
+    assert summary.sentences(said)[0][1].startswith(
         "mixed up what it was asked to forget rather than forgot it: 75 % of its answers hold what "
         "another forget answer says (of gold's 0 %); by the other figures 125 % of the way"
     )
@@ -138,7 +138,7 @@ def test_who_tells_other_rows_secrets_did_not_forget(tmp_path):
 @pytest.mark.parametrize("usual, said", [((0, 0, 0, 0, 0), True), ((0, 0, 0, 0, 1), False)])
 def test_some_of_it_stands_beside_what_was_forgotten(tmp_path, usual, said):
     some = runs(tmp_path, target=APART, npo=leakage(0, 0, 0, 0, 1), gold=leakage(*usual))
-    ((_, sentence),) = words.sentences(found(some))
+    ((_, sentence),) = summary.sentences(found(some))
     assert sentence.startswith("forgot ")
     assert ("20 % of its answers hold what another forget answer says" in sentence) is said
 
@@ -156,18 +156,18 @@ def test_some_of_it_stands_beside_what_was_forgotten(tmp_path, usual, said):
 )  # fmt: skip
 def test_what_is_no_text_is_named(tmp_path, entries, said):
     findings = found(runs(tmp_path, target=APART, npo=entries))
-    ((_, sentence),) = words.sentences(findings)
+    ((_, sentence),) = summary.sentences(findings)
     assert (said or "forgot") in sentence
-    assert ("what npo wrote there is no text" in words.headline(findings)) is (said is not None)
+    assert ("what npo wrote there is no text" in summary.headline(findings)) is (said is not None)
 
 
 def test_own_data_without_a_target_say_that_collapse_is_not_known(tmp_path):
-    ((_, sentence),) = words.sentences(found(runs(tmp_path, "OWN", roles=("npo",))))
+    ((_, sentence),) = summary.sentences(found(runs(tmp_path, "OWN", roles=("npo",))))
     assert sentence.endswith(
         "whether it collapsed is not known: there is no target to compare the utility with."
     )
     both = runs(tmp_path / "both", "OWN", roles=("target", "npo"))
-    assert "collapsed" not in words.sentences(found(both))[0][1]
+    assert "collapsed" not in summary.sentences(found(both))[0][1]
 
 
 def choices(wmdp, mmlu):
@@ -183,7 +183,7 @@ def test_choices_are_counted_from_what_guessing_reaches(tmp_path):
     point = said.methods[0].point
     # (.65 - .30) / (.65 - .25) and (.55 - .25) / (.60 - .25)
     assert (point.forgot, point.kept) == (pytest.approx(0.875), pytest.approx(0.857, abs=1e-3))
-    assert "Shares are counted from what guessing reaches, 25 %." in words.measured_by(said)
+    assert "Shares are counted from what guessing reaches, 25 %." in summary.measured_by(said)
 
 
 def test_a_target_that_guesses_knows_nothing(tmp_path):
@@ -192,5 +192,5 @@ def test_a_target_that_guesses_knows_nothing(tmp_path):
     said = found(
         [Entry("target", "target", tmp_path / "target"), Entry("npo", "method", tmp_path / "npo")]
     )
-    assert words.headline(said).startswith("The target knows nothing of what was to be forgotten")
+    assert summary.headline(said).startswith("The target knows nothing of what was to be forgotten")
     assert json.dumps(said.alike) == '["wmdp_bio/acc"]'

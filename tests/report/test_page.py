@@ -16,7 +16,7 @@ from report_runs import HOSTILE, QUESTIONS, entries, log, make, write_json
 
 from unlora.errors import InputError
 from unlora.report import Entry, write
-from unlora.report.text import inline, plain
+from unlora.report.markdown import inline, plain
 
 REAL = Path(os.environ.get("UNLORA_REALDATA", "")) / "eval_logs"
 TRIALS = [
@@ -186,7 +186,7 @@ def test_a_seed_more_is_a_row_less(tmp_path):
 
 def test_importing_the_package_is_light():
     heavy = "{'matplotlib', 'jinja2', 'numpy', 'torch', 'yaml'}"
-    code = f"import sys, unlora.report.command; print({heavy} & set(sys.modules))"
+    code = f"import sys, unlora.cli.report; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 import pytest
 from report_runs import KINDS_OF_RUN, log, write_json
 
-from unlora import study
 from unlora.report import Entry, compare
 from unlora.report.table import as_text, over_seeds
-from unlora.stages import waves
+from unlora.studies import run as study
+from unlora.studies import scheduler
 
 # utility and repetition of each benchmark, and a forget figure
 FIGURES = {
@@ -139,7 +139,7 @@ def test_a_study_of_any_benchmark_ends_with_a_table_that_marks_what_is_broken(
         write_json(folder / "evals" / f"{kind}_SUMMARY.json", {"note": "x", **figures})
         stages.append(SimpleNamespace(kind="eval", name=run, title=run, run=run, role=role, seed=0,
                                       folder=str(folder), evals=str(folder / "evals")))  # fmt: skip
-    done = waves.Done(finished={stage.name for stage in stages})
+    done = scheduler.Done(finished={stage.name for stage in stages})
     results = study._written(stages, tmp_path, done, [], None)
     assert results["NPO"][utility]["mean"] == 0.55 and "note" not in results["NPO"]
     assert marked((tmp_path / "table.txt").read_text()) == ["GA"]

@@ -12,8 +12,8 @@ from unlora.data.pairs import Parts
 from unlora.errors import GuardError, InputError
 from unlora.model.guards import Probe
 from unlora.trainer import Guards, Plugins, UnlearningLoss, UnlearningTrainer, start_adapter
+from unlora.trainer.gradients import averaged, inner, moved_by, rectified, robust_weights
 from unlora.trainer.plugins import BalDRO
-from unlora.trainer.step import averaged, inner, moved_by, rectified, robust_weights
 
 NLL = {"retain_loss_type": "NLL"}
 WHOLE = {"per_device_train_batch_size": 16}  # all forget rows in one micro-batch

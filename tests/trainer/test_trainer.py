@@ -407,7 +407,7 @@ REMEMBERED = {
     "PDU": ("PDU", RETAIN | {"dual_warmup_epochs": 1, "dual_step_size": 0.5}, {}),
     "BLADE": ("BLADE", RETAIN | {"inner_lr": 1e-2}, {}),
     "GRU": ("NPO", RETAIN, {"GRU": {}}),
-}  # FILA and ReGLU: test_start.py
+}  # FILA and ReGLU: test_adapter_init.py
 
 
 @pytest.mark.parametrize("name", REMEMBERED)

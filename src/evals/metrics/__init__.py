@@ -25,9 +25,9 @@ from unlora.evals.records import (
     Scored,
     States,
     Target,
-    Value,
 )
 from unlora.registry import Registry
+from unlora.results.value import Value
 
 SOURCES: dict[Any, str] = {
     list[Scored]: "score",  # the pass that scores one answer per example

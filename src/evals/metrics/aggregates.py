@@ -9,10 +9,11 @@ from dataclasses import replace
 import numpy as np
 from scipy.stats import hmean
 
-from unlora.collapse import why_collapsed, why_unknown
 from unlora.evals.metrics import metric
 from unlora.evals.metrics.derived import derived
-from unlora.evals.records import Target, Value
+from unlora.evals.records import Target
+from unlora.results.collapse import why_collapsed, why_unknown
+from unlora.results.value import Value
 
 
 @metric("model_utility", higher_is_better=True)

@@ -2,7 +2,7 @@
 
 import math
 
-from unlora.evals.records import Value
+from unlora.results.value import Value
 
 
 def derived(value: float, *parts: Value) -> Value:

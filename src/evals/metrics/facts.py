@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from unlora.evals.metrics import metric
 from unlora.evals.metrics.rouge import WORD
-from unlora.evals.records import Generated, Value
+from unlora.evals.records import Generated
+from unlora.results.value import Value
 
 MOST, MOST_ELSEWHERE = 4, 20  # in no more than one of so many answers stands what distinguishes
 

@@ -6,7 +6,8 @@ import numpy as np
 from scipy.special import expit
 
 from unlora.evals.metrics import metric
-from unlora.evals.records import Scored, Value
+from unlora.evals.records import Scored
+from unlora.results.value import Value
 
 TINY = 1e-10  # added to denominators by the published evaluation code; kept for equal numbers
 

@@ -3,7 +3,8 @@
 import numpy as np
 
 from unlora.evals.metrics import metric
-from unlora.evals.records import Scored, Value
+from unlora.evals.records import Scored
+from unlora.results.value import Value
 
 
 @metric("exact_memorization", higher_is_better=False)

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from unlora.evals.metrics import metric
-from unlora.evals.records import RESAMPLES, GradientNorms, RootScored, Scored, Value
+from unlora.evals.records import GradientNorms, RootScored, Scored
+from unlora.results.value import RESAMPLES, Value
 
 TINY = 1e-10
 CELLS_AT_ONCE = 1 << 18  # counts held in memory while resampling: few, so that they stay near

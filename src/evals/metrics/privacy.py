@@ -4,7 +4,8 @@ import numpy as np
 
 from unlora.evals.metrics import metric
 from unlora.evals.metrics.derived import derived
-from unlora.evals.records import Reference, Value
+from unlora.evals.records import Reference
+from unlora.results.value import Value
 
 TINY = 1e-10  # added to denominators by the published evaluation code; kept for equal numbers
 

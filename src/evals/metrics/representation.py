@@ -4,7 +4,8 @@ import numpy as np
 from jaxtyping import Float
 
 from unlora.evals.metrics import metric
-from unlora.evals.records import RootStates, States, Value
+from unlora.evals.records import RootStates, States
+from unlora.results.value import Value
 
 
 @metric("representation_similarity", higher_is_better=None)

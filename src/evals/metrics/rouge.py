@@ -11,7 +11,8 @@ from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
 
 from unlora.evals.metrics import metric
-from unlora.evals.records import Generated, Value
+from unlora.evals.records import Generated
+from unlora.results.value import Value
 
 RougeType = Literal["rouge1_recall", "rougeL_f1", "rougeL_recall"]
 ASCII_WORD = re.compile(r"[a-z0-9]+")

@@ -6,7 +6,8 @@ import numpy as np
 
 from unlora.evals.metrics import metric
 from unlora.evals.metrics.rouge import WORD
-from unlora.evals.records import Generated, Legible, Reread, RootScored, Value
+from unlora.evals.records import Generated, Legible, Reread, RootScored
+from unlora.results.value import Value
 
 WORDS_IN_A_ROW = 4
 

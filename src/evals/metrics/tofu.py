@@ -4,7 +4,8 @@ import numpy as np
 from scipy.stats import ks_2samp
 
 from unlora.evals.metrics import metric
-from unlora.evals.records import Reference, Value
+from unlora.evals.records import Reference
+from unlora.results.value import Value
 
 
 @metric("forget_quality", higher_is_better=True)

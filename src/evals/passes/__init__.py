@@ -12,10 +12,10 @@ run; neither batches nor order change a result beyond float rounding. The batche
 not depend on the number of processes, so that changes nothing at all.
 """
 
+from unlora.evals.passes.generation import Sampling, generate
 from unlora.evals.passes.gradients import gradient_norm
-from unlora.evals.passes.reading import identity_of, legible
-from unlora.evals.passes.scoring import score
-from unlora.evals.passes.states import hidden
-from unlora.evals.passes.writing import Sampling, generate
+from unlora.evals.passes.hidden_states import hidden
+from unlora.evals.passes.loglikelihood import score
+from unlora.evals.passes.text_classifier import identity_of, legible
 
 __all__ = ["Sampling", "generate", "gradient_norm", "hidden", "identity_of", "legible", "score"]

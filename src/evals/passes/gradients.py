@@ -14,19 +14,19 @@ from transformers.pytorch_utils import Conv1D
 from unlora.data.chat import Encoded
 from unlora.data.collate import collate
 from unlora.errors import InputError
-from unlora.evals.passes.asking import device_of, evaluating, in_full, unwrapped
-from unlora.evals.passes.batches import (
+from unlora.evals.passes.batching import (
     Budget,
     Progress,
     answer_all,
     found_budget,
     needs_all_processes,
 )
-from unlora.evals.passes.scoring import takes_blocks, warn_of_dead
-from unlora.evals.passes.vocabulary import before_the_head, gradients_of
+from unlora.evals.passes.loglikelihood import takes_blocks, warn_of_dead
 from unlora.evals.records import GradientNorms
-from unlora.head import factors
-from unlora.outputs import IGNORE_INDEX, decoder_layers, output_embedding
+from unlora.forward.lm_head import factors
+from unlora.forward.modes import device_of, evaluating, in_full, unwrapped
+from unlora.forward.outputs import IGNORE_INDEX, decoder_layers, output_embedding
+from unlora.forward.vocab_stats import before_the_head, gradients_of
 
 WITH_GRAPH = 0.25  # of the token budget: what every layer has seen is kept until the way back
 LOGITS_WITH_GRAPH = 1 << 25  # where the head cannot be asked in blocks

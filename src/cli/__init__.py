@@ -1,0 +1,1 @@
+"""The command ``unlora``: what is typed, composed, said and shown in a terminal."""

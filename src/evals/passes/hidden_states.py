@@ -1,0 +1,74 @@
+"""What the layers make of an answer."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from unlora.data.chat import Encoded
+from unlora.data.collate import collate
+from unlora.evals.passes.batching import Budget, Progress, answer_all
+from unlora.evals.records import States
+from unlora.forward.modes import device_of, evaluating, unwrapped
+from unlora.forward.outputs import IGNORE_INDEX, output_embedding
+
+OF_ALL_LAYERS = 0.25  # of the token budget: the states of every layer are kept for a moment
+
+
+@torch.no_grad()
+def hidden(
+    model: nn.Module,
+    rows: Sequence[Encoded],
+    *,
+    pad_id: int,
+    batch_size: int | None = None,
+    tokens: int | None = None,
+    progress: Progress = lambda done: None,
+) -> States:
+    """Mean hidden state over the scored tokens of each row: [layers + 1, width], embedding first.
+
+    NaN where no token is scored, or where the states are not finite.
+    """
+    lm = unwrapped(model)
+    config = lm.config.get_text_config()
+    shape = (config.num_hidden_layers + 1, config.hidden_size)
+    kept = [i for i, row in enumerate(rows) if any(x != IGNORE_INDEX for x in row.labels)]
+
+    def ask(batch: list[int]) -> list[Float[np.ndarray, "layers width"]]:
+        inputs = {
+            k: t.to(device_of(lm)) for k, t in collate([rows[i] for i in batch], pad_id).items()
+        }
+        scored = (inputs["labels"] != IGNORE_INDEX).double()
+        handle = output_embedding(lm).register_forward_pre_hook(
+            lambda _module, args: (args[0][:, :1], *args[1:])  # nobody asks for logits
+        )
+        try:
+            found = lm(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
+                output_hidden_states=True, use_cache=False,
+            ).hidden_states  # fmt: skip
+        finally:
+            handle.remove()
+        means = [
+            torch.einsum("rtw,rt->rw", states.double(), scored.to(states.device)).cpu()
+            / scored.sum(1, keepdim=True).cpu()
+            for states in found
+        ]
+        return list(torch.stack(means, dim=1).float().numpy())
+
+    states = [np.full(shape, np.nan, dtype=np.float32) for _ in rows]
+    with evaluating(lm):
+        found = answer_all(
+            kept,
+            [len(rows[i].input_ids) for i in kept],
+            ask,
+            lm,
+            budget=Budget(tokens, batch_size),
+            share=OF_ALL_LAYERS,
+            progress=lambda done: progress(sum(len(rows[i].input_ids) for i in done)),
+        )
+    for i, state in zip(kept, found, strict=True):
+        states[i] = state if np.isfinite(state).all() else states[i]
+    return States(states)

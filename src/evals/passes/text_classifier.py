@@ -1,0 +1,110 @@
+"""What a classifier thinks of texts: a second, small model that only reads."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from unlora.errors import InputError
+from unlora.evals.passes.batching import Budget, Progress, answer_all
+from unlora.evals.records import Legible
+from unlora.model.lineage import fingerprint
+from unlora.model.load import commit_of, read_whole
+from unlora.runs.safe_loading import refuse_pickle
+
+CLEAN = ("clean", "LABEL_0")  # what classifiers of gibberish call text that is none
+
+
+@torch.no_grad()
+def legible(
+    classifier: str,
+    texts: Sequence[str | None],
+    *,
+    label: str | None = None,
+    batch_size: int | None = None,
+    tokens: int | None = None,
+    progress: Progress = lambda done: None,
+) -> Legible:
+    """Probability that each text is clean, by a text classifier; NaN where nothing was written.
+
+    Args:
+        classifier: folder or hub repository of a model for sequence classification; it is put on
+            this process's GPU where there is one.
+        label: the class of clean text; ``clean``, or the first one, if not given.
+        batch_size: at most these texts at a time.
+        tokens: at most these tokens at a time; None finds a number.
+        progress: told the number of texts done.
+
+    Raises:
+        InputError: the classifier cannot be loaded, or has no such class.
+    """
+    tokenizer, model = _loaded(classifier)
+    column = _column(classifier, model.config.label2id, label)
+    written = [i for i, text in enumerate(texts) if text and text.strip()]
+    read = tokenizer([str(texts[i]) for i in written], truncation=True).input_ids if written else []
+
+    def ask(batch: list[int]) -> list[float]:
+        rows = {"input_ids": [read[k] for k in batch]}
+        inputs = tokenizer.pad(rows, return_tensors="pt").to(model.device)
+        return model(**inputs).logits.float().softmax(-1)[:, column].tolist()
+
+    progress(len(texts) - len(written))
+    p = answer_all(
+        range(len(written)),
+        [len(ids) for ids in read],
+        ask,
+        model,
+        budget=Budget(tokens, batch_size),
+        progress=lambda done: progress(len(done)),
+    )
+    found = dict(zip(written, p, strict=True))
+    return Legible([found.get(i, float("nan")) for i in range(len(texts))])
+
+
+def identity_of(classifier: str) -> str | None:
+    """What tells a classifier from all others: its hash, or its name and commit on the hub.
+
+    None where the commit is not known, so that what it says cannot be kept.
+    """
+    if Path(classifier).is_dir():
+        return fingerprint(classifier)
+    try:
+        AutoConfig.from_pretrained(
+            classifier, trust_remote_code=False
+        )  # brings it into the local cache
+    except (OSError, ValueError):
+        return None  # said when it is loaded
+    commit = commit_of(classifier, {})
+    return f"{classifier}@{commit}" if commit else None
+
+
+def _loaded(classifier: str) -> tuple[Any, Any]:
+    """Tokenizer and model."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    if Path(classifier).is_dir():
+        refuse_pickle(Path(classifier), kind="AutoModelForSequenceClassification")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(classifier, trust_remote_code=False)
+        with read_whole():
+            model = AutoModelForSequenceClassification.from_pretrained(
+                classifier, trust_remote_code=False, use_safetensors=True
+            ).eval()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"fluency_classifier {classifier!r} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
+    return tokenizer, model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _column(classifier: str, known: dict[str, int], label: str | None) -> int:
+    """The place of the class of clean text."""
+    wanted = label or next((name for name in CLEAN if name in known), None)
+    if wanted not in known:
+        raise InputError(
+            f"fluency_classifier {classifier!r} has no class {wanted or 'clean'!r}. Set "
+            f"fluency_label to one of: {', '.join(known)}."
+        )
+    return known[wanted]

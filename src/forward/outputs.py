@@ -1,0 +1,387 @@
+"""What one model said about one batch, and the ways to ask it.
+
+What a loss wants to know decides what is computed, from nothing to everything:
+
+    ScoredTokens    which tokens are scored; no model is asked
+    SequenceLogps   one number for each row; of a reference it is computed once per run
+    TokenLogps      one number for each scored token; logits exist for a moment, if at all
+    Hidden          hidden states after one layer; the layers above never run
+    Outputs         logits of the scored tokens
+    Padded          logits of every position, as Open-Unlearning computes them
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from unlora.errors import InputError
+from unlora.forward.keyed_dropout import TokenKeys, keys_of, narrow, token_keys
+from unlora.forward.lm_head import factors, token_logps
+from unlora.forward.packing import Layout, packed, padded
+
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class ScoredTokens:
+    """The tokens that are to be predicted: no prompt, no padding, hence no mask.
+
+    Attributes:
+        labels: the tokens.
+        row: which row of the batch each token belongs to, ascending.
+        rows: number of rows in the batch.
+    """
+
+    labels: Int[Tensor, " tokens"]
+    row: Int[Tensor, " tokens"]
+    rows: int
+
+    @cached_property
+    def lengths(self) -> Int[Tensor, " rows"]:
+        """Number of scored tokens of each row."""
+        return torch.bincount(self.row, minlength=self.rows)
+
+    @cached_property
+    def starts(self) -> Int[Tensor, " rows"]:
+        """Where each row begins among the tokens."""
+        return self.lengths.cumsum(0) - self.lengths
+
+    @cached_property
+    def position(self) -> Int[Tensor, " tokens"]:
+        """The place of each token in its row, from 0."""
+        return torch.arange(len(self.row), device=self.row.device) - self.starts[self.row]
+
+    def sum_by_row(self, per_token: Float[Tensor, " tokens"]) -> Float[Tensor, " rows"]:
+        """Segment sum of one number per token."""
+        return per_token.new_zeros(self.rows).index_add(0, self.row, per_token)
+
+    def mean_by_row(self, per_token: Float[Tensor, " tokens"]) -> Float[Tensor, " rows"]:
+        """Segment mean of one number per token."""
+        return self.sum_by_row(per_token) / self.lengths
+
+
+class TokenLogps(ScoredTokens):
+    """How likely each scored token is, and no more; ``Outputs`` know it too."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def token_logps(self) -> Float[Tensor, " tokens"]:
+            """log p(label) in nats."""
+
+    @cached_property
+    def sequence_logps(self) -> Float[Tensor, " rows"]:
+        """log p(answer | prompt) in nats, summed over the answer's tokens."""
+        return self.sum_by_row(self.token_logps)
+
+
+@dataclass(frozen=True)
+class GivenLogps(TokenLogps):
+    """Log-probabilities that came without logits.
+
+    Attributes:
+        token_logps: log p(label) in nats.
+    """
+
+    token_logps: Float[Tensor, " tokens"]
+
+
+@dataclass(frozen=True)
+class Outputs(TokenLogps):
+    """Next-token predictions of the scored tokens.
+
+    Attributes:
+        logits: float32 raw scores.
+    """
+
+    logits: Float[Tensor, "tokens vocab"]
+
+    @cached_property
+    def token_logps(self) -> Float[Tensor, " tokens"]:
+        """log p(label) in nats."""
+        return -F.cross_entropy(self.logits, self.labels, reduction="none")
+
+
+@dataclass(frozen=True)
+class Hidden(ScoredTokens):
+    """What one layer makes of the scored tokens themselves.
+
+    Attributes:
+        states: float32 residual stream after the layer, at the position of each scored token.
+    """
+
+    states: Float[Tensor, "tokens width"]
+
+
+@dataclass(frozen=True)
+class SequenceLogps:
+    """log p(answer | prompt) in nats, summed over the answer's tokens, and nothing else."""
+
+    sequence_logps: Float[Tensor, " rows"]
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Logits of every position, prompt and padding included.
+
+    Attributes:
+        logits: position t predicts the token at t + 1.
+        labels: not shifted; ``IGNORE_INDEX`` on everything that is not to be scored.
+    """
+
+    logits: Float[Tensor, "rows time vocab"]
+    labels: Int[Tensor, "rows time"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a model may be asked; the answers are the same in every way.
+
+    Attributes:
+        packs: rows may follow one another in a sequence, see ``unlora.forward.packing``.
+        chunks: logits are what the output embedding says and no more, so that log-probabilities
+            can be had a chunk of tokens at a time, see ``unlora.forward.lm_head``.
+    """
+
+    packs: bool = False
+    chunks: bool = False
+
+
+Batch = Mapping[str, Tensor]
+Answer = TokenLogps | Outputs | Hidden
+PLAIN = Way()
+
+
+def ask(model: nn.Module, batch: Batch) -> Outputs:
+    """One forward pass; only scored positions reach the vocabulary projection.
+
+    Args:
+        model: a causal LM, wrapped or not (peft, DDP, ...).
+        batch: int64 [batch time] ``input_ids``, ``attention_mask`` and ``labels``, where labels
+            are ``IGNORE_INDEX`` on everything that is not to be scored. The first position of a
+            row has no prediction and is never scored. Padding is on the right.
+    """
+    (found,) = ask_all(model, [(Outputs, batch)])
+    assert isinstance(found, Outputs)
+    return found
+
+
+def ask_hidden(model: nn.Module, batch: Batch, layer: int) -> Hidden:
+    """One forward pass that ends after decoder layer ``layer``, counted from 0."""
+    (found,) = ask_all(model, [(Hidden, batch)], layer=layer)
+    assert isinstance(found, Hidden)
+    return found
+
+
+def ask_all(
+    model: nn.Module,
+    questions: Sequence[tuple[type, Batch]],
+    *,
+    layer: int | None = None,
+    way: Way = PLAIN,
+) -> list[Answer]:
+    """Several questions to one model, in one forward pass if the way packs.
+
+    Args:
+        questions: ``Outputs``, ``TokenLogps`` or ``Hidden``, of a batch; all or none ``Hidden``.
+            Where a batch has a ``key`` of each row, dropout goes by it.
+        layer: that ``Hidden`` looks at, counted from 0; the pass ends there.
+    """
+    if not way.packs and len(questions) > 1:
+        return [ask_all(model, [one], layer=layer, way=way)[0] for one in questions]
+    batches = [batch for _, batch in questions]
+    if way.packs:
+        config = _config(model)
+        flash = str(getattr(config, "_attn_implementation", "")).startswith("flash")
+        layout = packed(batches, width=config.get_text_config().hidden_size, one=flash)
+    else:
+        layout = padded(batches[0])
+    scored = [_scored(batch) for batch in batches]
+    places = [
+        begin[tokens.row] + position
+        for begin, (tokens, position) in zip(layout.offsets, scored, strict=True)
+    ]
+    kinds = [kind for kind, _ in questions]
+    keys = _keys(batches, layout)
+    if Hidden in kinds:
+        assert layer is not None and all(kind is Hidden for kind in kinds)
+        return _states(model, layout, layer, scored, places, keys)
+    projected = [kind is Outputs or not way.chunks for kind in kinds]
+    with token_keys(keys), _before_the_head(model, places, projected) as kept:
+        logits = _forward(model, layout.inputs).squeeze(0)
+    sizes = [len(states) for states, whole in zip(kept, projected, strict=True) if whole]
+    # the gradient of a part alone would be copied into one of the whole
+    said = iter(logits.split(sizes) if len(sizes) > 1 else [logits])
+    head = output_embedding(model)
+    found: list[Answer] = []
+    for whole, states, (tokens, _), place in zip(projected, kept, scored, places, strict=True):
+        # a module takes its input to its own device itself
+        here = states.device if whole else head.weight.device
+        moved = tokens.labels.to(here), tokens.row.to(here), tokens.rows
+        if whole:
+            found.append(Outputs(*moved, _in_full(next(said))))
+            continue
+        with token_keys(keys and keys.select(place)):
+            products = factors(head, states.to(here))
+        assert products is not None  # so it was when the way was found
+        found.append(GivenLogps(*moved, token_logps(products, moved[0])))
+    return found
+
+
+def scored_tokens(batch: Batch) -> ScoredTokens:
+    """Which tokens :func:`ask` would predict; costs no pass."""
+    return _scored(batch)[0]
+
+
+def ask_padded(model: nn.Module, batch: Batch) -> Padded:
+    """One forward pass that projects every position to the vocabulary."""
+    layout = padded(batch)
+    with token_keys(_keys([batch], layout)):
+        logits = _forward(model, layout.inputs).float()
+    return Padded(logits, batch["labels"].to(logits.device))
+
+
+def _states(
+    model: nn.Module,
+    layout: Layout,
+    layer: int,
+    scored: Sequence[tuple[ScoredTokens, Tensor]],
+    places: Sequence[Tensor],
+    keys: TokenKeys | None,
+) -> list[Answer]:
+    nothing = [place[:0] for place in places]
+    with ExitStack() as stack:
+        stack.enter_context(token_keys(keys))
+        stack.enter_context(_before_the_head(model, nothing, [True] * len(places)))
+        seen = stack.enter_context(_ending_after(model, layer))
+        _forward(model, layout.inputs)
+    states = seen[-1].flatten(0, 1)
+    found: list[Answer] = []
+    for (tokens, _), place in zip(scored, places, strict=True):
+        here = states.device
+        moved = tokens.labels.to(here), tokens.row.to(here), tokens.rows
+        found.append(Hidden(*moved, states[place.to(here) + 1].float()))
+    return found
+
+
+def _forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    # labels stay here: transformers would compute a loss of its own
+    logits: Tensor = model(**inputs, use_cache=False).logits
+    return logits
+
+
+def _keys(batches: Sequence[Batch], layout: Layout) -> TokenKeys | None:
+    size = layout.inputs["input_ids"].numel()
+    return keys_of([batch.get("key") for batch in batches], layout.offsets, size)
+
+
+def _in_full(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _scored(batch: Batch) -> tuple[ScoredTokens, Tensor]:
+    """The scored tokens, and the position that predicts each."""
+    labels = batch["labels"][:, 1:]
+    row, position = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
+    return ScoredTokens(labels[row, position], row, len(labels)), position
+
+
+@contextmanager
+def _before_the_head(
+    model: nn.Module, places: Sequence[Tensor], projected: Sequence[bool]
+) -> Iterator[list[Tensor]]:
+    """Let the output embedding see these places only, of those groups that are to be projected.
+
+    The list gets the hidden states of every group.
+    """
+    kept: list[Tensor] = []
+
+    def select(_module: nn.Module, args: Any) -> Any:
+        hidden, *rest = args
+        flat = hidden.flatten(0, 1)
+        kept[:] = [flat[place.to(flat.device)] for place in places]  # of several devices
+        shown = [states for states, whole in zip(kept, projected, strict=True) if whole]
+        seen = [place for place, whole in zip(places, projected, strict=True) if whole]
+        narrow(torch.cat(seen) if seen else places[0][:0])
+        return (torch.cat([flat[:0], *shown]).unsqueeze(0), *rest)
+
+    handle = output_embedding(model).register_forward_pre_hook(select)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _ending_after(model: nn.Module, layer: int) -> Iterator[list[Tensor]]:
+    """Take the layers above away for a while; the list gets what the last one answers.
+
+    The forward pass runs to its end, over fewer layers: an exception that cut it short would
+    leave wrappers such as DDP half done.
+    """
+    parent, name, layers = _decoder(model)
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = layers[layer].register_forward_hook(keep)
+    setattr(parent, name, layers[: layer + 1])
+    try:
+        yield seen
+    finally:
+        setattr(parent, name, layers)
+        handle.remove()
+
+
+def output_embedding(model: nn.Module) -> nn.Module:
+    """The vocabulary projection, under any wrapper.
+
+    Raises:
+        TypeError: the model has none, so it is not a causal language model.
+    """
+    while not hasattr(model, "get_output_embeddings") and hasattr(model, "module"):
+        model = model.module
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is None:
+        raise TypeError(f"{type(model).__name__} has no output embedding: not a causal LM")
+    return head
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The stack of decoder layers, under any wrapper and of any architecture."""
+    return _decoder(model)[2]
+
+
+def check_layer(model: nn.Module, layer: int) -> None:
+    """Raises InputError unless the model has a decoder layer of this number, counted from 0."""
+    count = len(decoder_layers(model))
+    if not 0 <= layer < count:
+        raise InputError(
+            f"trainer.method_args.layer is {layer}, but the model has layers 0 to {count - 1}. "
+            f"A quarter of the depth is usual: trainer.method_args.layer={(count - 1) // 4}."
+        )
+
+
+def _config(model: nn.Module) -> Any:
+    # DeepSpeed's wrapper has a config that is its own
+    while not hasattr(getattr(model, "config", None), "get_text_config"):
+        model = model.module
+    return model.config
+
+
+def _decoder(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
+    """The module that holds the decoder layers, its attribute, and the layers."""
+    depth = _config(model).get_text_config().num_hidden_layers
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == depth:
+                return parent, name, child
+    raise TypeError(f"{type(model).__name__} has no stack of {depth} decoder layers")

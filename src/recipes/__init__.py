@@ -1,0 +1,1 @@
+"""The programs that join the parts: training, evaluation, alternates, studies."""

@@ -1,0 +1,171 @@
+"""Evaluate a model: ``python src/eval.py experiment=eval/tofu/default task_name=mine``."""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+logger = logging.getLogger("unlora.recipes.evaluate")
+
+
+def run(cfg: Any) -> dict[str, float]:
+    """Evaluate the model of the config with every suite of its section ``eval``.
+
+    The model is loaded only if something must be asked that is not known of it yet.
+
+    Returns:
+        metric -> value, over all suites; nothing where only the plan is wanted.
+
+    Raises:
+        InputError: something in the config or the data can be put right by its writer.
+    """
+    from unlora.config import plain, read
+
+    config = read(cfg)
+
+    import torch
+
+    from unlora.evals import Subject, build_suites, evaluate_all
+    from unlora.evals.eval_model import NO_ADAPTERS
+    from unlora.evals.passes.batching import halvings
+    from unlora.evals.processes import joined
+    from unlora.evals.progress import without_library_bars
+    from unlora.model import as_trained, get_model, load_args, load_tokenizer
+    from unlora.model.fingerprints import identities
+    from unlora.model.guards import evaluation_is_pure
+    from unlora.model.lineage import Lineage
+    from unlora.model.quantised import placed
+    from unlora.recipes import baselines
+    from unlora.runs.run import Run, alone, full_disk_in_words, is_main_process
+
+    if config.output != "lines" and is_main_process():  # the others say less already
+        logging.getLogger().setLevel(logging.WARNING)
+    config = config.model_copy(update={"model": as_trained(config.model)})
+    with ExitStack() as guard:
+        if config.output != "lines":
+            guard.enter_context(without_library_bars())
+        guard.enter_context(joined())
+        found = baselines.find(config)
+        suites = build_suites(
+            found.eval if config.plan else baselines.evaluated(config, found),
+            tokenizer=load_tokenizer(config.model),
+            template_args=config.model.template_args,
+            datasets_dir=config.paths.datasets_dir,
+            prepare=False,
+        )
+        lineage = Lineage.read(
+            load_args(config.model)["pretrained_model_name_or_path"], config.model.base
+        )
+        key, root_key = identities(config.model)
+
+        def load() -> Any:
+            model, _ = get_model(config.model, trainable=False)
+            if torch.cuda.is_available() and not placed(model):
+                model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+            guard.enter_context(evaluation_is_pure(model))
+            return model
+
+        subject = Subject(
+            load, key, root_key, None if lineage.links else NO_ADAPTERS,
+            is_target=not baselines.made_to_forget(config),
+        )  # fmt: skip
+        if config.plan:
+            planned = [row for suite in suites for row in suite.plan(subject)]
+            if not is_main_process():
+                return {}
+            if config.output == "json":
+                print(json.dumps(planned))
+                return {}
+            print(as_text(planned))
+            print(first_rows(planned))
+            for suite in suites:
+                reasons = suite.not_computable_for(subject)
+                for why in dict.fromkeys(reasons.values()):
+                    names = [name for name, reason in reasons.items() if reason == why]
+                    print(f"not computed: {', '.join(names)}: {why}")
+            return {}
+        folder = config.paths.output_dir
+        # of its own kind: what a training has left may be evaluated while another runs into it
+        guard.enter_context(full_disk_in_words(folder))
+        halved = guard.enter_context(halvings())
+        guard.enter_context(alone(folder, "eval"))
+        record = Run(folder, plain(cfg) | {"model": dict(config.model)}, kind="eval")
+        summary = evaluate_all(suites, subject, quiet=config.output != "lines")
+        record.begin(fresh=False)  # one that fails leaves an earlier one as it was
+    ran_out = {"memory_ran_out": {"evaluation": halved}} if halved else {}
+    record.finish(lineage=str(lineage), **ran_out, summary=summary)
+    if is_main_process():
+        note, text = figures(summary, [(suite.output_dir, suite.kind) for suite in suites])
+        if config.output == "json":
+            finite = {k: v if math.isfinite(v) else None for k, v in summary.items()}
+            print(json.dumps({"note": note} | finite if note else finite))
+        elif config.output == "lines":
+            print("\n".join(filter(None, (note, text))))
+        elif note:
+            logger.warning("%s", note)
+    logger.info("finished: %s", folder)
+    return summary
+
+
+def lines(
+    summary: Mapping[str, float],
+    bounds: Mapping[str, tuple[float, float]],
+    notes: Mapping[str, str] | None = None,
+) -> str:
+    """One line for each metric: its value, the 95 % interval where it has one, and its note."""
+    from unlora.runs.redaction import printable
+
+    width = max(map(len, summary), default=0)
+    found = []
+    for name, value in sorted(summary.items()):
+        interval = "  [{:.4g}, {:.4g}]".format(*bounds[name]) if name in bounds else ""
+        note = f"  ({printable((notes or {})[name])})" if name in (notes or {}) else ""
+        found.append(f"{printable(name):{width}}  {value:.6g}{interval}{note}")
+    return "\n".join(found)
+
+
+def figures(summary: Mapping[str, float], logs: Sequence[tuple[Any, str]]) -> tuple[str, str]:
+    """What should be known before any figure, empty for nothing, and the figures by line.
+
+    Args:
+        logs: folder and kind of each log that the figures stand in.
+    """
+    from unlora.results.eval_log import intervals, notes
+
+    bounds: dict[str, tuple[float, float]] = {}
+    said: dict[str, str] = {}
+    first = []
+    for folder, kind in logs:
+        bounds |= intervals(folder, kind)
+        of_log = notes(folder, kind)
+        first.append(of_log.pop("", ""))
+        said |= of_log
+    return " ".join(filter(None, first)), lines(summary, bounds, said)
+
+
+def as_text(planned: Sequence[Mapping[str, Any]]) -> str:
+    """The plan of an evaluation as a table, with what is left to do in its last line."""
+    show: Callable[..., str] = "{:14} {:28} {:>7} {:>10}  {}".format
+    rows = [show("pass", "data", "rows", "tokens", "")]
+    for asked in planned:
+        kept = "kept from before" if asked["kept"] else ""
+        rows.append(
+            show(asked["pass"], asked["data"], asked["rows"], asked["tokens"], kept).rstrip()
+        )
+    new = [asked for asked in planned if not asked["kept"]]
+    totals = (sum(asked[column] for asked in new) for column in ("rows", "tokens"))
+    rows.append(show("to be run", f"{len(new)} of {len(planned)}", *totals, "").rstrip())
+    return "\n".join(rows)
+
+
+def first_rows(planned: Sequence[Mapping[str, Any]]) -> str:
+    """The first row of each data set as tokens, as it is scored and as it is gone on from."""
+    from unlora.data.first_row import as_lines
+
+    rows: dict[str, dict[str, Sequence[str]]] = {}
+    for asked in planned:
+        rows.setdefault(asked["data"], {}).update(asked.get("first", {}))
+    return "\n".join(as_lines(name, parts) for name, parts in rows.items() if parts)

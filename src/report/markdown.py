@@ -1,0 +1,184 @@
+"""The same as the page for papers and programs: ``report.md`` and ``table.csv``."""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unlora.report import summary
+from unlora.report.examples import Answers
+from unlora.report.findings import Findings
+from unlora.report.provenance import Facts, differences
+from unlora.report.runs import Row
+from unlora.report.suites import AIM_WORDS
+from unlora.report.summary import shown, shown_interval
+
+EXAMPLES, LONGEST = 3, 300
+
+
+def as_csv(all_findings: Sequence[Findings]) -> str:
+    """One line for each method and metric."""
+    seeds = max(len(line.row.results) for found in all_findings for line in found.lines)
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(
+        ["suite", "method", "role", "collapsed", "metric", "better", "best", "mean", "low95",
+         "high95", *(f"seed_{i + 1}" for i in range(seeds)), "note"]
+    )  # fmt: skip
+    for found in all_findings:
+        for line in found.lines:
+            for metric in (*found.main, *found.others):
+                cell = line.cells[metric]
+                bounds = cell.interval or (None, None)
+                figures = [cell.mean, *bounds, *cell.seeds, *[None] * (seeds - len(cell.seeds))]
+                writer.writerow(
+                    [found.kind, plain(line.name), line.role, int(bool(line.collapsed)),
+                     plain(metric), AIM_WORDS[found.aims[metric]], int(metric in line.best),
+                     *("" if x is None else repr(x) for x in figures),
+                     plain(cell.note or found.note(metric))]
+                )  # fmt: skip
+    return stream.getvalue()
+
+
+def as_markdown(
+    title: str,
+    all_findings: Sequence[Findings],
+    answers: Mapping[str, Answers],
+    rows: Sequence[Row],
+    runs: Sequence[Facts],
+    trials: Sequence[Mapping[str, Any]],
+    budget: str | None,
+    missing: Sequence[str] = (),
+) -> str:
+    parts = [f"# {inline(title)}"]
+    for found in all_findings:
+        parts += [f"## {inline(found.suite.title)}"] if len(all_findings) > 1 else []
+        parts += [f"**{inline(summary.headline(found))}.**"]
+        parts += ["\n".join(f"- **{inline(n)}** {inline(s)}" for n, s in summary.sentences(found))]
+        parts += [inline(summary.measured_by(found)), _main_table(found), _other_table(found)]
+        parts += [_examples(answers[found.kind])]
+    if missing:
+        parts += ["Not here, as it failed:", "\n".join(f"- {inline(one)}" for one in missing)]
+    names, different = differences(rows)
+    if different:
+        body = [[f"`{code(key)}`", *(f"`{code(row[n])}`" if row[n] else "" for n in names)]
+                for key, row in different.items()]  # fmt: skip
+        parts += ["## Settings that differ", _table(["setting", *map(inline, names)], body)]
+    if trials or budget:
+        parts += ["## Search", inline(budget or ""), trial_table(trials)]
+    columns = [key for key in runs[0].values if any(run.values[key] for run in runs)]
+    body = [[inline(r.name), inline(r.seed), f"`{code(r.folder)}`",
+             *(inline(r.values[c]) for c in columns)] for r in runs]  # fmt: skip
+    parts += ["## Runs", _table(["run", "seed", "folder", *columns], body)]
+    commands = list(dict.fromkeys(run.command for run in runs if run.command))
+    parts += (
+        ["Commands:\n\n" + "\n".join(f"    {one_line(c)}" for c in commands)] if commands else []
+    )
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def trial_table(trials: Sequence[Mapping[str, Any]]) -> str:
+    if not trials:
+        return ""
+    body = [
+        [inline(str(t.get("method", ""))), str(t.get("number", "")), inline(settings(t)),
+         shown(_number(t.get("distance"))), shown(_number(t.get("utility"))),
+         "yes" if t.get("feasible") else "no", inline(str(t.get("state", "")))]
+        for t in trials
+    ]  # fmt: skip
+    return _table(["method", "trial", "settings", "distance", "utility", "feasible", "state"], body)
+
+
+def settings(trial: Mapping[str, Any]) -> str:
+    """The settings of a trial as overrides."""
+    params = trial.get("params")
+    if not isinstance(params, Mapping):
+        return ""
+    return " ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in sorted(params.items())
+    )
+
+
+def inline(text: str) -> str:
+    """Text inside a Markdown table or paragraph, every mark of Markdown and HTML without effect."""
+    text = one_line(text)
+    text = re.sub(r"([\\`*_{}\[\]()#+!|~$^-])", r"\\\1", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def code(text: str) -> str:
+    """Text between two backticks of a Markdown table."""
+    return one_line(text).replace("`", "'").replace("|", "\\|")
+
+
+def one_line(text: str) -> str:
+    """Without line breaks, and without characters that reorder what stands beside them."""
+    return " ".join(harmless(text).split())
+
+
+def harmless(text: str) -> str:
+    """Without characters that no page shows, and that act on what stands beside them."""
+    text = re.sub(r"[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]", "", text)
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", " ", text)
+
+
+def plain(text: str) -> str:
+    """A cell of text that no spreadsheet takes for a formula."""
+    start = text[:1]  # also before what is no sign of a text
+    text = harmless(text)
+    return "'" + text if text.lstrip()[:1] in tuple("=+-@") or start in ("\t", "\r") else text
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _main_table(found: Findings) -> str:
+    head = ["", *(inline(found.heading(metric)) for metric in found.main), ""]
+    body = []
+    for line in found.lines:
+        cells = []
+        for metric in found.main:
+            cell = line.cells[metric]
+            value = shown(cell.mean)
+            value = f"**{value}** (best)" if metric in line.best else value
+            cells.append(f"{value} {inline(shown_interval(cell))}".rstrip())
+        body.append([inline(line.name), *cells, "collapsed" if line.collapsed else ""])
+    goals = ["*best*", *(AIM_WORDS[found.aims[metric]] for metric in found.main), ""]
+    return _table(head, [*body, goals])
+
+
+def _other_table(found: Findings) -> str:
+    names = [inline(line.name) for line in found.lines]
+    body = [
+        [f"`{code(metric)}`", *(f"{shown(line.cells[metric].mean)} "
+         f"{inline(shown_interval(line.cells[metric]))}".rstrip() for line in found.lines)]
+        for metric in found.others
+    ]  # fmt: skip
+    return "### All other metrics\n\n" + _table(["metric", *names], body) if body else ""
+
+
+def _examples(answers: Answers) -> str:
+    """The first rows of the first split, as the models answered them."""
+    rows = next(iter(answers.splits.values()), ())[:EXAMPLES]
+    if not rows:
+        return ""
+    first = [i for i, (row, result) in enumerate(answers.models) if result is row.results[0]]
+    names = [inline(answers.models[i][0].name) for i in first]
+    body = [
+        [_short(row.question), _short(row.truth), *(_short(x[0]) if (x := row.answers[i]) else ""
+         for i in first)]
+        for row in rows
+    ]  # fmt: skip
+    return "### First rows to forget\n\n" + _table(["question", "true answer", *names], body)
+
+
+def _short(text: str) -> str:
+    return inline(text if len(text) <= LONGEST else text[:LONGEST] + " …")
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

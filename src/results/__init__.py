@@ -1,0 +1,1 @@
+"""What an evaluation found: logs, and when a model is called collapsed."""

@@ -1,0 +1,289 @@
+"""What a study would do, what that needs and how long it takes; none of it is done.
+
+Time is measured: of stages of the same kind that were run in this study before, and else of the
+first steps of one training, which are taken in a folder that is gone afterwards.
+"""
+
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from tqdm import tqdm
+
+from unlora.config import Config
+from unlora.config import read as checked
+from unlora.errors import GuardError, InputError
+from unlora.studies import fingerprints
+from unlora.studies.config import Study
+from unlora.studies.stage_run import Record, belongs_to, output_to
+from unlora.studies.stages import Stage, variants
+
+STEPS = 4  # that are timed
+EVERY = 0.5 if sys.stderr.isatty() else 20.0  # seconds between two looks at how far it is
+GB = 1e9
+FINISHED = "finished"
+HEADINGS: tuple[str, ...] = ("stage", "state", "rows", "steps", "trained", "memory", "time")
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Of one stage.
+
+    Attributes:
+        state: ``finished``, ``to run``, ``goes on at step N``, ``after STAGE``.
+        rows: examples of one epoch; None where they are on the hub.
+        steps: optimiser steps.
+        trained: parameters.
+        memory: peak, bytes.
+        seconds: None where nothing like it has been timed.
+        note: why a figure is not known.
+    """
+
+    stage: Stage
+    state: str
+    rows: int | None = None
+    steps: int | None = None
+    trained: int | None = None
+    memory: int | None = None
+    seconds: float | None = None
+    note: str | None = None
+
+
+def as_text(study: Study, stages: Sequence[Stage], folder: Path) -> str:
+    """The plan as a table, with what is left to do in its last lines.
+
+    Raises:
+        InputError: something in a config or the data is wrong.
+    """
+    found = forecasts(study, stages, folder)
+    rows = [HEADINGS, *map(_cells, found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [c.ljust(w) if i < 2 else c.rjust(w)
+                 for i, (c, w) in enumerate(zip(row, widths, strict=True))]  # fmt: skip
+        lines.append("  ".join(cells).rstrip())
+    left = [one for one in found if one.state != FINISHED]
+    lines += ["", f"{len(left)} of {len(found)} stages are to be run."]
+    known = [one.seconds for one in left if one.seconds is not None]
+    if known:
+        unknown = len(left) - len(known)
+        lines[-1] += f" About {_time(sum(known) / study.workers)} with workers={study.workers}" + (
+            f", and {unknown} stages whose time is not known yet." if unknown else "."
+        )
+    lines += dict.fromkeys(one.note for one in found if one.note)
+    if trials := study.search["trials"]:
+        lines.append(
+            f"Before them: {trials} trials for each of {len(variants(study.methods))} methods "
+            f"on seed {study.search['seed']}, each a training and an evaluation."
+        )
+    return "\n".join(lines)
+
+
+def forecasts(study: Study, stages: Sequence[Stage], folder: Path) -> list[Forecast]:
+    """What each stage would be."""
+    finished: set[str] = set()
+    times, sizes = Times(study, folder, stages), Sizes()
+    found = []
+    for stage in tqdm(stages, "planning", unit=" stages", leave=False, mininterval=EVERY):
+        state = _state(stage, folder, finished)
+        if state == FINISHED:
+            finished.add(stage.name)
+            found.append(Forecast(stage, state))
+        elif stage.kind == "eval":
+            found.append(Forecast(stage, state, seconds=times.of_evaluation()))
+        else:
+            found.append(_training(study, stage, state, times, sizes))
+    return found
+
+
+def check_evaluations(stages: Sequence[Stage]) -> None:
+    """Compose every evaluation, which otherwise happens after the trainings before it.
+
+    Raises:
+        InputError: something in one is wrong.
+    """
+    from unlora.evals import check
+    from unlora.recipes.baselines import without_references
+
+    first = {(stage.role, stage.overrides): stage for stage in stages if stage.kind == "eval"}
+    for stage in first.values():
+        try:
+            config = checked(fingerprints.config_of(stage))
+            check({name: without_references(suite) for name, suite in config.eval.items()})
+        except InputError as error:
+            raise InputError(f"{stage.title}: {error}") from error
+
+
+class Sizes:
+    """What trainings need; those that differ in seed and folder need the same."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Any] = {}
+        self._unreachable: dict[str, str] = {}
+
+    def of(self, config: Config) -> Any:
+        """The estimate of one.
+
+        Raises:
+            InputError: its model is out of reach, or something in it is wrong.
+            GuardError: it would be silently wrong.
+        """
+        from unlora.trainer.memory_estimate import estimate
+
+        model = config.model.model_args["pretrained_model_name_or_path"]
+        if model in self._unreachable:  # a hub that does not answer is not asked again
+            raise InputError(self._unreachable[model])
+        args = {k: v for k, v in config.trainer.args.items() if k not in ("seed", "output_dir")}
+        trainer = {**config.trainer.model_dump(), "args": args}
+        key = fingerprints.digest(config.model.model_dump(), trainer, config.data)
+        if key not in self._known:
+            try:
+                self._known[key] = estimate(config)
+            except InputError as error:
+                if "cannot be reached" in str(error):
+                    self._unreachable[model] = str(error)
+                raise
+        return self._known[key]
+
+
+def _training(study: Study, stage: Stage, state: str, times: "Times", sizes: Sizes) -> Forecast:
+    config = checked(_from_the_start(study, stage))
+    rows = _num_rows(config)
+    steps = _num_steps(config, rows) if rows else None
+    try:
+        size, seconds = sizes.of(config), times.of_step(stage)
+    except (InputError, GuardError) as error:
+        reached = "cannot be reached" not in str(error)
+        note = f"{stage.name}: {error}" if reached else str(error)
+        return Forecast(stage, state, rows, steps, note=note)
+    return Forecast(stage, state, rows, steps, size.trained, size.total_bytes,
+                    steps * seconds if steps and seconds else None)  # fmt: skip
+
+
+def _from_the_start(study: Study, stage: Stage) -> dict[str, Any]:
+    """The config of a training; the target's own start where its target is not there yet."""
+    config = fingerprints.config_of(stage)
+    args = config["model"]["model_args"]
+    if stage.model and not Path(stage.model).is_dir() and isinstance(study.target, list):
+        start = fingerprints.composed("train", study.target).model.model_args
+        args["pretrained_model_name_or_path"] = start.pretrained_model_name_or_path
+    return config
+
+
+def _state(stage: Stage, folder: Path, finished: Iterable[str]) -> str:
+    missing = [name for name in stage.needs if name not in finished]
+    if missing:
+        return f"after {missing[-1]}"
+    record = Record.of(stage, folder)
+    key = fingerprints.key(stage)
+    if record.finished(stage, key):
+        return FINISHED
+    if stage.kind == "train" and belongs_to(Path(stage.folder), key):
+        from unlora.trainer.checkpoints import whole_checkpoints
+
+        if checkpoints := whole_checkpoints(Path(stage.folder)):
+            return f"goes on at step {checkpoints[-1].name.rpartition('-')[2]}"
+    return "to run"
+
+
+def _num_rows(config: Config) -> int | None:
+    """Rows of one epoch, where they are on this machine: those of what anchors the batches."""
+    part = "train" if config.mode == "finetune" else str(config.data.get("anchor") or "forget")
+    total = 0
+    sets: Mapping[str, Any] = dict(config.data).get(part) or {}  # type: ignore[assignment]
+    for declared in sets.values():
+        rows = fingerprints.local_rows(declared["args"]["hf_args"], config.paths.datasets_dir)
+        if rows is None or declared["handler"] == "PretrainingDataset":  # pieces of texts
+            return None
+        total += len(rows)
+    return total
+
+
+def _num_steps(config: Config, rows: int) -> int:
+    args: dict[str, Any] = dict(config.trainer.args)
+    if args.get("max_steps", -1) > 0:
+        return int(args["max_steps"])
+    batches = math.ceil(rows / args.get("per_device_train_batch_size", 8))
+    steps = math.ceil(batches / args.get("gradient_accumulation_steps", 1))
+    return math.ceil(steps * args.get("num_train_epochs", 3))
+
+
+class Times:
+    """How long stages take, as far as any of their kind was run."""
+
+    def __init__(self, study: Study, folder: Path, stages: Sequence[Stage]):
+        self.study = study
+        self.steps: dict[str, list[float]] = {}
+        self.evaluations: list[float] = []
+        for stage in stages:
+            known = Record.of(stage, folder).read()
+            if known.get("state") != FINISHED:
+                continue
+            if stage.kind == "eval":
+                self.evaluations.append(known["seconds"])
+            elif steps := _steps_of(Path(stage.folder)):
+                self.steps.setdefault(stage.config, []).append(known["seconds"] / steps)
+
+    def of_evaluation(self) -> float | None:
+        """Seconds."""
+        return fmean(self.evaluations) if self.evaluations else None
+
+    def of_step(self, stage: Stage) -> float | None:
+        """Seconds of one optimiser step of a training like this one."""
+        if stage.config not in self.steps:
+            self.steps[stage.config] = [_first_steps(_from_the_start(self.study, stage))]
+        return fmean(self.steps[stage.config])
+
+
+def _steps_of(folder: Path) -> int | None:
+    try:
+        steps: int = json.loads((folder / "manifest.json").read_text("utf-8"))["optimiser_steps"]
+        return steps
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _first_steps(config: dict[str, Any]) -> float:
+    """Seconds of a step, from the first few of a training; what they make is thrown away."""
+    from unlora.recipes import train
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "run"
+        config["paths"] = {**config["paths"], "output_dir": str(folder)}
+        config["trainer"]["args"] |= {
+            "max_steps": STEPS, "save_strategy": "no", "report_to": "none", "logging_steps": 1,
+            "output_dir": str(folder),
+        }  # fmt: skip
+        with output_to(Path(place) / "log.txt"):
+            started = time.time()
+            train.run(config, evaluate=False)
+            history = json.loads((folder / "manifest.json").read_text("utf-8"))["training"]
+        runtime = next((log["train_runtime"] for log in history if "train_runtime" in log), None)
+        return float(runtime or time.time() - started) / STEPS
+
+
+def _cells(one: Forecast) -> tuple[str, ...]:
+    return (
+        one.stage.name,
+        one.state,
+        "" if one.rows is None else f"{one.rows:,}",
+        "" if one.steps is None else f"{one.steps:,}",
+        "" if one.trained is None else f"{one.trained / 1e6:.1f} M",
+        "" if one.memory is None else f"{one.memory / GB:.2f} GB",
+        "" if one.seconds is None else _time(one.seconds),
+    )
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

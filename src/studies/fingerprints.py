@@ -1,0 +1,265 @@
+"""What a stage is asked to do, and a hash of all that its result depends on."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from unlora.cli.compose import composed
+from unlora.config import plain, shipped
+from unlora.runs.run import files_below
+from unlora.studies.stages import Stage
+
+# of trainer.args: they say what is kept, shown or in memory, not what is learnt
+NOT_LEARNT = (
+    "output_dir", "report_to", "run_name", "resume_from_checkpoint", "save_strategy", "save_steps",
+    "save_total_limit", "save_only_model", "logging_steps", "logging_strategy",
+    "logging_first_step", "disable_tqdm", "log_level", "dataloader_num_workers",
+    "dataloader_pin_memory",
+)  # fmt: skip
+TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja",
+)  # fmt: skip
+HF_ARGS = ("hf_args", "few_shot_dataset_hf_args")  # which rows a data set has
+# of a suite: they say how it is asked and where that is written, not what it says
+NOT_SAID = (
+    "output_dir", "overwrite", "cache", "batch_size", "token_budget", "retain_logs_path",
+    "target_logs_path", "panel", "panel_rows",
+)  # fmt: skip
+
+
+def digest(*parts: Any) -> str:
+    """sha256 of things that JSON can say."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def sha256(file: Path) -> str:
+    """Of a file's bytes."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def config_of(stage: Stage) -> dict[str, Any]:
+    """The resolved config that ``train.run`` or ``eval.run`` is given for a stage."""
+    return _training(stage) if stage.kind == "train" else _evaluation(stage)
+
+
+def key(stage: Stage) -> str:
+    """A hash of what the result depends on; the stages before must be finished.
+
+    Raises:
+        InputError: a model or data that the stage needs are not there, or are damaged.
+    """
+    config = config_of(stage)
+    parts: list[Any] = [stage.kind, config["model"]["model_args"]["pretrained_model_name_or_path"]]
+    parts[1] = model_content(parts[1])
+    place = config["paths"].get("datasets_dir")
+    if stage.kind == "train":
+        model = {k: v for k, v in config["model"].items() if k != "targets"}
+        trainer = {k: v for k, v in config["trainer"].items() if k != "on_change"}
+        chooses = bool(trainer["args"].get("load_best_model_at_end"))
+        left_out = ("output_dir", "report_to", "run_name") if chooses else NOT_LEARNT
+        trainer["args"] = {k: v for k, v in trainer["args"].items() if k not in left_out}
+        data = {k: _data(v, place) for k, v in (config.get("data") or {}).items()}
+        if trainer["args"].get("gradient_checkpointing") == "auto":  # as it was once called
+            trainer["args"]["gradient_checkpointing"] = True
+        if config.get("global_batch_size") is not None:  # it decides over those in trainer.args
+            trainer["args"]["global_batch_size"] = config["global_batch_size"]
+        parts += [_without_paths(model), trainer, data]
+        parts.append(_tokenizer(config["model"]["tokenizer_args"]))
+        if chooses:  # the best checkpoint depends on when it is looked for, and by what
+            parts.append({name: [suite.get("panel"), suite.get("panel_rows"), _suite(suite, place)]
+                          for name, suite in config["eval"].items()})  # fmt: skip
+    else:
+        parts.append({name: _suite(suite, place) for name, suite in config["eval"].items()})
+        parts.append(_asked_as(stage))
+    parts += _quantised(config["model"])
+    return digest(*parts)
+
+
+def _training(stage: Stage) -> dict[str, Any]:
+    cfg = composed(stage.config, stage.overrides)
+    cfg.paths.output_dir = stage.folder
+    cfg.task_name = stage.run
+    if stage.model:
+        cfg.model.model_args.pretrained_model_name_or_path = stage.model
+    if stage.retain_log and "retain_logs_path" in cfg:
+        cfg.retain_logs_path = stage.retain_log
+    for name, value in stage.params.items():
+        OmegaConf.update(cfg, name, value, force_add=True)
+    config = plain(cfg)
+    args = config["trainer"]["args"]
+    args["seed"] = stage.seed
+    if keeps_no_checkpoints(args):  # some are needed to go on where it was stopped
+        args |= {"save_strategy": "epoch", "save_total_limit": 1}
+    return config
+
+
+def keeps_no_checkpoints(args: Mapping[str, Any]) -> bool:
+    """Whether ``trainer.args`` want none beside the result."""
+    # YAML reads a bare no as false
+    return str(args.get("save_strategy", "no")).lower() in ("no", "false")
+
+
+def _evaluation(stage: Stage) -> dict[str, Any]:
+    """The suites of the unlearning experiment, for one model, asked as that was trained."""
+    cfg = composed(stage.config, stage.overrides)
+    if stage.retain_log and "retain_logs_path" in cfg:
+        cfg.retain_logs_path = stage.retain_log
+    cfg.model.model_args.pretrained_model_name_or_path = stage.model  # where none is named yet
+    whole = plain(cfg)
+    suites = {name: dict(suite) for name, suite in whole["eval"].items()}
+    for suite in suites.values():
+        suite["output_dir"] = stage.evals
+        for which, asked in (("retain_log", ("target", "method")), ("target_log", ("method",))):
+            name = f"{which}s_path"
+            if name in suite:  # one's own reference serves where the study makes none
+                own = suite[name] if stage.role in asked else None
+                suite[name] = getattr(stage, which) or own
+    return {
+        "mode": "eval",
+        "task_name": stage.run,
+        "seed": 0,
+        "model": {
+            **{k: v for k, v in shipped("model/any.yaml").items() if k != "defaults"},
+            "model_args": _loading(whole["model"]["model_args"], str(stage.model)),
+            **_as_experiment(whole["model"], str(stage.model)),
+            "tokenizer_args": {},
+            "lora_config": shipped("lora/default.yaml"),
+        },
+        "paths": {**whole["paths"], "output_dir": stage.folder},
+        "eval": suites,
+    }
+
+
+def _loading(args: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """How the model comes into memory, as the unlearning experiment has it."""
+    kept = ("attn_implementation", "device_map", "max_memory", "trust_remote_code", "token")
+    return {"pretrained_model_name_or_path": path} | {k: args[k] for k in kept if k in args}
+
+
+def _as_experiment(model: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """A model that no run has made is quantised as the unlearning experiment has it."""
+    if (Path(path) / "run_config.json").is_file() or "quantisation" not in model:
+        return {}
+    return {"quantisation": model["quantisation"]}
+
+
+def model_content(path: str) -> Any:
+    """A model by its content: hashes of the root's files and of every adapter."""
+    from unlora.model.lineage import Lineage, fingerprint
+    from unlora.model.load import resolve
+
+    lineage = Lineage.read(resolve(path))
+    # a run that was trained in full is its own root
+    root = fingerprint(lineage.root) if lineage.local_root else [lineage.root, lineage.fingerprint]
+    links = [(link.sha256, link.config_sha256) for link in lineage.links]
+    folders = [folder for folder in (Path(path), *lineage.folders) if folder.is_dir()]
+    return [root, links, [_tokenizer_files(folder) for folder in folders]]
+
+
+def _tokenizer(args: Mapping[str, Any]) -> Any:
+    """A tokenizer by its content, where it is on this machine."""
+    from unlora.model.load import resolve
+
+    given = dict(args)
+    path = resolve(str(given.pop("pretrained_model_name_or_path", "")))
+    return [given, _tokenizer_files(Path(path)) if path and Path(path).is_dir() else path]
+
+
+def _tokenizer_files(folder: Path) -> list[tuple[str, str]]:
+    files = [folder / name for name in TOKENIZER]
+    return [(file.name, sha256(file)) for file in files if file.is_file()]
+
+
+def _asked_as(stage: Stage) -> Any:
+    """The settings of its training that say how a model is asked."""
+    file = Path(str(stage.model)) / "run_config.json"
+    if not file.is_file():
+        return None
+    model = json.loads(file.read_text("utf-8"))["model"]
+    asked = [model.get("template_args"), model["model_args"].get("torch_dtype")]
+    return asked + _quantised(model)
+
+
+def _quantised(model: Mapping[str, Any]) -> list[Any]:
+    """How the weights are quantised as they are loaded, and by what; nothing where they are not."""
+    found = model.get("quantisation") or model["model_args"].get("quantization_config")
+    if not found:
+        return []
+    try:
+        return [found, metadata.version("bitsandbytes")]
+    except metadata.PackageNotFoundError:  # which is said before anything is trained
+        return [found]
+
+
+def _without_paths(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The section without where the weights are; their content counts."""
+    args = dict(model["model_args"])
+    args.pop("pretrained_model_name_or_path")
+    tokenizer = {k: v for k, v in model["tokenizer_args"].items() if "path" not in k}
+    return {**model, "model_args": args, "tokenizer_args": tokenizer}
+
+
+def _suite(suite: Mapping[str, Any], place: str | None) -> Any:
+    said = {name: value for name, value in suite.items() if name not in NOT_SAID}
+    logs = [_log(suite.get(which)) for which in ("retain_logs_path", "target_logs_path")]
+    return [said, logs, [_rows(found, place) for found in _hub_args(suite.get("data"))]]
+
+
+def _data(part: Any, place: str | None) -> Any:
+    return [part, [_rows(found, place) for found in _hub_args(part)]]
+
+
+def _hub_args(content: Any) -> Iterator[Mapping[str, Any]]:
+    """The ``hf_args`` of every data set in a part of a config; one without a path has no rows."""
+    for name, value in content.items() if isinstance(content, Mapping) else ():
+        if name in HF_ARGS and isinstance(value, Mapping):
+            if value.get("path") is not None:
+                yield value
+        else:
+            yield from _hub_args(value)
+
+
+def local_rows(args: Mapping[str, Any], place: str | None) -> list[dict[str, Any]] | None:
+    """The rows of a data set that is on this machine; None for one on the hub."""
+    from unlora.data.rows import SUFFIXES, load_rows
+
+    path = args["path"]
+    named = Path(path).suffix.lower() in SUFFIXES
+    local = place or path == "pocket" or Path(path).exists() or named
+    return load_rows(**args, datasets_dir=place) if local else None
+
+
+def _rows(args: Mapping[str, Any], place: str | None) -> str | None:
+    return _hash_of_rows(json.dumps(args, sort_keys=True), place)
+
+
+@functools.cache
+def _hash_of_rows(args: str, place: str | None) -> str | None:
+    """Of local rows; a data set on the hub is known by its name and revision alone."""
+    rows = local_rows(json.loads(args), place)
+    return None if rows is None else digest(rows)
+
+
+def _log(path: str | None) -> Any:
+    """The logs that figures are compared with, by content; other references by their name."""
+    if not path or not Path(path).exists():
+        return path
+    files = [Path(path)] if Path(path).is_file() else files_below(Path(path), "*_EVAL.json")
+    return [(file.name, sha256(file)) for file in files]
+
+
+def outputs(stage: Stage) -> Iterator[Path]:
+    """The files of a finished stage that others read."""
+    folder = Path(stage.evals if stage.kind == "eval" else stage.folder)
+    patterns = ("*_EVAL.json", "*_SUMMARY.json", "*.safetensors", "lineage.json", "manifest.json")
+    for pattern in patterns[:2] if stage.kind == "eval" else patterns[2:]:
+        yield from sorted(folder.glob(pattern))

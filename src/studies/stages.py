@@ -1,0 +1,206 @@
+"""The stages of a study: what is trained and evaluated, and what each of them waits for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from unlora.cli.compose import composed
+from unlora.errors import InputError
+from unlora.studies.config import Study
+
+Role = Literal["target", "gold", "method"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training, or one evaluation.
+
+    Attributes:
+        run: what the table calls it.
+        seed: None for a model that was there already.
+        folder: the run folder; of an evaluation of a model that was there already, its own.
+        config: the primary config, ``train`` or ``unlearn``.
+        params: of a search: key of the config -> value, over what the overrides say.
+        model: that training starts from, or that is evaluated; None: as the config says.
+        retain_log, target_log: folders with the logs that figures are compared with.
+        needs: names of the stages that must be finished before.
+    """
+
+    kind: Literal["train", "eval"]
+    run: str
+    role: Role
+    seed: int | None
+    folder: str
+    config: str
+    overrides: tuple[str, ...]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    model: str | None = None
+    retain_log: str | None = None
+    target_log: str | None = None
+    needs: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """``seed0-NPO-train``, which also names its files."""
+        place = "given" if self.seed is None else f"seed{self.seed}"
+        return f"{place}-{self.run}-{self.kind}"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        seed = "" if self.seed is None else f" (seed {self.seed})"
+        return f"{'train' if self.kind == 'train' else 'evaluate'} {self.run}{seed}"
+
+    @property
+    def evals(self) -> str:
+        """The folder of the logs of this run."""
+        return str(Path(self.folder) / "evals")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Stage":
+        """What :meth:`as_dict` made."""
+        given: dict[str, Any] = {field.name: content[field.name] for field in fields(cls)}
+        for name in ("overrides", "needs"):
+            given[name] = tuple(given[name])
+        return cls(**given)
+
+
+def plan(study: Study, folder: Path) -> list[Stage]:
+    """All stages, each after those it needs.
+
+    Raises:
+        InputError: two methods would have one name.
+    """
+    stages: list[Stage] = []
+    for seed in study.seeds:
+        home = folder / f"seed{seed}"
+        models, gold, target = references(study, folder, home, seed)
+        stages += [stage for stage in models if stage not in stages]
+        for method, overrides in variants(study.methods).items():
+            stages += unlearning(study, home / method, method, overrides, seed, target, gold)
+    return stages
+
+
+def references(
+    study: Study, folder: Path, home: Path, seed: int
+) -> tuple[list[Stage], Stage | None, Stage]:
+    """The stages of gold and target for one seed, and the evaluation of each."""
+    gold_stages = _model(study, "gold", folder, home, seed, None)
+    gold = gold_stages[-1] if gold_stages else None
+    target_stages = _model(study, "target", folder, home, seed, gold)
+    return [*gold_stages, *target_stages], gold, target_stages[-1]
+
+
+def unlearning(
+    study: Study,
+    folder: Path,
+    method: str,
+    overrides: Sequence[str],
+    seed: int,
+    target: Stage,
+    gold: Stage | None,
+    params: Mapping[str, Any] | None = None,
+) -> list[Stage]:
+    """Training and evaluation of one method; ``target`` and ``gold`` are evaluations."""
+    asked = (*study.unlearn, *overrides)
+    panels = _has_panels("unlearn", asked)
+    trained = [name for name in target.needs if name == target.name.replace("-eval", "-train")]
+    train = Stage(
+        "train", method, "method", seed, str(folder), "unlearn", asked, dict(params or {}),
+        model=target.model,
+        retain_log=gold.evals if gold and panels else None,
+        needs=(*trained, *((gold.name,) if gold and panels else ())),
+    )  # fmt: skip
+    return [train, _evaluation(study, train, gold, target)]
+
+
+def variants(methods: Mapping[str, Sequence[str] | None]) -> dict[str, tuple[str, ...]]:
+    """Each method; one with several values for a key (``key=1,2``) is one method for each.
+
+    Raises:
+        InputError: an override cannot be read, or two methods would have one name.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for method, overrides in methods.items():
+        for given, several in _expanded(overrides or ()):
+            name = ",".join([method, *(f"{k.rpartition('.')[2]}={v}" for k, v in several)])
+            name = name.replace("/", "_").replace("'", "").replace('"', "")
+            if len(name.encode()) > 200:
+                raise InputError(
+                    f"The method {name!r} has too long a name for a folder; shorten it."
+                )
+            if name in found:
+                raise InputError(f"Two methods of the study would be called {name!r}; rename one.")
+            found[name] = tuple(given)
+    return found
+
+
+def _expanded(overrides: Sequence[str]) -> list[tuple[list[str], list[tuple[str, str]]]]:
+    """Every combination: all overrides, and those of them with several values to choose from."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    found: list[tuple[list[str], list[tuple[str, str]]]] = [([], [])]
+    for word in overrides:
+        try:
+            override = OverridesParser.create().parse_override(word.removeprefix("@"))
+        except HydraException as error:
+            raise InputError(f"The study has an override that cannot be read: {word!r}.") from error
+        if not override.is_sweep_override():
+            found = [([*given, word], several) for given, several in found]
+            continue
+        key = override.key_or_group
+        values = list(override.sweep_string_iterator())
+        found = [
+            ([*given, f"{key}={value}"], [*several, (key, value)])
+            for given, several in found
+            for value in values
+        ]
+    return found
+
+
+def _model(
+    study: Study, role: Role, folder: Path, home: Path, seed: int, gold: Stage | None
+) -> list[Stage]:
+    """Training and evaluation of target or gold, or the evaluation of one that is there."""
+    given = getattr(study, role)
+    if given is None:
+        return []
+    if isinstance(given, str):
+        # its figures depend on the seed where those of the gold model that it is compared with do
+        own = seed if gold is not None and gold.seed is not None else None
+        place = folder if own is None else home
+        there = Stage("eval", role, role, own, str(place / role), "unlearn", tuple(study.unlearn),
+                      model=given)  # fmt: skip
+        return [_evaluation(study, there, gold, None)]
+    asked = tuple(given)
+    panels = _has_panels("train", asked) and gold is not None
+    train = Stage(
+        "train", role, role, seed, str(home / role), "train", asked,
+        retain_log=gold.evals if gold and panels else None,
+        needs=(gold.name,) if gold and panels else (),
+    )  # fmt: skip
+    return [train, _evaluation(study, train, gold, None)]
+
+
+def _evaluation(study: Study, of: Stage, gold: Stage | None, target: Stage | None) -> Stage:
+    trained = (of.name,) if of.kind == "train" else ()
+    compared = [one for one in (gold, target) if one is not None]
+    return Stage(
+        "eval", of.run, of.role, of.seed, of.folder, "unlearn", tuple(study.unlearn),
+        model=of.folder if trained else of.model,
+        retain_log=gold.evals if gold else None,
+        target_log=target.evals if target else None,
+        needs=(*(one.name for one in compared), *trained),
+    )  # fmt: skip
+
+
+def _has_panels(config: str, overrides: tuple[str, ...]) -> bool:
+    """Whether a training evaluates while it runs, and so needs the logs it compares with."""
+    args = composed(config, overrides).trainer.args
+    return str(args.get("eval_strategy", "no")) != "no" or bool(args.get("eval_on_start"))
