@@ -6,10 +6,10 @@ LOCKED = $(PIP) --require-hashes --no-deps
 TORCH = $(PIP) -r requirements/torch.txt
 LOCKS = $(addprefix requirements/,lock.txt floor.txt test.txt qlora.txt tools.txt)
 AUDIT = .venv-tools/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off
-PARALLEL = --numprocesses auto --dist loadfile
+PARALLEL = --numprocesses auto --dist worksteal
 INSTALL_SELF = $(PIP) --no-build-isolation --no-deps --editable .
 
-.PHONY: demo picture methods memory bench bench-gpu bench-more bench-eval test test-floor test-newest test-slow test-qlora faults fuzz check lock audit clean
+.PHONY: demo picture methods memory bench bench-gpu bench-more bench-eval test test-floor test-newest test-slow test-qlora faults fuzz lint check lock audit clean
 
 demo: .venv/.run  ## the whole main job on the embedded benchmark
 	.venv/bin/python src/study.py --config-name=study experiment=study/pocket/lora
@@ -62,12 +62,13 @@ faults: .venv/.test  ## real processes that are killed, run at once, or share a 
 fuzz: .venv/.test  ## 2,000 odd command lines: each is a config or ends in a message; in about ten minutes
 	UNLORA_EXAMPLES=2000 .venv/bin/python -m pytest -q -n0 --timeout 3600 tests/bad_input/test_fuzz.py
 
-check: .venv/.test  ## what a change must pass
+lint: .venv/.test  ## ruff (format and rules) and mypy
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	mkdir -p .mypy_cache/path && ln -sfn ../../src .mypy_cache/path/unlora
 	MYPYPATH=.mypy_cache/path .venv/bin/mypy
-	.venv/bin/python -m pytest -q $(PARALLEL)
+
+check: lint test  ## what a change must pass
 
 lock:  ## the hashes anew, of all files of the versions that requirements/*.txt name
 	$(call new_environment,.venv-tools)
