@@ -4,12 +4,12 @@ PIP = -m pip --disable-pip-version-check --quiet install
 # every file that is installed has a hash that is listed; torch comes after it, without one
 LOCKED = $(PIP) --require-hashes --no-deps
 TORCH = $(PIP) -r requirements/torch.txt
-LOCKS = $(addprefix requirements/,lock.txt floor.txt test.txt qlora.txt tools.txt)
+LOCKS = $(addprefix requirements/,lock.txt floor.txt test.txt qlora.txt docs.txt tools.txt)
 AUDIT = .venv-tools/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off
 PARALLEL = --numprocesses auto --dist worksteal
 INSTALL_SELF = $(PIP) --no-build-isolation --no-deps --editable .
 
-.PHONY: demo picture methods memory bench bench-gpu bench-more bench-eval test test-floor test-newest test-slow test-qlora faults fuzz lint check lock audit clean
+.PHONY: demo picture methods memory bench bench-gpu bench-more bench-eval test test-floor test-newest test-slow test-qlora faults fuzz lint docs check lock audit clean
 
 demo: .venv/.run  ## the whole main job on the embedded benchmark
 	.venv/bin/python src/study.py --config-name=study experiment=study/pocket/lora
@@ -67,6 +67,12 @@ lint: .venv/.test  ## ruff (format and rules) and mypy
 	.venv/bin/ruff check
 	mkdir -p .mypy_cache/path && ln -sfn ../../src .mypy_cache/path/unlora
 	MYPYPATH=.mypy_cache/path .venv/bin/mypy
+
+docs:  ## the pages as a site in site/, warnings are errors
+	$(call new_environment,.venv-docs)
+	.venv-docs/bin/python $(LOCKED) -r requirements/docs.txt
+	mkdir -p .mypy_cache/path && ln -sfn ../../src .mypy_cache/path/unlora
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet
 
 check: lint test  ## what a change must pass
 
