@@ -63,14 +63,13 @@ CASES: dict[str, tuple[str, bool, tuple[str, ...]]] = {
 
 def config_of(primary: str, overrides: list[str]) -> Any:
     """The checked and the composed config, with no evaluation at the end."""
-    from hydra import compose, initialize_config_module
     from omegaconf import open_dict
 
-    from unlora.cli.main import normalised
+    from unlora.cli import compose
+    from unlora.cli.overrides import normalised
     from unlora.config import read
 
-    with initialize_config_module("unlora.configs", version_base=None):
-        cfg = compose(primary, overrides=normalised(overrides))
+    cfg = compose.composed(primary, normalised(overrides))
     with open_dict(cfg):
         cfg.eval = {}
     return read(cfg), cfg

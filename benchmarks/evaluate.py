@@ -5,7 +5,7 @@ python benchmarks/evaluate.py --rows 10            in two minutes
 python benchmarks/evaluate.py --rows 0             all rows, in half an hour
 
 Both evaluate one model on the same rows, from text to figures: ours every metric of
-``configs/eval/tofu_metrics`` that this model allows, the baseline those of them that it knows.
+``configs/metrics/tofu.yaml`` that this model allows, the baseline those of them that it knows.
 ``baseline_evaluation.py`` is how frameworks evaluate today; ``--metrics published`` leaves out the
 one attack of its list that they do not have, ReCaLL; ``--metrics default`` are those of
 ``experiment=eval/tofu/default``. Wanted: at least 4 times as fast, at most half
@@ -32,7 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -154,14 +154,16 @@ def baseline(model: Any, tokenizer: Any, folder: Path, options: argparse.Namespa
 
 def metric_names(options: argparse.Namespace) -> list[str]:
     """The metrics that are asked for, of those that there are."""
-    files = resources.files("unlora.configs") / "eval" / "tofu_metrics"
-    names = sorted(file.name[:-5] for file in files.iterdir() if file.name.endswith(".yaml"))
+    from unlora.config.metrics import shipped_metrics
+
+    names = sorted(shipped_metrics("tofu"))
     return [name for name in names if options.metrics == "all" or "mia_recall" not in name]
 
 
 def composed(folder: Path, options: argparse.Namespace) -> Any:
     """The config of ``unlora eval`` for these rows, this model and these metrics."""
-    from hydra import compose, initialize_config_module
+
+    from unlora.cli import compose
 
     given = [
         "experiment=eval/tofu/default",
@@ -173,17 +175,16 @@ def composed(folder: Path, options: argparse.Namespace) -> Any:
         f"eval.tofu.path={folder / 'TOFU'}",
         f"eval.tofu.max_new_tokens={options.new_tokens}",
     ]
-    with initialize_config_module("unlora.configs", version_base=None):
-        shipped = compose("eval", overrides=given).eval.tofu
-        wanted = list(shipped.metrics) if options.metrics == "default" else metric_names(options)
-        if more := [name for name in wanted if name not in shipped.metrics]:
-            given += [f"+eval/tofu_metrics=[{','.join(more)}]"]
-        given += [f"~eval.tofu.metrics.{name}" for name in shipped.metrics if name not in wanted]
-        for name in ("retain", "target"):
-            log = folder / name / "TOFU_EVAL.json"
-            if f"{name}_logs_path" in shipped and log.is_file():
-                given.append(f"eval.tofu.{name}_logs_path={log}")
-        return compose("eval", overrides=given)
+    shipped = compose.composed("eval", given).eval.tofu
+    wanted = list(shipped.metrics) if options.metrics == "default" else metric_names(options)
+    if more := [name for name in wanted if name not in shipped.metrics]:
+        given += [f"+eval/tofu_metrics=[{','.join(more)}]"]
+    given += [f"~eval.tofu.metrics.{name}" for name in shipped.metrics if name not in wanted]
+    for name in ("retain", "target"):
+        log = folder / name / "TOFU_EVAL.json"
+        if f"{name}_logs_path" in shipped and log.is_file():
+            given.append(f"eval.tofu.{name}_logs_path={log}")
+    return compose.composed("eval", given)
 
 
 def cached_run(folder: Path, options: argparse.Namespace) -> float:

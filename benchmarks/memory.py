@@ -92,15 +92,14 @@ def measure(name: str, size: Size, overrides: Sequence[str] = ()) -> dict[str, A
     Raises:
         InputError: the method does not run here.
     """
-    from hydra import compose, initialize_config_module
 
+    from unlora.cli import compose
     from unlora.config import read
     from unlora.forward.outputs import Hidden, Outputs, Padded, ScoredTokens, SequenceLogps
     from unlora.trainer import Plugins, UnlearningLoss
 
-    with initialize_config_module("unlora.configs", version_base=None):
-        chosen = ["experiment=unlearn/tofu/lora", f"trainer={name}", *size.settings, *overrides]
-        config = read(compose("unlearn", chosen))
+    chosen = ["experiment=unlearn/tofu/lora", f"trainer={name}", *size.settings, *overrides]
+    config = read(compose.composed("unlearn", chosen))
     method_args = dict(config.trainer.method_args)
     if "layer" in method_args:
         method_args["layer"] = min(method_args["layer"], size.layers - 1)

@@ -266,8 +266,8 @@ RESTS_ON = {"packs": "joined", "positions": "chunks"}
 
 def ours(size: Size, chat: Any, rows: Any, folder: str, options: Any) -> Any:
     """The program's trainer, as its config makes it, and what it says of its losses."""
-    from hydra import compose, initialize_config_module
 
+    from unlora.cli import compose
     from unlora.config import read
     from unlora.data.pairs import Parts
     from unlora.trainer import (
@@ -286,8 +286,7 @@ def ours(size: Size, chat: Any, rows: Any, folder: str, options: Any) -> Any:
         "trainer.args.report_to=none", f"++trainer.args.bf16={str(bf16(options)).lower()}",
         "trainer.args.warmup_epochs=0", *options.overrides,
     ]  # fmt: skip
-    with initialize_config_module("unlora.configs", version_base=None):
-        config = read(compose("unlearn", overrides))
+    config = read(compose.composed("unlearn", overrides))
     hyper = dict(config.trainer.method_args) | {"gamma": 1.0, "alpha": 1.0}
     if options.method == "RMU":
         hyper["layer"] = size.layer

@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
 from tiny import LORA, llama, rows, tokenizer
 
 from unlora import objectives
+from unlora.cli.compose import composed
 from unlora.cli.main import normalised
 from unlora.config import read
 from unlora.data.pairs import Parts
@@ -47,9 +47,8 @@ def test_the_page_works(added):
 
     exec(TEST, {"value": value, "said": said, "math": math})
     searchpath = f"hydra.searchpath=[file://{added / 'configs'}]"
-    with initialize_config_module("unlora.configs", version_base=None):
-        words = normalised(COMMAND.split()[2:])
-        config = read(compose("unlearn", [*words, searchpath])).trainer
+    words = normalised(COMMAND.split()[2:])
+    config = read(composed("unlearn", [*words, searchpath])).trainer
     loss = UnlearningLoss.build(config.handler, **config.method_args)
     assert loss.forget.hyper == {"margin": 0.5}
     trainer = UnlearningTrainer(

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from hydra import compose, initialize_config_module
 from tiny import llama, tokenizer
 
+from unlora.cli.compose import composed
 from unlora.cli.main import normalised
 from unlora.config import read
 from unlora.data import load_parts
@@ -42,8 +42,7 @@ def config(name, experiment, *overrides):
         "trainer.args.max_steps=2", "trainer.args.learning_rate=1e-2",
         "trainer.args.disable_tqdm=true", *overrides,
     ]  # fmt: skip
-    with initialize_config_module("unlora.configs", version_base=None):
-        return compose(name, overrides=normalised(words))
+    return composed(name, normalised(words))
 
 
 @pytest.mark.parametrize("kind", ["scalability", "sustainability"])

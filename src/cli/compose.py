@@ -46,7 +46,9 @@ def _composed(name: str, args: tuple[str, ...], folders: tuple[str, ...]) -> Any
     from omegaconf.errors import OmegaConfBaseException
 
     from unlora.config import resolution_mistake, without_environment
+    from unlora.config.metrics import register_metrics
 
+    register_metrics()
     state = GlobalHydra.get_state() if GlobalHydra.instance().is_initialized() else None
     GlobalHydra.instance().clear()
     try:

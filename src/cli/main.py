@@ -138,8 +138,10 @@ def _run_hydra(
 
     from unlora.cli.hydra_checks import only_known_callables, only_known_packages
     from unlora.config import resolution_mistake, without_environment
+    from unlora.config.metrics import register_metrics
     from unlora.config.unused_keys import unused
 
+    register_metrics()
     started = False
     told: set[str] = set()
     sweeps: list[str] = []

@@ -83,10 +83,25 @@ def choices(group: str, name: str, args: Sequence[str]) -> list[str]:
         pattern = "**/*.yaml" if group == "experiment" else "*.yaml"
         for file in (folder / group).glob(pattern):
             found.add(file.relative_to(folder / group).with_suffix("").as_posix())
+        if (file := _file_of_metrics(group, folder)).is_file():
+            found |= set(re.findall(r"^(\w+):", file.read_text("utf-8"), re.MULTILINE))
     if group == "experiment":
         others = set(EXPERIMENTS.values()) - {EXPERIMENTS.get(name)}
         found = {choice for choice in found if choice.split("/")[0] not in others}
     return sorted(found)
+
+
+def is_group(name: str, folders: Sequence[Path]) -> bool:
+    """Whether this is a group of configs, in one of these folders."""
+    return any(
+        (folder / name).is_dir() or _file_of_metrics(name, folder).is_file() for folder in folders
+    )
+
+
+def _file_of_metrics(group: str, folder: Path) -> Path:
+    """The file with the options of ``eval/SUITE_metrics``, see ``unlora.config.metrics``."""
+    suite = re.fullmatch(r"eval/(\w+)_metrics", group)
+    return folder / "metrics" / f"{suite[1] if suite else ''}.yaml"
 
 
 def flag(args: Sequence[str], *names: str) -> str | None:
@@ -157,7 +172,7 @@ def _override(word: str, folders: Sequence[Path]) -> str:
     sign, key, value = match[1], match[2], match[3] or ""
     if key.startswith("hydra") or sign == "~" or not value:
         return sign + key + value
-    if any((folder / key.split("@")[0]).is_dir() for folder in folders):
+    if is_group(key.split("@")[0], folders):
         return sign + key + re.sub(r"\.ya?ml(?=,|$)", "", value)
     path = os.path.expanduser(value[1:])
     if key in (*OWN_DATA, "data.train") and os.path.exists(path):

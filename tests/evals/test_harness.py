@@ -13,10 +13,10 @@ import pytest
 import small_harness
 import tiny
 import torch
-from hydra import compose, initialize_config_module
 from peft import LoraConfig, get_peft_model
 
 import unlora.evals
+from unlora.cli.compose import composed
 from unlora.cli.main import normalised
 from unlora.errors import InputError
 from unlora.evals import build_suites, check, harness_model
@@ -255,9 +255,8 @@ def test_local_tasks_do_not_wait_for_those_of_the_package(
 def test_the_default_tasks_exist(lm_eval):
     from lm_eval.tasks import TaskManager
 
-    with initialize_config_module("unlora.configs", version_base=None):
-        default = compose("unlearn", ["experiment=unlearn/wmdp/lora"]).eval.lm_eval.tasks
-        named = compose("eval", ["experiment=eval/tofu/lora", "eval=lm_eval"]).eval.lm_eval.tasks
+    default = composed("unlearn", ["experiment=unlearn/wmdp/lora"]).eval.lm_eval.tasks
+    named = composed("eval", ["experiment=eval/tofu/lora", "eval=lm_eval"]).eval.lm_eval.tasks
     assert {*default, *named} <= {*TaskManager().all_tasks}
 
 
@@ -315,8 +314,7 @@ def test_unlearning_wmdp_ends_with_its_accuracy(tasks, lm_eval, tmp_path, monkey
         "evaluate_all",
         lambda suites, model, *args: trained.append(model) or evaluate_all(suites, model, *args),
     )
-    with initialize_config_module("unlora.configs", version_base=None):
-        summary = train.run(compose("unlearn", overrides=normalised(words)))
+    summary = train.run(composed("unlearn", normalised(words)))
     run = tmp_path / "saves" / "unlearn" / "unlearn_wmdp_lora"
     log = json.loads((run / "evals" / "LMEval_EVAL.json").read_text())
     assert log["rivers/acc"]["agg_value"] == summary["rivers/acc"]

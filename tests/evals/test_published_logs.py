@@ -5,9 +5,9 @@ import zlib
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from unlora.cli.compose import composed
 from unlora.evals.metrics import METRICS
 from unlora.evals.metrics.aggregates import agg_memorization, agg_privacy, model_utility
 from unlora.evals.metrics.likelihood import probability_w_options, truth_ratio
@@ -181,8 +181,7 @@ def answer(loss):
 )
 def test_the_shipped_metrics_give_the_published_values(logs, suite, which, reference):
     log, retain = logs[which], logs[reference]
-    with initialize_config_module("unlora.configs", version_base="1.3"):
-        cfg = compose("eval/" + suite, overrides=["+paths.output_dir=unused"])
+    cfg = composed("eval/" + suite, ["+paths.output_dir=unused"])
     metrics = OmegaConf.to_container(cfg.eval[suite].metrics)
     # what the log holds; the truth ratio of forget data is there under one name
     known = set(metrics) & {*log.entries, "forget_Truth_Ratio"}

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from tiny import llama
 
+from unlora.cli.compose import composed
 from unlora.errors import InputError
 from unlora.evals import build_suites
 
@@ -47,12 +47,11 @@ def write(folder, rows):
 
 
 def build(data, tokenizer, *overrides):
-    with initialize_config_module("unlora.configs", version_base=None):
-        cfg = compose(
-            "eval",
-            ["experiment=eval/rwku/lora", f"eval.rwku.path={data}", "eval.rwku.max_new_tokens=4",
-             "eval.rwku.cache=false", *overrides],
-        )  # fmt: skip
+    cfg = composed(
+        "eval",
+        ["experiment=eval/rwku/lora", f"eval.rwku.path={data}", "eval.rwku.max_new_tokens=4",
+         "eval.rwku.cache=false", *overrides],
+    )  # fmt: skip
     config = OmegaConf.to_container(cfg.eval.rwku, resolve=True)
     tags = {"user_start_tag": "Q: ", "user_end_tag": "A: "}
     (suite,) = build_suites({"rwku": config}, tokenizer=tokenizer, template_args=tags)

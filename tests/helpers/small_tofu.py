@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from transformers import BertConfig, BertForSequenceClassification
 
+from unlora.cli.compose import composed
+from unlora.config.metrics import shipped_metrics
+
 TEMPLATE_ARGS = {"apply_chat_template": True}
-METRICS = Path(__file__).parents[2] / "configs" / "eval" / "tofu_metrics"
 
 
 def qa(n, *, paraphrase=True, wrong=2):
@@ -60,15 +61,13 @@ def eval_config(folder, *overrides, suite="tofu"):
 
 @functools.cache
 def _composed(name, overrides):
-    with initialize_config_module("unlora.configs", version_base="1.3"):
-        cfg = compose(name, overrides=list(overrides))
+    cfg = composed(name, list(overrides))
     return OmegaConf.to_container(cfg.eval, resolve=True)
 
 
 def every_metric() -> dict[str, dict]:
-    """All metrics that TOFU can be asked for, as their files have them."""
-    files = {file.stem: OmegaConf.load(file) for file in sorted(METRICS.glob("*.yaml"))}
-    return {name: OmegaConf.to_container(config) for name, config in files.items()}
+    """All metrics that TOFU can be asked for."""
+    return dict(sorted(shipped_metrics("tofu").items()))
 
 
 def save_classifier(folder: Path, tokenizer, *, seed: int = 0) -> str:

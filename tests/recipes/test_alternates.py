@@ -7,10 +7,10 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from tiny import llama, tokenizer
 
+from unlora.cli import compose
 from unlora.cli.main import launch, main, normalised
 from unlora.config import AlternatesKeys, read
 from unlora.data import load_parts
@@ -48,8 +48,7 @@ def model():
 
 
 def composed(name, *words):
-    with initialize_config_module("unlora.configs", version_base=None):
-        return compose(name, overrides=normalised(words))
+    return compose.composed(name, normalised(words))
 
 
 def says(monkeypatch, *rounds):

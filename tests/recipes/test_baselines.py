@@ -9,12 +9,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from tiny import llama, tokenizer
 
 import unlora.model
 import unlora.recipes.baselines.evaluate
+from unlora.cli import compose
 from unlora.cli.main import normalised
 from unlora.config import read
 from unlora.errors import InputError
@@ -56,8 +56,7 @@ def write(folder, splits):
 @cache
 def composed(name, experiment, *groups):
     """The shipped config, with few metrics."""
-    with initialize_config_module("unlora.configs", version_base=None):
-        cfg = compose(name, overrides=[f"experiment={experiment}", *groups])
+    cfg = compose.composed(name, [f"experiment={experiment}", *groups])
     OmegaConf.set_struct(cfg, False)
     cfg.eval.tofu.metrics = {m: cfg.eval.tofu.metrics[m] for m in METRICS} | {"agg": AGG}
     cfg.eval.tofu.update({"path": "data", "max_new_tokens": 2, "panel": ["retain_Q_A_Prob"]})
@@ -169,8 +168,7 @@ def test_the_command_in_the_advice_makes_the_reference(home):
     words = given["advice"].split("`")[1].split()[2:]
     assert words[0] == "--config-name=train"
     override = given["advice"].split("then add ")[1]
-    with initialize_config_module("unlora.configs", version_base=None):
-        cfg = compose("train", overrides=normalised([*words[1:], *TRAINING]))
+    cfg = compose.composed("train", normalised([*words[1:], *TRAINING]))
     assert cfg.task_name == "retain90"
     assert cfg.data.train.TOFU_QA_full.args.hf_args.name == "retain90"
     assert cfg.model.model_args.pretrained_model_name_or_path == "root"
@@ -199,8 +197,7 @@ def test_the_advice_is_for_the_benchmark_and_the_model(tmp_path, monkeypatch, ex
                                                        overrides, words):  # fmt: skip
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
-    with initialize_config_module("unlora.configs", version_base=None):
-        cfg = read(compose("eval", overrides=normalised([f"experiment={experiment}", *overrides])))
+    cfg = read(compose.composed("eval", normalised([f"experiment={experiment}", *overrides])))
     (suite,) = baselines.find(cfg).eval.values()
     assert (
         f"experiment={words}`, then add retain_logs_path=saves/finetune/"

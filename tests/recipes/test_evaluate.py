@@ -8,10 +8,10 @@ from importlib.metadata import version
 import pytest
 import small_tofu
 import tiny
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from transformers.utils.logging import is_progress_bar_enabled
 
+from unlora.cli.compose import composed
 from unlora.cli.main import normalised
 from unlora.recipes import evaluate as evaluation
 from unlora.recipes.evaluate import as_text, lines
@@ -40,8 +40,7 @@ def config(*overrides):
         "model.model_args.torch_dtype=float32", "model.template_args.apply_chat_template=true",
         "eval.tofu.max_new_tokens=3", "eval.tofu.panel=[]", *overrides,
     ]  # fmt: skip
-    with initialize_config_module("unlora.configs", version_base=None):
-        cfg = compose("eval", overrides=normalised(words))
+    cfg = composed("eval", normalised(words))
     OmegaConf.set_struct(cfg, False)
     cfg.eval.tofu.metrics = {m: cfg.eval.tofu.metrics[m] for m in METRICS}
     return cfg

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from tiny import llama, tokenizer
 
+from unlora.cli.compose import composed
 from unlora.cli.main import normalised
 from unlora.errors import GuardError, InputError
 from unlora.evals.passes import batching
@@ -41,8 +41,7 @@ def folder(tmp_path, monkeypatch):
 def config(name, experiment, *overrides):
     weights = "model.tokenizer_args.pretrained_model_name_or_path=root"
     words = [f"experiment={experiment}", weights, *COMMON, *overrides]
-    with initialize_config_module("unlora.configs", version_base=None):
-        cfg = compose(name, overrides=normalised(words))
+    cfg = composed(name, normalised(words))
     OmegaConf.set_struct(cfg, False)
     cfg.eval.tofu.metrics = {m: cfg.eval.tofu.metrics[m] for m in METRICS}
     return cfg

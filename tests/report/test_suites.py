@@ -1,28 +1,25 @@
 """The page and the evaluation agree on which end of a metric is better."""
 
-from pathlib import Path
-
 import pytest
-import yaml
 
+from unlora.config.metrics import shipped_metrics
 from unlora.evals.plan import read_request
 from unlora.report.suites import SUITES, aim, end
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "eval"
-FILES = sorted(CONFIGS.glob("*_metrics/*.yaml"))
+METRICS = {suite: shipped_metrics(suite) for suite in ("tofu", "muse", "rwku", "own")}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
-def test_every_shipped_metric_has_the_direction_of_its_config(file):
-    higher = read_request(file.stem, yaml.safe_load(file.read_text())).higher_is_better
-    found = aim(file.stem, {})
-    if found == "gold":
-        found = end(file.stem)
-        # what is right where gold's is has no end, whatever may choose a checkpoint
-        assert found is None or higher is False
-        return
-    assert found == {True: "high", False: "low", None: found}[higher]
-    assert higher is not None or found in ("zero", None)
+@pytest.mark.parametrize("suite", METRICS)
+def test_every_shipped_metric_has_the_direction_of_its_config(suite):
+    for name, settings in METRICS[suite].items():
+        higher = read_request(name, settings).higher_is_better
+        direction = aim(name, {})
+        if direction == "gold":
+            # what is right where gold's is has no end, whatever may choose a checkpoint
+            assert end(name) is None or higher is False, name
+            continue
+        assert direction == {True: "high", False: "low", None: direction}[higher], name
+        assert higher is not None or direction in ("zero", None), name
 
 
 def test_a_metric_of_ones_own_is_believed():
@@ -31,8 +28,6 @@ def test_a_metric_of_ones_own_is_believed():
 
 
 def test_every_figure_of_a_suite_is_a_metric_it_has():
-    names = {kind: {file.stem for file in CONFIGS.glob(f"{kind.lower()}_metrics/*.yaml")}
-             for kind in ("TOFU", "MUSE", "RWKU", "OWN")}  # fmt: skip
-    for kind, known in names.items():
+    for kind, known in ((suite.upper(), set(METRICS[suite])) for suite in METRICS):
         suite = SUITES[kind]
         assert {*suite.main, *suite.forget, suite.utility, suite.repetition} <= known, kind

@@ -6,13 +6,13 @@ from types import MethodType
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny import LORA, llama, rows, tokenizer
 from transformers import TrainerCallback, TrainingArguments
 
+from unlora.cli.compose import composed
 from unlora.data.pairs import Parts
 from unlora.errors import GuardError, InputError
 from unlora.model.guards import Probe
@@ -551,8 +551,7 @@ class Passes(TrainerCallback):
 @pytest.fixture(scope="module")
 def shipped():
     """The section ``trainer`` of every shipped trainer."""
-    with initialize_config_module("unlora.configs", version_base=None):
-        return {name: compose(overrides=[f"+trainer={name}"]).trainer for name in TRAINERS}
+    return {name: composed("trainer/" + name, ["+paths={}"]).trainer for name in TRAINERS}
 
 
 def test_every_trainer_that_is_counted_is_shipped():
