@@ -66,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in (*HELP, "help"):
         print(usage(rest[0]) if rest and rest[0] in COMMANDS else overview())
-    elif command == "--version":
-        print(f"unlora {import_module('importlib.metadata').version('unlora')}")
+    elif "--version" in (command, *rest):
+        print(_version())
     elif command in EXPERIMENTS:
         module = f"unlora.{RECIPES[command]}"
         launch(lambda cfg: import_module(module).run(cfg), command, rest)
@@ -97,6 +97,9 @@ def launch(run: Callable[[Any], Any], config_name: str, argv: Sequence[str] | No
         if HELP & set(args):
             print(usage(name, args))
             return
+        if "--version" in args:
+            print(_version())
+            return
         refuse_broken_stack()
         refuse_foreign_flags(name, typed)
         refuse_foreign_flags(name, args)  # @--flag is a flag by now
@@ -105,6 +108,10 @@ def launch(run: Callable[[Any], Any], config_name: str, argv: Sequence[str] | No
             args = beside_the_result(with_own_data(args))
         line = sys.argv if argv is None else [sys.argv[0], config_name, *argv]
         _run_hydra(run, config_name, name, args, line)
+
+
+def _version() -> str:
+    return f"unlora {import_module('importlib.metadata').version('unlora')}"
 
 
 def refuse_broken_stack() -> None:

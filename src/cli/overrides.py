@@ -26,9 +26,10 @@ VALUED_FLAGS = {
     *("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--cfg", "-c"),
     *("--package", "-p"),
 }
+INFO = ("--info", "-i")
 PLAIN_FLAGS = {
     *("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"),
-    *("--info", "-i"),
+    *INFO,
 }
 # flag of some commands -> those, and the key of their config that it sets
 SHORT = {
@@ -53,18 +54,23 @@ def normalised(argv: Sequence[str]) -> list[str]:
     experiment. A value with a dotted key is set whether or not the key is there already: the typed
     sections of the config tell keys from typos, and know more keys than the YAML, which holds only
     those with a default.
-    ``~eval`` and ``eval=null`` leave out whatever evaluation an experiment has.
+    ``~eval`` and ``eval=null`` leave out whatever evaluation an experiment has. ``--info`` takes
+    the word that follows, but no override.
     """
-    flags, overrides, short, words = [], [], [], iter(argv)
-    for word in words:
+    flags, overrides, short, words = [], [], [], [*argv]
+    while words:
+        word = words.pop(0)
         if not word.startswith("-"):
             overrides.append(word)
         elif word in SHORT:
             short.append(SHORT[word][1])
+        elif word in INFO:
+            named = bool(words) and re.fullmatch(r"\w[\w-]*", words[0])
+            flags.append(f"--info={words.pop(0) if named else 'all'}")
         else:
             flags.append(word)
             if word in VALUED_FLAGS:
-                flags += [next(words, "")]
+                flags.append(words.pop(0) if words else "")
     folders = config_folders(flags)
     overrides = _with_model_path(overrides, folders)
     return flags + [_override(word, folders) for word in overrides] + short

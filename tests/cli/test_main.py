@@ -9,6 +9,7 @@ import sys
 import types
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,11 @@ def elsewhere(tmp_path, monkeypatch):
         ("eval=none", "++evaluate=false"),
         ("~eval.own", "~eval.own"),
         ("eval=tofu", "eval=tofu"),
+        ("trainer=NPO --info config", "--info=config trainer=NPO"),
+        ("trainer=NPO -i=config", "-i=config trainer=NPO"),
+        ("-i trainer=NPO", "--info=all trainer=NPO"),
+        ("trainer=NPO --info", "--info=all trainer=NPO"),
+        ("--info ~eval", "--info=all ++evaluate=false"),
     ],
 )  # fmt: skip
 def test_command_lines_are_normalised(typed, read):
@@ -255,6 +261,7 @@ WRONG = {
     "suite not chosen": (f"{LORA} eval.muse.batch_size=1", "Give eval=muse."),
     "a file to forget": (f"{LORA} data.forget=my.csv", "data.forget.NAME.args.hf_args.path=my.csv"),
     "no such folder": (f"{LORA} --config-dir=nowhere", "nowhere"),
+    "unknown value of a flag": (f"--info confg {LORA}", "Did you mean 'config'?"),
     "no published target": ("experiment=unlearn/tofu/default model=pocket", "Fine-tune one"),
 }  # fmt: skip
 
@@ -397,6 +404,20 @@ def test_own_configs_are_found(elsewhere):
 def test_the_composed_config_can_be_printed(capsys):
     launch(lambda cfg: pytest.fail("ran"), "unlearn", [LORA, "--cfg", "job"])
     assert "task_name: unlearn_wmdp_lora" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("typed", [f"{LORA} --info config", f"--info {LORA}", f"-i=config {LORA}"])
+def test_what_hydra_made_of_the_configs_can_be_printed(typed, capsys):
+    launch(lambda cfg: pytest.fail("ran"), "unlearn", typed.split())
+    said = capsys.readouterr()
+    assert "Defaults Tree" in said.out and "task_name: unlearn_wmdp_lora" in said.out
+    assert said.err == ""
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_prints_the_version_of_this_program(command, capsys):
+    main([*filter(None, [command]), "--version"])
+    assert capsys.readouterr().out == f"unlora {version('unlora')}\n"
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "report"])
