@@ -67,7 +67,7 @@ def _composed(name: str, args: tuple[str, ...], folders: tuple[str, ...]) -> Any
             messages.missing_config(str(error.missing_cfg_file), name, args)
         ) from error
     except (HydraException, OmegaConfBaseException) as error:
-        if mistake := resolution_mistake(error):
+        if mistake := resolution_mistake(error, args):
             raise InputError(mistake) from error
         said, cause = str(error), str(error.__cause__ or "")
         raise InputError(messages.composition_mistake(said, name, args, cause)) from error

@@ -207,7 +207,7 @@ def _run_hydra(
         raise InputError(missing_config(str(error.missing_cfg_file), name, args)) from error
     except Exception as error:
         composing = not started or isinstance(error, OmegaConfBaseException)
-        if composing and (said := resolution_mistake(error)):
+        if composing and (said := resolution_mistake(error, args)):
             raise InputError(said) from error
         if started:
             raise

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from importlib import resources
+from typing import Any
 
 from unlora.cli.overrides import (
     EXPERIMENTS,
@@ -151,6 +152,10 @@ def composition_mistake(message: str, name: str, args: Sequence[str], cause: str
         known = choices(found[1], name, args)
         own = " Or evaluate on your own data: data.forget=FILE." if name == "eval" else ""
         return f"{found[1]} is missing. Give {found[1]}=NAME. Known: {', '.join(known)}.{own}"
+    if found := re.search(r"Missing mandatory value: ([\w.]+)", message):  # of a multirun
+        if found[1] == "task_name" and not any("experiment=" in word for word in args):
+            return composition_mistake("You must specify 'experiment'", name, args)
+        return f"{found[1]} has no value. Give {found[1]}=..."
     if found := re.search(r"already at '(.+?)'|Multiple values for (\S+)\.", message):
         key = found[1] or found[2]
         return f"{key} is chosen already. Write {key}=NAME, without the +."
@@ -162,9 +167,10 @@ def composition_mistake(message: str, name: str, args: Sequence[str], cause: str
             return f"The config {name!r} has nothing to choose at {key!r}.{hint}"
         if key.startswith("hydra"):
             return f"Hydra has no setting {key}. Leave it out, or write it with a + in front."
+        meant = f" Did you mean {inner}?" if (inner := _inner_key(key, name)) else ""
         if key in known:
-            return f"{key} has no use in this experiment; it would change nothing."
-        return unknown("key", key, known)
+            return f"{key} has no use in this experiment; it would change nothing.{meant}"
+        return unknown("key", key, known) + meant
     if "Config group override must be" in message:
         typed = " ".join(without_setting(word) for word in args if "=" in word)
         return (
@@ -197,6 +203,18 @@ def composition_mistake(message: str, name: str, args: Sequence[str], cause: str
         without_setting(message)
         or "Hydra cannot make a config of this command line. Type --help for examples."
     )
+
+
+def _inner_key(key: str, name: str) -> str | None:
+    """The key of a section of a training that somebody types without the section."""
+    from unlora.config import AlternatesKeys, LoraKeys, TrainerArgs
+
+    sections: dict[str, Any] = {"trainer.args": TrainerArgs, "model.lora_config": LoraKeys}
+    if name == "alternates":
+        sections = {"alternates": AlternatesKeys}
+    elif name not in EXPERIMENTS or name in ("eval", "study"):
+        return None
+    return next((f"{s}.{key}" for s, keys in sections.items() if key in keys.__annotations__), None)
 
 
 def unreadable(override: str) -> str:

@@ -11,7 +11,7 @@ The file is long because it is one table: a key looked up here is found at once 
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import resources
@@ -518,14 +518,12 @@ def plain(cfg: Mapping[str, Any]) -> dict[str, Any]:
         with without_environment():
             content: Any = OmegaConf.to_container(cfg, resolve=True)
         return content
-    except InterpolationKeyError as error:
-        if "targets." in str(error):
+    except OmegaConfBaseException as error:
+        if isinstance(error, InterpolationKeyError) and "targets." in str(error):
             raise InputError(
                 "No published model that knows these facts is listed for this model. Fine-tune "
                 "one and give its run folder: model.model_args.pretrained_model_name_or_path=..."
             ) from error
-        raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}.") from error
-    except OmegaConfBaseException as error:
         raise InputError(resolution_mistake(error) or " ".join(str(error).split())) from error
 
 
@@ -547,15 +545,37 @@ def without_environment() -> Iterator[None]:
         OmegaConf.register_new_resolver("oc.env", oc.env, use_cache=False, replace=True)
 
 
-def resolution_mistake(error: BaseException) -> str | None:
-    """What a resolver of ours said, out of what OmegaConf made of it."""
+def resolution_mistake(error: BaseException, words: Sequence[str] = ()) -> str | None:
+    """What is wrong with a ``${...}``: what a resolver of ours said, or that it leads nowhere.
+
+    Args:
+        words: the overrides of the command line, which OmegaConf does not name.
+    """
     key = getattr(error, "full_key", None)
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, InputError):
         cause = cause.__cause__ or cause.__context__
     if cause is None:
-        return None
+        return _unresolved(str(error).partition("\n")[0], key, words)
     return f"{key}: {cause}" if key else str(cause)
+
+
+UNRESOLVED = {  # what OmegaConf says of a ${...} -> what is wrong with the key
+    r"Interpolation key '(.+?)' not found": "refers to {}, and the config has no such key. Write "
+    "the value, or a key that is there; a variable of the shell stands outside of single quotes.",
+    "Recursive interpolation()": "refers to itself, if not through other keys. Write the value.",
+    r"Unsupported interpolation type (\S+)": "asks for {}, and there is no such resolver. Write "
+    "the value.",
+}
+
+
+def _unresolved(said: str, key: str | None, words: Sequence[str]) -> str | None:
+    for pattern, why in UNRESOLVED.items():
+        if found := re.search(pattern, said):
+            typed = [word.lstrip("+") for word in words if "${" in word and found[1] in word]
+            typed.sort(key=lambda word: f"${{{word.partition('=')[0]}}}" not in word)
+            return f"{without_setting(typed[0]) if typed else key} {why.format(found[1])}"
+    return None
 
 
 def _missing(content: Any, above: str = "") -> Iterator[str]:

@@ -22,6 +22,7 @@ USED_BY = {
     "alternates": ("alternates",),
     "plan": ("eval", "finetune", "unlearn"),
     "output": ("eval",),
+    "seed": ("eval",),
     "trainer": ("finetune", "unlearn", "alternates"),
     "plugin": ("finetune", "unlearn", "alternates"),
     "global_batch_size": ("finetune", "unlearn", "alternates"),
@@ -88,7 +89,9 @@ def unused(cfg: DictConfig, typed: Mapping[str, str]) -> list[str]:
             if name != "anchor"
         )
         if part in USED_BY and mode in ALL_MODES and mode not in USED_BY[part]:
-            wrong.append(f"{key} is set, but {_named(mode)} does not use it. Leave it out.")
+            own_seed = "alternates.seed" if mode == "alternates" else "trainer.args.seed"
+            instead = f"Give {own_seed} instead" if key == "seed" else "Leave it out"
+            wrong.append(f"{key} is set, but {_named(mode)} does not use it. {instead}.")
         elif key in NAMED_ONCE and value != "null" and key not in used and not own:
             wrong.append(f"{key} has no use in this experiment; it would change nothing.")
     return wrong
