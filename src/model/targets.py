@@ -207,10 +207,25 @@ def _tried(config: LoraConfig, model: PreTrainedModel) -> PeftModel:
                     "dropout. Set model.lora_config.lora_dropout=0, or name other modules in "
                     "model.lora_config.target_modules, such as [q_proj,v_proj]."
                 ) from error
+            if isinstance(targets := config.target_modules, str) and "not supported" in str(error):
+                raise InputError(_too_much(targets, model)) from error
             raise InputError(
                 f"model.lora_config does not fit a {model.config.model_type}: {text}. Change its "
                 "target_modules, exclude_modules or what is named there."
             ) from error
+
+
+def _too_much(pattern: str, model: PreTrainedModel) -> str:
+    """The message for a regular expression that also matches what no adapter can be on."""
+    linear = (nn.Linear, Conv1D, nn.Embedding)
+    modules = {n: m for n, m in model.named_modules() if n and re.fullmatch(pattern, n)}
+    other = sorted({type(m).__name__ for m in modules.values() if not isinstance(m, linear)})
+    short = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, linear[:2])}
+    return (
+        f"model.lora_config.target_modules {pattern!r} also matches modules that are no linear "
+        f"layers ({', '.join(other)}). Give target_modules=all-linear, or a regular expression or "
+        f"a list for some of: {', '.join(sorted(short))}."
+    )
 
 
 def _check_layers(config: LoraConfig, linear: Mapping[str, nn.Module]) -> None:

@@ -52,6 +52,10 @@ REFUSED = {
     "parameters that are not there": (
         {"target_parameters": ["experts.down_proj"], "lora_dropout": 0.0}, "names .experts"),
     "a typo": ({"target_modules": ["q_prj"]}, "Did you mean 'q_proj'"),
+    "everything there is": (
+        {"target_modules": ".*"},
+        "'.*' also matches modules that are no linear layers .*LlamaRMSNorm.*=all-linear.*q_proj"),
+    "whole layers": ({"target_modules": ".*layers.*"}, "no linear layers .*Give .*all-linear"),
     "an embedding": ({"target_modules": ["embed_tokens"]}, "Unknown target module"),
     "a norm": ({"target_modules": ["norm"]}, "Unknown target module"),
     "a linear layer of another model": ({"target_modules": ["c_attn"]}, "Unknown target module"),
