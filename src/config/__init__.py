@@ -210,7 +210,7 @@ class TokenizerArgs(TypedDict, total=False):
     local_files_only: bool
     use_fast: bool
     legacy: bool
-    padding_side: str
+    padding_side: Literal["left", "right"]
     model_max_length: Count
     add_bos_token: bool
     add_eos_token: bool

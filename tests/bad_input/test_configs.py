@@ -40,6 +40,7 @@ CASES = {
     "unknown data set": (UNLEARN + "data/datasets@data.forget=TOFU_frget", "TOFU_"),
     "unknown metric": (EVAL + "+eval/tofu_metrics=[forget_Q_A_Probb]", "forget_Q_A_Prob"),
     "unknown dtype": (UNLEARN + "model.model_args.torch_dtype=bfloat61", "'bfloat16'"),
+    "unknown side": (UNLEARN + "model.tokenizer_args.padding_side=foo", "Known: left, right."),
     "unknown device map": (UNLEARN + "model.model_args.device_map=atuo", "auto"),
     "unknown study": ("study experiment=study/tofo/lora", "tofu/lora"),
     # types
