@@ -258,9 +258,13 @@ def refused_files(cfg: Any, typed: Sequence[str] = ()) -> Iterator[str]:
         if home is None or path is None or not _inside(path, home):
             given = path or _at(OmegaConf.to_container(cfg, resolve=False), key)
             where = f" {home!r}" if home else ""
+            group = "/".join(key.split(".")[:2])
+            instead = "begin it with ${paths.output_dir}/, or leave it out"
+            if log and group in keys:  # a config of Hydra's, which names a file
+                instead = f"add {key}='${{paths.output_dir}}/run.log', or leave {group} out"
             yield (
                 f"{key} is {given!r}, which is not in the run folder{where}. Nothing is written "
-                "elsewhere: begin it with ${paths.output_dir}/, or leave it out."
+                f"elsewhere: {instead}."
             )
         elif log and Path(path).suffix not in LOG_FILES:
             yield f"{key} is {path!r}; a log is called NAME{' or NAME'.join(LOG_FILES)}."

@@ -256,6 +256,17 @@ def test_a_log_is_no_file_of_another_kind(name, composed_config, tmp_path, monke
     assert "NAME.log" in said
 
 
+def test_a_log_that_hydra_would_write_elsewhere_is_refused_with_what_to_add(composed_config):
+    settings = handler("job_logging", "FileHandler")
+    found = config_with(composed_config, settings, "${hydra.runtime.output_dir}/cli")
+    words = ["hydra/job_logging=default"]
+    [said] = refused_files(found, words)
+    added = "hydra.job_logging.handlers.mine.filename='${paths.output_dir}/run.log'"
+    assert f"add {added}, or leave hydra/job_logging out" in said
+    key, _, value = added.partition("=")
+    assert not [*refused_files(config_with(found, {key: value.strip("'")}, ""), [*words, added])]
+
+
 def test_hydra_writes_no_config_of_its_own():
     assert "secrets" in next(refused({"hydra": {"output_subdir": ".hydra"}}))
 
