@@ -28,7 +28,7 @@ from unlora.model.adapter import (
 )
 from unlora.model.files import check_model_files
 from unlora.runs.run import write_json
-from unlora.runs.safe_loading import near, read_json
+from unlora.runs.safe_loading import near, read_json, trusted
 
 FILE = "lineage.json"
 SAY_WHERE = "say where it is with model.base=FOLDER (unlora export: --base FOLDER)"
@@ -182,7 +182,7 @@ class Lineage:
                 raise InputError(
                     f"{folder / FILE} names the root model {path!r}, outside of the folders that "
                     "the run is in and without a hash by which it could be known. Copy the model "
-                    "beside the run, or name its folder in UNLORA_MODELS."
+                    f"beside the run, or type {trusted(path)} before the command."
                 )
             if root["local"]:
                 if not os.path.isdir(path):
@@ -230,8 +230,8 @@ class Lineage:
         if os.path.isdir(named) and not base and not near(named, folder):
             raise InputError(
                 f"The adapter in {str(folder)!r} names the base model {named!r}, outside of the "
-                f"folders that it is in. Copy one beside the other, or {SAY_WHERE}, or name the "
-                "model's folder in UNLORA_MODELS."
+                f"folders that it is in. Copy one beside the other, or {SAY_WHERE}, or type "
+                f"{trusted(named)} before the command."
             )
         below = cls.read(named, above=above)
         link = Link.of(folder, merging=merging)
