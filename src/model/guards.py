@@ -68,8 +68,8 @@ class Probe:
         logits = answers(model, input_ids)
         if not logits.isfinite().all():
             raise InputError(
-                "The model answers with NaN or infinity before anything is trained. Its weights "
-                "are damaged, or its dtype is too small for it: set "
+                f"The model {model.config.name_or_path!r} answers with NaN or infinity as it is "
+                "loaded. Its weights are damaged, or its dtype is too small for it: set "
                 "model.model_args.torch_dtype=float32 or bfloat16, or copy the weights again."
             )
         return cls(input_ids, logits)

@@ -444,6 +444,19 @@ def test_training_evaluates_its_references_before_its_model_is_loaded(home, monk
     ] == "auto"  # fmt: skip
 
 
+def test_the_model_that_will_be_trained_is_asked_first(home, monkeypatch):
+    asked = []
+    monkeypatch.setattr(references, "evaluate", lambda config, model, folders: asked.append(model))
+    gold, own = "saves/finetune/retain90", "saves/finetune/full"
+    pending = [
+        references.Pending("tofu", key, model, Path(key))
+        for key, model in (("retain_logs_path", gold), ("target_logs_path", own))
+    ]
+    found = references.Found({"tofu": {}}, tuple(pending))
+    references.evaluated(read(unlearn_config()), found)
+    assert asked == [own, gold]
+
+
 def test_a_training_is_not_its_own_reference(home):
     with pytest.raises(InputError, match="the folder that this run is written to"):
         train.run(unlearn_config("retain_logs_path=saves/unlearn/npo", "task_name=npo"))

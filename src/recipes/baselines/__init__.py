@@ -90,7 +90,9 @@ def evaluated(config: Config, found: Found) -> dict[str, dict[str, Any]]:
         InputError: a model cannot be loaded, or something in the data is wrong.
     """
     section = {suite: dict(settings) for suite, settings in found.eval.items()}
-    for model in dict.fromkeys(one.model for one in found.pending):
+    models = dict.fromkeys(one.model for one in found.pending)
+    own = own_path(config)  # what will be trained comes first: it may be of no use
+    for model in sorted(models, key=lambda model: model != own):
         wanted = [one for one in found.pending if one.model == model]
         folders = {one.suite: one.folder for one in reversed(wanted)}
         for suite, folder in folders.items():

@@ -16,7 +16,7 @@ from unlora.evals.eval_model import NO_ADAPTERS
 from unlora.evals.passes.batching import rank_and_size
 from unlora.model import get_model, load_args, load_tokenizer
 from unlora.model.fingerprints import identities
-from unlora.model.guards import evaluation_is_pure
+from unlora.model.guards import Probe, evaluation_is_pure
 from unlora.model.lineage import Lineage
 from unlora.results.eval_log import KEYS
 from unlora.runs.run import Run
@@ -45,6 +45,7 @@ def evaluate(config: Config, model: str, folders: Mapping[str, Path]) -> None:
 
         def load() -> Any:
             loaded, _ = get_model(section, trainable=False)
+            Probe.take(loaded)  # NaN is no reference, and nothing to train
             guard.enter_context(evaluation_is_pure(loaded))
             return loaded
 
