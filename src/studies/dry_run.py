@@ -105,7 +105,7 @@ def forecasts(study: Study, stages: Sequence[Stage], folder: Path) -> list[Forec
 
 
 def check_evaluations(stages: Sequence[Stage]) -> None:
-    """Compose every evaluation, which otherwise happens after the trainings before it.
+    """Compose every config, which otherwise happens after the trainings before it.
 
     Raises:
         InputError: something in one is wrong.
@@ -113,11 +113,12 @@ def check_evaluations(stages: Sequence[Stage]) -> None:
     from unlora.evals import check
     from unlora.recipes.baselines import without_references
 
-    first = {(stage.role, stage.overrides): stage for stage in stages if stage.kind == "eval"}
-    for stage in first.values():
+    first = {(one.kind, one.role, one.overrides): one for one in reversed(stages)}
+    for stage in reversed(first.values()):
         try:
             config = checked(fingerprints.config_of(stage))
-            check({name: without_references(suite) for name, suite in config.eval.items()})
+            if stage.kind == "eval":
+                check({name: without_references(suite) for name, suite in config.eval.items()})
         except InputError as error:
             raise InputError(f"{stage.title}: {error}") from error
 

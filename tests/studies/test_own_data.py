@@ -77,6 +77,9 @@ def test_what_is_wrong_in_an_evaluation_is_said_before_anything_is_trained(files
     ):
         with pytest.raises(InputError, match=f"evaluate gold.*{said}"):
             dry_run.check_evaluations(stages_of(unlearn=[*UNLEARN, *words]))
+    missing = [*UNLEARN, "data.holdout=gone.jsonl"]  # of the evaluation after each unlearning
+    with pytest.raises(InputError, match=r"train .*data.holdout is 'gone.jsonl', but there is no"):
+        dry_run.check_evaluations(stages_of(unlearn=missing))
     dry_run.check_evaluations(stages_of())
 
 
