@@ -563,7 +563,7 @@ def resolution_mistake(error: BaseException, words: Sequence[str] = ()) -> str |
 UNRESOLVED = {  # what OmegaConf says of a ${...} -> what is wrong with the key
     r"Interpolation key '(.+?)' not found": "refers to {}, and the config has no such key. Write "
     "the value, or a key that is there; a variable of the shell stands outside of single quotes.",
-    "Recursive interpolation()": "refers to itself, if not through other keys. Write the value.",
+    "Recursive interpolation()": "refers to itself, maybe through other keys. Write the value.",
     r"Unsupported interpolation type (\S+)": "asks for {}, and there is no such resolver. Write "
     "the value.",
 }

@@ -90,7 +90,7 @@ CASES = {
     "a reference to itself": (UNLEARN + "paths.output_dir=${paths.output_dir}/x",
                               "paths.output_dir=${paths.output_dir}/x refers to itself"),
     "references in a circle": (UNLEARN + "paths.root_dir=${paths.output_dir}",
-                               "paths.root_dir=${paths.output_dir} refers to itself, if not thr"),
+                               "paths.root_dir=${paths.output_dir} refers to itself, maybe thr"),
     "a resolver that is not there": (UNLEARN + LORA + "r=${nope:3}", "r=${nope:3} asks for nope"),
     "a checkpoint that is not there": (
         TRAIN + ARGS + "resume_from_checkpoint=nowhere model=./nowhere", "nowhere"
