@@ -446,14 +446,14 @@ def test_training_evaluates_its_references_before_its_model_is_loaded(home, monk
 
 def test_the_model_that_will_be_trained_is_asked_first(home, monkeypatch):
     asked = []
-    monkeypatch.setattr(references, "evaluate", lambda config, model, folders: asked.append(model))
+    monkeypatch.setattr(baselines, "evaluate", lambda config, model, folders: asked.append(model))
     gold, own = "saves/finetune/retain90", "saves/finetune/full"
     pending = [
-        references.Pending("tofu", key, model, Path(key))
+        baselines.Pending("tofu", key, model, Path(key))
         for key, model in (("retain_logs_path", gold), ("target_logs_path", own))
     ]
-    found = references.Found({"tofu": {}}, tuple(pending))
-    references.evaluated(read(unlearn_config()), found)
+    found = baselines.Found({"tofu": {}}, tuple(pending))
+    baselines.evaluated(read(unlearn_config()), found)
     assert asked == [own, gold]
 
 
