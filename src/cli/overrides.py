@@ -90,7 +90,7 @@ def choices(group: str, name: str, args: Sequence[str]) -> list[str]:
         for file in (folder / group).glob(pattern):
             found.add(file.relative_to(folder / group).with_suffix("").as_posix())
         if (file := _file_of_metrics(group, folder)).is_file():
-            found |= set(re.findall(r"^(\w+):", file.read_text("utf-8"), re.MULTILINE))
+            found |= set(re.findall(r"^  (\w+):", file.read_text("utf-8"), re.MULTILINE))
     if group == "experiment":
         others = set(EXPERIMENTS.values()) - {EXPERIMENTS.get(name)}
         found = {choice for choice in found if choice.split("/")[0] not in others}

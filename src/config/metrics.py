@@ -8,24 +8,34 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+Metrics = dict[str, dict[str, Any]]
 
-def shipped_metrics(suite: str) -> dict[str, dict[str, Any]]:
+
+def shipped_metrics(suite: str) -> Metrics:
     """The settings of every metric that is shipped for ``tofu``, ``muse``, ``rwku`` or ``own``."""
-    file = resources.files("unlora.configs").joinpath("metrics", f"{suite}.yaml")
-    metrics: dict[str, dict[str, Any]] = yaml.safe_load(file.read_text("utf-8"))
-    return metrics
+    return {name: each for section in _sections(suite).values() for name, each in section.items()}
 
 
 @functools.cache
 def register_metrics() -> None:
-    """Add the shipped metrics to Hydra's store; each goes to ``eval.SUITE.metrics.NAME``."""
+    """Add the shipped metrics to Hydra's store: one by its name, the usual ones as ``default``."""
     for file in resources.files("unlora.configs").joinpath("metrics").iterdir():
         suite = file.name.removesuffix(".yaml")
-        for name, settings in shipped_metrics(suite).items():
+        sections = _sections(suite)
+        options = {
+            name: {name: each} for group in sections.values() for name, each in group.items()
+        }
+        for option, metrics in {**options, "default": sections["default"]}.items():
             ConfigStore.instance().store(
-                name=name,
-                node=OmegaConf.create(settings),
+                name=option,
+                node=OmegaConf.create(metrics),
                 group=f"eval/{suite}_metrics",
-                package=f"eval.{suite}.metrics.{name}",
+                package=f"eval.{suite}.metrics",
                 provider="unlora",
             )
+
+
+def _sections(suite: str) -> dict[str, Metrics]:
+    file = resources.files("unlora.configs").joinpath("metrics", f"{suite}.yaml")
+    sections: dict[str, Metrics] = yaml.safe_load(file.read_text("utf-8"))
+    return sections

@@ -365,7 +365,8 @@ def test_two_processes_say_what_one_says(tasks, lm_eval, tmp_path, monkeypatch):
         port = found.getsockname()[1]
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     tests = Path(__file__).parent
-    path, cache = {"PYTHONPATH": str(tests.parent)}, {"HF_DATASETS_CACHE": str(tmp_path / "second")}
+    path = {"PYTHONPATH": str(tests.parent / "helpers")}
+    cache = {"HF_DATASETS_CACHE": str(tmp_path / "second")}
     second = subprocess.Popen(
         [sys.executable, "-c", SECOND, str(tests), str(tasks), str(tmp_path / "two")],
         env=os.environ | group | path | cache | {"RANK": "1", "LOCAL_RANK": "1"},

@@ -48,8 +48,8 @@ def without_other_metrics() -> list[str]:
     """Few metrics are quickly evaluated."""
     from omegaconf import OmegaConf
 
-    shipped = Path(__file__).parents[2] / "configs" / "eval" / "tofu.yaml"
-    others = OmegaConf.load(shipped).defaults[0]["tofu_metrics"]
+    shipped = Path(__file__).parents[2] / "configs" / "metrics" / "tofu.yaml"
+    others = OmegaConf.load(shipped).default
     return [f"~eval.tofu.metrics.{name}" for name in others if name not in METRICS]
 
 

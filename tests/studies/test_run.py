@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from tiny import llama, tokenizer
 
 REPOSITORY = Path(__file__).parents[2]
-SHIPPED = REPOSITORY / "configs" / "eval" / "tofu.yaml"
+SHIPPED = REPOSITORY / "configs" / "metrics" / "tofu.yaml"
 METRICS = ("forget_Q_A_Prob", "forget_Q_A_ROUGE", "retain_Q_A_Prob", "exact_memorization")
 TRAINING = (
     "trainer.args.max_steps=3", "trainer.args.per_device_train_batch_size=2",
@@ -20,7 +20,7 @@ TRAINING = (
 
 def write_config(folder: Path) -> None:
     """``experiment=study/small`` and a trainer, in a folder ``own``: a tiny model, few metrics."""
-    others = OmegaConf.load(SHIPPED).defaults[0]["tofu_metrics"]
+    others = OmegaConf.load(SHIPPED).default
     model = [
         "model.model_args.pretrained_model_name_or_path=root",
         "model.tokenizer_args.pretrained_model_name_or_path=root",
