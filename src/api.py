@@ -158,7 +158,7 @@ def load(path_or_name: "str | Path | Unlearned", **model_args: Any) -> Model:
     Raises:
         InputError: there is no such model, or no such argument.
     """
-    from unlora.config import model_section
+    from unlora.config.resolve import model_section
     from unlora.model import as_trained, get_model
     from unlora.model.guards import Probe
 

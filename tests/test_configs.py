@@ -9,7 +9,8 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from transformers import TrainingArguments
 
-from unlora.config import model_section, read
+from unlora.config import read
+from unlora.config.resolve import model_section
 from unlora.data import HANDLERS
 from unlora.errors import InputError
 from unlora.objectives import TERMS

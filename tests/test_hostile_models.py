@@ -18,7 +18,7 @@ import transformers
 from tiny import adapted, llama, tokenizer
 
 from unlora.cli import main
-from unlora.config import model_section
+from unlora.config.resolve import model_section
 from unlora.data.chat import Chat
 from unlora.errors import InputError
 from unlora.evals.passes.text_classifier import legible

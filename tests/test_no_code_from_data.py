@@ -10,7 +10,8 @@ import yaml
 
 from unlora.cli import hydra_checks, main
 from unlora.cli.compose import composed
-from unlora.config import plain, read, section_as_written
+from unlora.config import read
+from unlora.config.resolve import plain, section_as_written
 from unlora.errors import InputError
 
 SRC = Path(__file__).parents[1] / "src"

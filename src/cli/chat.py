@@ -94,7 +94,7 @@ def _refuse_absent(run: str) -> None:
 def _speakers(args: argparse.Namespace) -> Iterator[Speaker]:
     import torch
 
-    from unlora.config import model_section
+    from unlora.config.resolve import model_section
     from unlora.data.chat import Chat
     from unlora.model import as_trained, get_model
     from unlora.model.quantised import placed

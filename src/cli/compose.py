@@ -45,8 +45,8 @@ def _composed(name: str, args: tuple[str, ...], folders: tuple[str, ...]) -> Any
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
-    from unlora.config import resolution_mistake, without_environment
     from unlora.config.metrics import register_metrics
+    from unlora.config.resolve import resolution_mistake, without_environment
 
     register_metrics()
     state = GlobalHydra.get_state() if GlobalHydra.instance().is_initialized() else None

@@ -144,8 +144,8 @@ def _run_hydra(
     from omegaconf.errors import OmegaConfBaseException
 
     from unlora.cli.hydra_checks import only_known_callables, only_known_packages
-    from unlora.config import resolution_mistake, without_environment
     from unlora.config.metrics import register_metrics
+    from unlora.config.resolve import resolution_mistake, without_environment
     from unlora.config.unused_keys import unused
 
     register_metrics()

@@ -236,6 +236,6 @@ def _top_level_keys(name: str) -> list[str]:
     if name == "study":
         text = resources.files("unlora.configs").joinpath("study.yaml").read_text("utf-8")
         return [key for key in re.findall(r"^(\w+):", text, re.MULTILINE) if key != "defaults"]
-    from unlora.config import Config
+    from unlora.config.schema import Config
 
     return list(Config.model_fields)

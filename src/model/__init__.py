@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from unlora.config import ModelSection, model_section
+from unlora.config.resolve import model_section
+from unlora.config.schema import ModelSection
 from unlora.errors import InputError
 from unlora.model.attach import check_links, load_model, merge_adapters
 from unlora.model.guards import Probe

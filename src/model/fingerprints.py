@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from unlora.config import ModelSection
+from unlora.config.schema import ModelSection
 from unlora.model.lineage import Lineage, fingerprint
 from unlora.model.load import commit_of, load_args, pinned, root_config
 from unlora.model.quantised import quantisation, versions

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.integrations import deepspeed
 from transformers.utils import find_adapter_config_file
 
-from unlora.config import ModelSection
+from unlora.config.schema import ModelSection
 from unlora.errors import InputError
 from unlora.model.lineage import Lineage, fingerprint
 from unlora.model.quantised import (

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from unlora.config import model_section
+from unlora.config.resolve import model_section
 from unlora.errors import InputError
 from unlora.model.adapter import ADAPTER_WEIGHTS, adapter_settings
 from unlora.model.adapter_init import STARTS, has_start, load_with_start, save_with_start, start_at

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
-from unlora.config import ModelSection
+from unlora.config.schema import ModelSection
 from unlora.errors import InputError
 from unlora.registry import unknown
 

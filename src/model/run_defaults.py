@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unlora.config import ModelSection, section_as_written, shipped
+from unlora.config.resolve import section_as_written, shipped
+from unlora.config.schema import ModelSection
 from unlora.errors import InputError
 from unlora.model.lineage import Lineage
 from unlora.model.load import load_args

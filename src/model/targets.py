@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from unlora.config import shipped
+from unlora.config.resolve import shipped
 from unlora.errors import InputError
 from unlora.model.adapter import STARTS_FROM_WEIGHTS
 from unlora.model.default_targets import default_targets, has_experts

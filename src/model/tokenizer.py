@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from unlora.config import ModelSection
+from unlora.config.schema import ModelSection
 from unlora.errors import InputError
 from unlora.model.lineage import Lineage, looks_local
 from unlora.model.load import HUB, NEEDS_CODE, load_args, resolve, root_config, shortened

@@ -45,7 +45,8 @@ def run(cfg: Any) -> dict[str, Any]:
     Raises:
         InputError: something in the config or the data can be put right by its writer.
     """
-    from unlora.config import plain, read
+    from unlora.config import read
+    from unlora.config.resolve import plain
 
     config = read(cfg)
 

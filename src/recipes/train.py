@@ -30,7 +30,8 @@ def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
 
 
 def _run(cfg: Any, evaluate: bool, held: ExitStack) -> dict[str, float]:
-    from unlora.config import plain, read
+    from unlora.config import read
+    from unlora.config.resolve import plain
 
     config = read(cfg)
 

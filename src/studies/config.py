@@ -8,8 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, with_config
 from typing_extensions import TypedDict
 
-from unlora.config import STRICT, Count, Paths, Section, TaskName, checked, plain
+from unlora.config.resolve import plain
+from unlora.config.schema import STRICT, Paths, Section
 from unlora.config.unused_keys import referred
+from unlora.config.validation import checked
+from unlora.config.value_types import Count, TaskName
 from unlora.errors import InputError
 from unlora.registry import unknown
 from unlora.runs.redaction import without_setting

@@ -17,8 +17,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from unlora.config import Config
 from unlora.config import read as checked
+from unlora.config.schema import Config
 from unlora.errors import GuardError, InputError
 from unlora.studies import fingerprints
 from unlora.studies.config import Study

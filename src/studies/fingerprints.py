@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from unlora.cli.compose import composed
-from unlora.config import plain, shipped
+from unlora.config.resolve import plain, shipped
 from unlora.runs.run import files_below
 from unlora.studies.stages import Stage
 

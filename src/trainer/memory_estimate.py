@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from unlora.config import Config, ModelSection, TrainerSection
+from unlora.config.schema import Config, ModelSection, TrainerSection
 from unlora.data import load_part
 from unlora.data.chat import Chat, Encoded
 from unlora.errors import InputError

@@ -25,7 +25,7 @@ from pyarrow import parquet
 from tiny import tokenizer
 
 from unlora.cli.main import main
-from unlora.config import model_section
+from unlora.config.resolve import model_section
 from unlora.data import load_part, load_parts
 from unlora.data.chat import Chat
 from unlora.data.files import read_file

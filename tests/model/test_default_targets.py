@@ -3,7 +3,7 @@
 import families
 import pytest
 
-from unlora.config import shipped
+from unlora.config.resolve import shipped
 from unlora.errors import InputError
 from unlora.model.lora import checked_lora_config
 

@@ -7,7 +7,7 @@ import pytest
 import tiny
 from safetensors.torch import load_file, save_file
 
-from unlora.config import ModelSection
+from unlora.config.schema import ModelSection
 from unlora.errors import InputError
 from unlora.model import get_model
 from unlora.model.fingerprints import identities

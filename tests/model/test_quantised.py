@@ -17,7 +17,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from unlora.api import load
-from unlora.config import model_section
+from unlora.config.resolve import model_section
 from unlora.errors import InputError
 from unlora.model import as_trained, check_model, get_model, load_args
 from unlora.model.fingerprints import identities

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
-from unlora.config import model_section, shipped
+from unlora.config.resolve import model_section, shipped
 from unlora.errors import InputError
 from unlora.model import as_trained, get_model
 

@@ -12,7 +12,8 @@ from tiny import llama, tokenizer
 
 from unlora.cli import compose
 from unlora.cli.main import launch, main, normalised
-from unlora.config import AlternatesKeys, read
+from unlora.config import read
+from unlora.config.schema import AlternatesKeys
 from unlora.data import load_parts
 from unlora.data.chat import Chat
 from unlora.data.rows import load_rows

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
-from unlora.config import Config
+from unlora.config.schema import Config
 from unlora.errors import InputError
 from unlora.model import get_model
 from unlora.model.lora import save_adapter

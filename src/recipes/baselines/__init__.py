@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlora.config import Config
+from unlora.config.schema import Config
 from unlora.errors import InputError
 from unlora.evals import check
 from unlora.evals.passes.batching import gathered, rank_and_size

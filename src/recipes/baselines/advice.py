@@ -6,7 +6,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from unlora.config import Config, shipped
+from unlora.config.resolve import shipped
+from unlora.config.schema import Config
 from unlora.recipes.baselines.retain_model import History
 
 TOFU = "locuslab/TOFU"

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from unlora.config import Config
+from unlora.config.schema import Config
 from unlora.errors import InputError
 from unlora.evals.datasets import ReadRows
 from unlora.recipes.baselines.evaluate import RETAIN, own_path

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from unlora.config import Config, ModelSection
+from unlora.config.schema import Config, ModelSection
 from unlora.errors import InputError
 from unlora.evals import Subject, build_suites, evaluate_all
 from unlora.evals.eval_model import NO_ADAPTERS

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unlora.config import Config
+from unlora.config.schema import Config
 from unlora.errors import InputError
 from unlora.evals.suite import KINDS
 from unlora.recipes.baselines.evaluate import RETAIN, TARGET, build

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlora.config import Config
+from unlora.config.schema import Config
 from unlora.errors import InputError
 from unlora.evals.datasets import ReadRows
 from unlora.model.lineage import FILE, Lineage, fingerprint, looks_local
