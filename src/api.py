@@ -158,19 +158,17 @@ def load(path_or_name: "str | Path | Unlearned", **model_args: Any) -> Model:
     Raises:
         InputError: there is no such model, or no such argument.
     """
-    from unlora.config.resolve import model_section
-    from unlora.model import as_trained, get_model
+    from unlora.model import get_model, resolve_model
     from unlora.model.guards import Probe
 
     path = _path(path_or_name)
     if "pretrained_model_name_or_path" in model_args:
         raise InputError("pretrained_model_name_or_path is the first argument. Leave it out.")
     cfg = composed("model/any", _model_words(path, model_args))
-    section = as_trained(model_section(cfg.model))
-    network, tokenizer = get_model(section, trainable=False)
-    return Model(
-        path, network, tokenizer, dict(section.template_args), model_args, Probe.take(network)
-    )
+    resolved = resolve_model(cfg.model)
+    network, tokenizer = get_model(resolved, trainable=False)
+    template_args = dict(resolved.section.template_args)
+    return Model(path, network, tokenizer, template_args, model_args, Probe.take(network))
 
 
 @system_in_words()

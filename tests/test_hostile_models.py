@@ -23,7 +23,7 @@ from unlora.data.chat import Chat
 from unlora.errors import InputError
 from unlora.evals.passes.text_classifier import legible
 from unlora.evals.result_cache import Kept
-from unlora.model import get_model, load_tokenizer
+from unlora.model import get_model, load_tokenizer, resolve_model
 from unlora.model.lineage import Lineage
 from unlora.recipes.baselines.retain_model import start_of
 from unlora.report.run_roles import entries_of, read_study
@@ -305,7 +305,7 @@ def test_the_code_of_a_model_is_not_run_unless_asked_for(with_code):
     with pytest.raises(InputError, match=said):
         load(with_code)
     with pytest.raises(InputError, match=said):
-        load_tokenizer(section(with_code))
+        load_tokenizer(resolve_model(section(with_code)))
 
 
 def test_a_model_that_transformers_knows_is_loaded_without_its_code(with_code):
@@ -318,7 +318,7 @@ def test_the_code_of_a_tokenizer_is_not_run(with_code):
         "AutoTokenizer": ["tokenization_evil.Evil", None]
     })  # fmt: skip
     try:
-        load_tokenizer(section(with_code))
+        load_tokenizer(resolve_model(section(with_code)))
     except InputError as error:
         assert "trust_remote_code" in str(error)  # or transformers' own class is taken
 
@@ -340,9 +340,7 @@ def test_a_foreign_run_cannot_ask_for_code(run, with_code):
         "model_args": {"pretrained_model_name_or_path": "x", "trust_remote_code": True},
         "template_args": {"apply_chat_template": True},
     })  # fmt: skip
-    from unlora.model import as_trained
-
-    found = as_trained(section(run).model_copy(update={"as_trained": True}))
+    found = resolve_model(section(run).model_copy(update={"as_trained": True})).section
     assert "trust_remote_code" not in found.model_args
     assert "trust_remote_code" not in found.tokenizer_args
 

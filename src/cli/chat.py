@@ -94,22 +94,19 @@ def _refuse_absent(run: str) -> None:
 def _speakers(args: argparse.Namespace) -> Iterator[Speaker]:
     import torch
 
-    from unlora.config.resolve import model_section
     from unlora.data.chat import Chat
-    from unlora.model import as_trained, get_model
+    from unlora.model import get_model, resolve_model
     from unlora.model.quantised import placed
 
     shown: set[str] = set()
     for run in args.runs:
-        section = as_trained(
-            model_section(
-                {"model_args": {"pretrained_model_name_or_path": run}, "as_trained": True}
-            )
+        resolved = resolve_model(
+            {"model_args": {"pretrained_model_name_or_path": run}, "as_trained": True}
         )
-        model, tokenizer = get_model(section, trainable=False)
+        model, tokenizer = get_model(resolved, trainable=False)
         if torch.cuda.is_available() and not placed(model):
             model.to("cuda")
-        chat = Chat(tokenizer, section.template_args)
+        chat = Chat(tokenizer, resolved.section.template_args)
         ask = partial(_answer, model, chat, args)
         links = model.lineage.links
         before = str(links[-2].path) if len(links) > 1 else model.lineage.root

@@ -151,16 +151,18 @@ def _examine(cfg: Any) -> None:
     _print(_machine())
     print()
 
-    from unlora.model import load_args
+    from unlora.model import resolve_model
     from unlora.trainer import Plugins, UnlearningLoss, training_arguments
     from unlora.trainer.checkpointing import available_memory, decided, is_auto
     from unlora.trainer.memory_estimate import estimate
 
     loss = UnlearningLoss.build(config.trainer.handler, **config.trainer.method_args)
     Plugins.build(config.trainer.plugins, loss, use_lora=config.model.use_lora)
-    dtype = load_args(config.model)["dtype"]
-    training_arguments(config.trainer.args, output_dir=config.paths.output_dir, dtype=dtype)
-    found, why = estimate(config), "as set"
+    model = resolve_model(config.model)
+    training_arguments(
+        config.trainer.args, output_dir=config.paths.output_dir, dtype=model.load_kwargs["dtype"]
+    )
+    found, why = estimate(config, model=model), "as set"
     if is_auto(config.trainer.args):
         on, why = decided(found.batches, None, lambda: found, available_memory())
         found = found.switched(on)

@@ -16,11 +16,10 @@ from unlora.config.schema import ModelSection
 from unlora.errors import InputError
 from unlora.model.attach import check_links, load_model, merge_adapters
 from unlora.model.guards import Probe
-from unlora.model.lineage import Lineage
-from unlora.model.load import load_args, root_config
-from unlora.model.lora import LoRAModelForCausalLM, refuse_unlike
-from unlora.model.quantised import check_training, quantisation, require_package
-from unlora.model.run_defaults import as_trained, warn_of_other_weights
+from unlora.model.lora import LoRAModelForCausalLM, load_with_adapter, refuse_unlike
+from unlora.model.quantised import check_training, require_package
+from unlora.model.resolved import ResolvedModel
+from unlora.model.run_defaults import warn_of_other_weights, with_run_defaults
 from unlora.model.targets import checked_lora_config
 from unlora.model.tokenizer import load_tokenizer
 
@@ -30,10 +29,22 @@ MODEL_REGISTRY: dict[str, type] = {
 }
 
 
+def resolve_model(model_cfg: Mapping[str, Any] | ModelSection | ResolvedModel) -> ResolvedModel:
+    """Understand the section ``model`` of a config; the config is not changed.
+
+    Raises:
+        InputError: a setting is wrong; or ``as_trained`` is set, and the model is out of reach.
+    """
+    if isinstance(model_cfg, ResolvedModel):
+        return model_cfg
+    resolved = ResolvedModel(model_section(model_cfg))
+    return with_run_defaults(resolved) if resolved.section.as_trained else resolved
+
+
 def get_model(
-    model_cfg: Mapping[str, Any] | ModelSection, *, trainable: bool = True
+    model_cfg: Mapping[str, Any] | ModelSection | ResolvedModel, *, trainable: bool = True
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """The model and tokenizer of a config; the config is not changed.
+    """Load the model and tokenizer of a config; the config is not changed.
 
     Args:
         model_cfg: ``model_args``, ``tokenizer_args``, ``template_args``, ``use_lora``,
@@ -44,19 +55,15 @@ def get_model(
     Raises:
         InputError: a setting is wrong, the model is out of reach, or its lineage is broken.
     """
-    section = as_trained(model_section(model_cfg))
-    lineage = check_model(section) if trainable else None
-    tokenizer = load_tokenizer(section)
-    args = load_args(section)
-    path = args.pop("pretrained_model_name_or_path")
-    lineage = lineage or Lineage.read(path, section.base)
-    warn_of_other_weights(lineage, args.get("quantization_config"))
-    if section.use_lora and trainable:
-        model: Any = LoRAModelForCausalLM.from_pretrained(
-            path, section.lora_config, lineage=section.lineage, base=section.base, **args
-        )
+    resolved = resolve_model(model_cfg)
+    if trainable:
+        check_model(resolved)
+    tokenizer = load_tokenizer(resolved)
+    warn_of_other_weights(resolved.lineage, resolved.load_kwargs.get("quantization_config"))
+    if resolved.section.use_lora and trainable:
+        model: Any = load_with_adapter(resolved)
     else:
-        model, lineage = load_model(lineage, args)
+        model, lineage = load_model(resolved.lineage, resolved.load_kwargs)
         if trainable:
             target = Probe.of(model)
             model = merge_adapters(model).requires_grad_(True)
@@ -67,34 +74,34 @@ def get_model(
     return model, tokenizer
 
 
-def check_model(section: ModelSection, *, by: Iterable[str] = ()) -> Lineage:
-    """Find what is wrong with a model section before data are read or weights are loaded.
+def check_model(
+    model_cfg: Mapping[str, Any] | ModelSection | ResolvedModel, *, by: Iterable[str] = ()
+) -> ResolvedModel:
+    """Find what is wrong with a model before data are read or weights are loaded.
 
     Args:
         by: the method and its plug-ins.
 
     Returns:
-        The lineage that training would start from.
+        The model, resolved.
 
     Raises:
         InputError: the model is out of reach, its lineage is broken, or an adapter does not fit.
     """
-    args = load_args(as_trained(section))
-    lineage = Lineage.read(args["pretrained_model_name_or_path"], section.base)
-    architecture, trust = root_config(lineage, args), bool(args.get("trust_remote_code"))
-    check_links(lineage, architecture, trust=trust)
-    quantised = quantisation(architecture, args, lineage.root)
-    check_training(quantised, section, merges=bool(lineage.links), by=by)
-    require_package(quantised)
+    resolved = resolve_model(model_cfg)
+    section, lineage, trust = resolved.section, resolved.lineage, resolved.trusts_code
+    check_links(lineage, resolved.architecture, trust=trust)
+    check_training(resolved.quantised, section, merges=bool(lineage.links), by=by)
+    require_package(resolved.quantised)
     if section.use_lora and section.lineage != "continue":
-        config = checked_lora_config(dict(section.lora_config), architecture, trust=trust)
+        config = checked_lora_config(dict(section.lora_config), resolved.architecture, trust=trust)
         refuse_unlike(lineage, config)
     elif section.lineage == "continue" and not section.use_lora:
         raise InputError(
             "model.lineage is 'continue', which trains an adapter further, but model.use_lora is "
             "false. Set model.use_lora=true."
         )
-    return lineage
+    return resolved
 
 
 def _sync_special_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -107,9 +114,9 @@ def _sync_special_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> None
 __all__ = [
     "MODEL_REGISTRY",
     "LoRAModelForCausalLM",
-    "as_trained",
+    "ResolvedModel",
     "check_model",
     "get_model",
-    "load_args",
     "load_tokenizer",
+    "resolve_model",
 ]

@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
 import torch
 
-from unlora.config.schema import ModelSection
-from unlora.model.lineage import Lineage, fingerprint
-from unlora.model.load import commit_of, load_args, pinned, root_config
-from unlora.model.quantised import quantisation, versions
+from unlora.model.lineage import fingerprint
+from unlora.model.load import commit_of, pinned
+from unlora.model.quantised import versions
+from unlora.model.resolved import ResolvedModel
 
 # they say where weights are and how they come into memory, not what they are
 NOT_OF_THE_MODEL = (
@@ -22,7 +21,7 @@ NOT_OF_THE_MODEL = (
 PACKAGES = ("torch", "transformers", "peft")
 
 
-def identities(section: ModelSection) -> tuple[str | None, str | None]:
+def identities(model: ResolvedModel) -> tuple[str | None, str | None]:
     """Names of a model and of its root model: sha256 of weights, adapters, dtype and packages.
 
     None where the weights cannot be told from others: a hub repository that is not in the local
@@ -31,38 +30,34 @@ def identities(section: ModelSection) -> tuple[str | None, str | None]:
     Raises:
         InputError: the model is out of reach, or its lineage is broken.
     """
-    args = load_args(section)
-    lineage = Lineage.read(args["pretrained_model_name_or_path"], section.base)
-    root, links, quantised_by = content_of(args, lineage)
+    root, links, quantised_by = content_of(model)
     if not root:
         return None, None
-    settings: dict[str, Any] = {k: v for k, v in args.items() if k not in NOT_OF_THE_MODEL}
+    settings: dict[str, Any] = {
+        k: v for k, v in model.load_kwargs.items() if k not in NOT_OF_THE_MODEL
+    }
     settings["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     settings["packages"] = [metadata.version(package) for package in PACKAGES]
     settings["packages"] += quantised_by
     return _name(root, links, settings), _name(root, [], settings)
 
 
-def content_of(
-    args: Mapping[str, Any], lineage: Lineage
-) -> tuple[str, list[tuple[str, str]], list[str]]:
+def content_of(model: ResolvedModel) -> tuple[str, list[tuple[str, str]], list[str]]:
     """What a model is made of, by content.
-
-    Args:
-        args: the keyword arguments of ``from_pretrained``.
 
     Returns:
         A hash of the root's weights (of one on the hub its commit; an empty text where it is not in
         the local cache yet); the hashes of each adapter and of its settings; the versions of what
         dequantises the weights.
     """
-    architecture = root_config(lineage, args)  # of a hub model: brings it into the local cache
+    quantised = model.quantised  # of a hub model: brings its config into the local cache
+    lineage = model.lineage
     if lineage.local_root:
         root = fingerprint(lineage.root)
     else:
-        root = commit_of(lineage.root, pinned(lineage, args)) or ""
+        root = commit_of(lineage.root, pinned(lineage, model.load_kwargs)) or ""
     links = [(link.sha256, link.config_sha256) for link in lineage.links]
-    return root, links, versions(quantisation(architecture, args, lineage.root))
+    return root, links, versions(quantised)
 
 
 def _name(*parts: Any) -> str:

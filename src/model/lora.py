@@ -25,9 +25,9 @@ from unlora.model.attach import (
 )
 from unlora.model.guards import Probe
 from unlora.model.lineage import Lineage
-from unlora.model.load import load_args, root_config
-from unlora.model.quantised import check_training, count, quantisation
+from unlora.model.quantised import check_training, count
 from unlora.model.reference import POLICY, freeze_reference, is_of
+from unlora.model.resolved import ResolvedModel
 from unlora.model.targets import checked_lora_config, patterns_are_checked, tell_of_full_rank
 from unlora.runs.run import whole_files
 
@@ -88,62 +88,70 @@ class LoRAModelForCausalLM:
         Raises:
             InputError: no such model, a link is missing or changed, or the adapter does not fit.
         """
-        section = model_section(
-            {
-                "model_args": {"pretrained_model_name_or_path": path_or_repo, **model_args},
-                "lora_config": lora_config,
-                "lineage": lineage,
-                "base": base,
-            }
-        )
-        model_args = load_args(section)
-        origin = Lineage.read(model_args.pop("pretrained_model_name_or_path"), base)
-        given = dict(section.lora_config)
-        start_name = str(given.get("init_lora_weights"))
-        start = STARTS.get(start_name)
-        if start is not None:
-            given["init_lora_weights"] = True
-        architecture = root_config(origin, model_args)
-        quantised = quantisation(architecture, model_args, origin.root)
-        asked = section.model_copy(update={"use_lora": True})
-        check_training(quantised, asked, merges=bool(origin.links))
-        config = checked_lora_config(given, architecture)
-        if lineage != "continue":
-            refuse_unlike(origin, config)
-        if lineage == "continue":
-            if not origin.links:
-                raise InputError(
-                    f"model.lineage is 'continue', but {path_or_repo!r} has no adapter to "
-                    "continue. Give a run folder with an adapter, or leave model.lineage out."
-                )
-            if start is not None:
-                raise InputError(
-                    "model.lineage is 'continue', which trains an adapter further, but "
-                    f"lora_config.init_lora_weights is {start_name}, which starts a new one. Leave "
-                    "out one of the two."
-                )
-            logger.info("the adapter is continued with its own settings, not model.lora_config")
-        model, origin = load_model(origin, model_args)
-        if lineage == "auto":
-            lineage = "stack" if quantised or _rounds_away(model) else "merge"
-        target = Probe.of(model)
-        if lineage == "continue":
-            model = _continue(model, origin, merge=not quantised)
-        elif lineage == "stack" and origin.links:
-            with patterns_are_checked():
+        section = {
+            "model_args": {"pretrained_model_name_or_path": path_or_repo, **model_args},
+            "use_lora": True,
+            "lora_config": lora_config,
+            "lineage": lineage,
+            "base": base,
+        }
+        return load_with_adapter(ResolvedModel(model_section(section)))
+
+
+def load_with_adapter(resolved: ResolvedModel) -> PeftModel:
+    """Load a root model with an adapter to train; see :class:`LoRAModelForCausalLM`.
+
+    Raises:
+        InputError: no such model, a link is missing or changed, or the adapter does not fit.
+    """
+    mode, origin, quantised = resolved.section.lineage, resolved.lineage, resolved.quantised
+    settings = dict(resolved.section.lora_config)
+    start = STARTS.get(str(settings.get("init_lora_weights")))
+    if start is not None:
+        settings["init_lora_weights"] = True
+    check_training(quantised, resolved.section, merges=bool(origin.links))
+    config = checked_lora_config(settings, resolved.architecture, trust=resolved.trusts_code)
+    if mode == "continue":
+        _check_continues(resolved)
+    else:
+        refuse_unlike(origin, config)
+    model, origin = load_model(origin, resolved.load_kwargs)
+    if mode == "auto":
+        mode = "stack" if quantised or _rounds_away(model) else "merge"
+    target = Probe.of(model)
+    if mode == "continue":
+        model = _continue(model, origin, merge=not quantised)
+        origin = Lineage(origin.root, origin.links[:-1], origin.fingerprint)
+    else:
+        with patterns_are_checked():
+            if mode == "stack" and origin.links:
                 model.add_adapter(POLICY, config)
-            _activate_policy(model)
-        else:
-            with patterns_are_checked():
+                _activate_policy(model)
+            else:
                 model = get_peft_model(merge_adapters(model), config)
-        if start is not None and lineage != "continue":
+        if start is not None:
             start_at(model, start)
-        kept = origin.links[:-1] if lineage == "continue" else origin.links
-        if lineage != "continue":
-            tell_of_full_rank(model, POLICY)
-        model.lineage = Lineage(origin.root, kept, origin.fingerprint)
-        model.target = target
-        return model
+        tell_of_full_rank(model, POLICY)
+    model.lineage, model.target = origin, target
+    return model
+
+
+def _check_continues(resolved: ResolvedModel) -> None:
+    """Raises InputError where there is no adapter to train further, or a new one is asked for."""
+    if not resolved.lineage.links:
+        path = resolved.section.model_args["pretrained_model_name_or_path"]
+        raise InputError(
+            f"model.lineage is 'continue', but {path!r} has no adapter to "
+            "continue. Give a run folder with an adapter, or leave model.lineage out."
+        )
+    start_name = str(resolved.section.lora_config.get("init_lora_weights"))
+    if start_name in STARTS:
+        raise InputError(
+            "model.lineage is 'continue', which trains an adapter further, but "
+            f"lora_config.init_lora_weights is {start_name}, which starts a new one. Leave "
+            "out one of the two."
+        )
+    logger.info("the adapter is continued with its own settings, not model.lora_config")
 
 
 def save_adapter(model: PeftModel, folder: Path, state_dict: dict | None = None) -> None:

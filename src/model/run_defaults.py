@@ -13,8 +13,8 @@ from unlora.config.resolve import section_as_written, shipped
 from unlora.config.schema import ModelSection
 from unlora.errors import InputError
 from unlora.model.lineage import Lineage
-from unlora.model.load import load_args
 from unlora.model.quantised import SETTINGS, kind
+from unlora.model.resolved import ResolvedModel
 from unlora.model.tokenizer import load_tokenizer
 from unlora.runs.safe_loading import read_json
 
@@ -28,8 +28,8 @@ OF_TOKENIZER = ("use_fast", "legacy", "add_bos_token", "add_eos_token", "model_m
 logger = logging.getLogger(__name__)
 
 
-def as_trained(section: ModelSection) -> ModelSection:
-    """The section with what it leaves open: template, tokenizer and dtype of the model's training.
+def with_run_defaults(model: ResolvedModel) -> ResolvedModel:
+    """Fill in what a section leaves open: template, tokenizer and dtype of the model's training.
 
     They are those of the last run in the lineage that says so. Without one, the template is the
     tokenizer's own, or else ``configs/template/question-answer.yaml``, and the dtype that of the
@@ -38,13 +38,33 @@ def as_trained(section: ModelSection) -> ModelSection:
     Raises:
         InputError: the model or its tokenizer is out of reach, or a run folder is damaged.
     """
-    if not section.as_trained:
-        return section
-    path = load_args(section)["pretrained_model_name_or_path"]
-    lineage = Lineage.read(path, section.base)
+    section, path, lineage = model.section, model.path, model.lineage
     folders = _folders(path, lineage)
     run, trained = _last_run(folders)
     home = next((str(f) for f in folders if any((f / x).is_file() for x in TOKENIZER)), None)
+    tokenizer_args = {
+        "pretrained_model_name_or_path": home or lineage.root,
+        **(trained.tokenizer_args if trained else {}),
+        **section.tokenizer_args,
+    }
+    settings = {"as_trained": False, "tokenizer_args": tokenizer_args, **_loaded(section, trained)}
+    section = section.model_copy(update=settings)
+    if trained:
+        template, why = dict(trained.template_args), f"that of the run {run}"
+    elif section.template_args.get("apply_chat_template", True) and _can_chat(section, lineage):
+        template, why = {"apply_chat_template": True}, "its tokenizer's own"
+    else:
+        template = dict(shipped("template/question-answer.yaml"))
+        why = "'Question: ... Answer: ...', as neither a run nor its tokenizer has another"
+    if section.template_args:
+        why += f", with {', '.join(section.template_args)} as set"
+    logger.info("%s is asked in this template: %s", path, why)
+    template_args = {**template, **section.template_args}
+    return ResolvedModel(section.model_copy(update={"template_args": template_args}), lineage)
+
+
+def _loaded(section: ModelSection, trained: ModelSection | None) -> dict[str, Any]:
+    """``model_args`` and ``quantisation``: those of the run, with what the section sets."""
     args: dict[str, Any] = dict(trained.model_args) if trained else {}
     quantisation = trained.quantisation if trained else None
     if "quantisation" in section.model_fields_set:
@@ -56,30 +76,7 @@ def as_trained(section: ModelSection) -> ModelSection:
     args.update(section.model_args)
     if attention:  # `model=PATH` leaves it open
         args["attn_implementation"] = attention
-    tokenizer_args = {
-        "pretrained_model_name_or_path": home or lineage.root,
-        **(trained.tokenizer_args if trained else {}),
-        **section.tokenizer_args,
-    }
-    found = section.model_copy(
-        update={
-            "as_trained": False,
-            "model_args": args,
-            "tokenizer_args": tokenizer_args,
-            "quantisation": quantisation,
-        }  # fmt: skip
-    )
-    if trained:
-        template, why = dict(trained.template_args), f"that of the run {run}"
-    elif section.template_args.get("apply_chat_template", True) and _can_chat(found):
-        template, why = {"apply_chat_template": True}, "its tokenizer's own"
-    else:
-        template = dict(shipped("template/question-answer.yaml"))
-        why = "'Question: ... Answer: ...', as neither a run nor its tokenizer has another"
-    if section.template_args:
-        why += f", with {', '.join(section.template_args)} as set"
-    logger.info("%s is asked in this template: %s", path, why)
-    return found.model_copy(update={"template_args": {**template, **section.template_args}})
+    return {"model_args": args, "quantisation": quantisation}
 
 
 def warn_of_other_weights(lineage: Lineage, asked: Mapping[str, Any] | None) -> None:
@@ -158,5 +155,5 @@ def _kept(args: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     return {key: args[key] for key in keys if args.get(key) is not None}
 
 
-def _can_chat(section: ModelSection) -> bool:
-    return bool(load_tokenizer(section).chat_template)
+def _can_chat(section: ModelSection, lineage: Lineage) -> bool:
+    return bool(load_tokenizer(ResolvedModel(section, lineage)).chat_template)

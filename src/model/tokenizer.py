@@ -7,25 +7,23 @@ from typing import Any
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from unlora.config.schema import ModelSection
 from unlora.errors import InputError
-from unlora.model.lineage import Lineage, looks_local
-from unlora.model.load import HUB, NEEDS_CODE, load_args, resolve, root_config, shortened
+from unlora.model.lineage import looks_local
+from unlora.model.load import HUB, NEEDS_CODE, resolve, shortened
+from unlora.model.resolved import ResolvedModel
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 RUN_FILES = ("lineage.json", "manifest.json", "run_config.json")
 
 
-def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model section, without the model's weights."""
-    args = load_args(section)
-    path = args.pop("pretrained_model_name_or_path")
-    architecture = root_config(Lineage.read(path, section.base), args)
+def load_tokenizer(model: ResolvedModel) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model, without the model's weights."""
+    args, architecture = model.load_kwargs, model.architecture
     hub = {key: args[key] for key in HUB if key in args and key != "revision"}
-    given = _resolved(section.tokenizer_args)
-    tokenizer = get_tokenizer(path, hub | given, architecture)
+    settings = _resolved(model.section.tokenizer_args)
+    tokenizer = get_tokenizer(model.path, hub | settings, architecture)
     context = None if args.get("rope_scaling") else context_length(architecture)
-    if context and not given.get("model_max_length"):
+    if context and not settings.get("model_max_length"):
         tokenizer.model_max_length = context  # what the files of tokenizers say is often wrong
     return tokenizer
 

@@ -52,27 +52,28 @@ def run(cfg: Any) -> dict[str, Any]:
 
     from unlora.data.chat import Chat
     from unlora.errors import InputError
-    from unlora.model import as_trained, check_model, get_model, load_tokenizer
+    from unlora.model import check_model, get_model, load_tokenizer, resolve_model
     from unlora.model.guards import evaluation_is_pure
     from unlora.model.reference import adapters_off
     from unlora.runs.run import Run, alone
     from unlora.trainer import refuse_own_model
 
-    config = config.model_copy(update={"model": as_trained(config.model)})
+    resolved = resolve_model(config.model)
     settings: dict[str, Any] = dict(config.alternates)
     of_root = settings.pop("voice") == "root"
     pairs = read_pairs(config.data["forget"] or {}, config.paths.datasets_dir)
-    folder, lineage = config.paths.output_dir, check_model(config.model)
-    if of_root and not lineage.links:
+    folder = config.paths.output_dir
+    check_model(resolved)
+    if of_root and not resolved.lineage.links:
         raise InputError(
             "alternates.voice is root, but the model has no adapters that could be switched off. "
             "Set alternates.voice=model."
         )
     with alone(folder):
         record = Run(folder, plain(cfg))
-        refuse_own_model(folder, lineage)
-        chat = Chat(load_tokenizer(config.model), config.model.template_args)
-        model, _ = get_model(config.model, trainable=False)
+        refuse_own_model(folder, resolved.lineage)
+        chat = Chat(load_tokenizer(resolved), resolved.section.template_args)
+        model, _ = get_model(resolved, trainable=False)
         record.begin(fresh=True)
         with evaluation_is_pure(model), adapters_off(model) if of_root else nullcontext():
             alternates, counts = make(model, chat, pairs, **settings)

@@ -34,17 +34,17 @@ def run(cfg: Any) -> dict[str, float]:
     from unlora.evals.passes.batching import halvings
     from unlora.evals.processes import joined
     from unlora.evals.progress import without_library_bars
-    from unlora.model import as_trained, get_model, load_args, load_tokenizer
+    from unlora.model import get_model, load_tokenizer, resolve_model
     from unlora.model.fingerprints import identities
     from unlora.model.guards import evaluation_is_pure
-    from unlora.model.lineage import Lineage
     from unlora.model.quantised import placed
     from unlora.recipes import baselines
     from unlora.runs.run import Run, alone, full_disk_in_words, is_main_process
 
     if config.output != "lines" and is_main_process():  # the others say less already
         logging.getLogger().setLevel(logging.WARNING)
-    config = config.model_copy(update={"model": as_trained(config.model)})
+    resolved = resolve_model(config.model)
+    config = config.model_copy(update={"model": resolved.section})
     with ExitStack() as guard:
         if config.output != "lines":
             guard.enter_context(without_library_bars())
@@ -52,25 +52,22 @@ def run(cfg: Any) -> dict[str, float]:
         found = baselines.find(config)
         suites = build_suites(
             found.eval if config.plan else baselines.evaluated(config, found),
-            tokenizer=load_tokenizer(config.model),
+            tokenizer=load_tokenizer(resolved),
             template_args=config.model.template_args,
             datasets_dir=config.paths.datasets_dir,
             prepare=False,
         )
-        lineage = Lineage.read(
-            load_args(config.model)["pretrained_model_name_or_path"], config.model.base
-        )
-        key, root_key = identities(config.model)
+        key, root_key = identities(resolved)
 
         def load() -> Any:
-            model, _ = get_model(config.model, trainable=False)
+            model, _ = get_model(resolved, trainable=False)
             if torch.cuda.is_available() and not placed(model):
                 model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
             guard.enter_context(evaluation_is_pure(model))
             return model
 
         subject = Subject(
-            load, key, root_key, None if lineage.links else NO_ADAPTERS,
+            load, key, root_key, None if resolved.lineage.links else NO_ADAPTERS,
             is_target=not baselines.made_to_forget(config),
         )  # fmt: skip
         if config.plan:
@@ -97,7 +94,7 @@ def run(cfg: Any) -> dict[str, float]:
         summary = evaluate_all(suites, subject, quiet=config.output != "lines")
         record.begin(fresh=False)  # one that fails leaves an earlier one as it was
     ran_out = {"memory_ran_out": {"evaluation": halved}} if halved else {}
-    record.finish(lineage=str(lineage), **ran_out, summary=summary)
+    record.finish(lineage=str(resolved.lineage), **ran_out, summary=summary)
     if is_main_process():
         note, text = figures(summary, [(suite.output_dir, suite.kind) for suite in suites])
         if config.output == "json":

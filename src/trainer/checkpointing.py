@@ -9,7 +9,8 @@ from transformers import PretrainedConfig
 
 from unlora.forward.lm_head import LOGITS_AT_ONCE
 from unlora.runs.run import PROGRAM, in_words, memory
-from unlora.trainer.memory_estimate import Batch, Estimate
+from unlora.trainer.largest_batch import Batch
+from unlora.trainer.memory_estimate import Estimate
 
 SHARE = 0.7  # of the memory: an estimate is off by a quarter at most, see docs/architecture.md
 AUTO = "auto"

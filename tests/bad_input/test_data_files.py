@@ -25,12 +25,11 @@ from pyarrow import parquet
 from tiny import tokenizer
 
 from unlora.cli.main import main
-from unlora.config.resolve import model_section
 from unlora.data import load_part, load_parts
 from unlora.data.chat import Chat
 from unlora.data.files import read_file
 from unlora.data.text import chunks
-from unlora.model import load_tokenizer
+from unlora.model import load_tokenizer, resolve_model
 
 GOOD = FORGET[0]
 JSONL = lines(*FORGET)
@@ -202,7 +201,7 @@ def test_rows_that_are_longer_than_the_model_reads_are_cut_and_counted(models, t
         model = {"model_args": {"pretrained_model_name_or_path": str(tmp_path / name)}}
         if name == "root":
             model = {"model_args": {"pretrained_model_name_or_path": str(models / name)}}
-        chat = Chat(load_tokenizer(model_section(model)), {})
+        chat = Chat(load_tokenizer(resolve_model(model)), {})
         with caplog.at_level(logging.INFO):
             rows[name] = load_part({"mine": source}, chat)
     assert [max(len(row.input_ids) for row in found) for found in rows.values()] == [270, 64]

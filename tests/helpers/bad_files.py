@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from unlora.cli import main
+from unlora.cli.main import main
 from unlora.model import get_model
 from unlora.model.lora import save_adapter
 

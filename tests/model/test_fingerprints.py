@@ -9,8 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from unlora.config.schema import ModelSection
 from unlora.errors import InputError
-from unlora.model import get_model
-from unlora.model.fingerprints import identities
+from unlora.model import fingerprints, get_model, resolve_model
 from unlora.model.lineage import Link
 from unlora.model.lora import save_adapter
 
@@ -35,6 +34,10 @@ def saved(tmp_path_factory):
     save_adapter(model, folder / "run")
     tokenizer.save_pretrained(folder / "run")
     return folder
+
+
+def identities(model):
+    return fingerprints.identities(resolve_model(model))
 
 
 @pytest.fixture

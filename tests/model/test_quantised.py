@@ -19,10 +19,9 @@ from safetensors.torch import load_file, save_file
 from unlora.api import load
 from unlora.config.resolve import model_section
 from unlora.errors import InputError
-from unlora.model import as_trained, check_model, get_model, load_args
-from unlora.model.fingerprints import identities
+from unlora.model import check_model, fingerprints, get_model, resolve_model
 from unlora.model.lineage import Lineage
-from unlora.model.load import load_root
+from unlora.model.load import load_args, load_root
 from unlora.model.lora import describe_size, save_adapter
 from unlora.model.quantised import SETTINGS, check_training, count, dequantised, require_package
 
@@ -89,6 +88,10 @@ def as_if_installed(monkeypatch, version="0.50.2"):
     )
 
 
+def identities(model):
+    return fingerprints.identities(resolve_model(model))
+
+
 # --- refused, before any weights -----------------------------------------------------------------
 
 
@@ -153,7 +156,7 @@ def test_there_are_two_ways_to_quantise(root, given):
 def test_settings_of_bitsandbytes_are_checked_before_it_is_needed(root, raw, words):
     asked = section(root, quantization_config=raw)
     if words is None:  # nothing is asked for
-        assert check_model(asked).root == str(root)
+        assert check_model(asked).lineage.root == str(root)
     else:
         assert words in sentence(check_model, asked)
 
@@ -197,7 +200,7 @@ def test_quantised_weights_are_trained_by_adapters_alone(root, monkeypatch, raw)
     assert "PerTA computes with the weights" in sentence(
         check_model, section(root, **asked), by=["PerTA"]
     )
-    assert check_model(section(root, **asked)).root == str(root)
+    assert check_model(section(root, **asked)).lineage.root == str(root)
 
 
 def test_earlier_adapters_are_not_merged_into_quantised_weights(root):
@@ -226,7 +229,7 @@ def run(root, tmp_path):
 def test_a_run_is_asked_on_weights_like_those_it_was_trained_on(run):
     def asked(**more):
         args = {"pretrained_model_name_or_path": str(run), **more.pop("args", {})}
-        return as_trained(model_section({"model_args": args, "as_trained": True, **more}))
+        return resolve_model({"model_args": args, "as_trained": True, **more}).section
 
     assert asked().quantisation == "nf4"
     assert asked(quantisation="int8").quantisation == "int8"

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 
 from unlora.config.resolve import model_section, shipped
 from unlora.errors import InputError
-from unlora.model import as_trained, get_model
+from unlora.model import get_model, resolve_model
 
 TAGS = {"apply_chat_template": False, "user_start_tag": "Q ", "asst_start_tag": " A "}
 QUESTION_ANSWER = shipped("template/question-answer.yaml")
@@ -49,16 +49,14 @@ def ran(folder, **model):
 
 
 def found(path, *, template_args=None, tokenizer_args=None, **model_args):
-    return as_trained(
-        model_section(
-            {
-                "model_args": {"pretrained_model_name_or_path": str(path), **model_args},
-                "template_args": template_args or {},
-                "tokenizer_args": tokenizer_args or {},
-                "as_trained": True,
-            }
-        )
-    )
+    return resolve_model(
+        {
+            "model_args": {"pretrained_model_name_or_path": str(path), **model_args},
+            "template_args": template_args or {},
+            "tokenizer_args": tokenizer_args or {},
+            "as_trained": True,
+        }
+    ).section
 
 
 def test_without_run_and_chat_template_it_is_question_and_answer(base, adapter, caplog):
@@ -153,6 +151,6 @@ def test_a_damaged_run_is_refused_in_words(base, content):
 
 def test_other_sections_stay_as_they_are(base):
     section = model_section({"model_args": {"pretrained_model_name_or_path": "nowhere/at/all"}})
-    assert as_trained(section) is section
+    assert resolve_model(section).section is section
     with pytest.raises(InputError, match="There is no folder 'nowhere/at/all'"):
         found("nowhere/at/all")

@@ -6,7 +6,8 @@ from transformers import AutoConfig, GPT2Config, MixtralConfig
 
 from unlora.runs.run import GIB
 from unlora.trainer.checkpointing import SHARE, bound, decided, is_auto
-from unlora.trainer.memory_estimate import Batch, Estimate
+from unlora.trainer.largest_batch import Batch
+from unlora.trainer.memory_estimate import Estimate
 
 BATCHES = {"forget": Batch(4, 40, 100), "retain": Batch(4, 60, 200)}
 LLAMA = AutoConfig.for_model("llama", **tiny.SHAPE)

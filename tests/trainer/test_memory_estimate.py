@@ -13,9 +13,10 @@ from unlora.config.schema import Config
 from unlora.errors import InputError
 from unlora.model import get_model
 from unlora.model.lora import save_adapter
-from unlora.trainer import memory_estimate as module
+from unlora.trainer import largest_batch as module
 from unlora.trainer.checkpointing import bound
-from unlora.trainer.memory_estimate import Batch, estimate
+from unlora.trainer.largest_batch import Batch
+from unlora.trainer.memory_estimate import estimate
 
 LENGTHS = [(20, 5), (12, 8), (16, 4)]
 

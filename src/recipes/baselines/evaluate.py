@@ -14,10 +14,9 @@ from unlora.errors import InputError
 from unlora.evals import Subject, build_suites, evaluate_all
 from unlora.evals.eval_model import NO_ADAPTERS
 from unlora.evals.passes.batching import rank_and_size
-from unlora.model import get_model, load_args, load_tokenizer
+from unlora.model import ResolvedModel, get_model, load_tokenizer, resolve_model
 from unlora.model.fingerprints import identities
 from unlora.model.guards import Probe, evaluation_is_pure
-from unlora.model.lineage import Lineage
 from unlora.results.eval_log import KEYS
 from unlora.runs.run import Run
 
@@ -29,32 +28,32 @@ ITSELF = "None is needed: this model is a reference itself"
 
 def evaluate(config: Config, model: str, folders: Mapping[str, Path]) -> None:
     """Evaluate a model with some suites, each into its folder; the model is gone afterwards."""
-    section = section_with(config.model, model)
+    resolved = resolve_model(section_with(config.model, model))
     itself = {"advice": ITSELF, "missed": False}
     of_reference = {RETAIN: itself, TARGET: itself, "overwrite": True}
     wanted = {
         suite: {**config.eval[suite], **of_reference, "output_dir": str(folder)}
         for suite, folder in folders.items()
     }
-    suites = build(config, section, wanted)
-    lineage = Lineage.read(load_args(section)["pretrained_model_name_or_path"], section.base)
-    key, root_key = identities(section)
-    content = {**config.model_dump(), "mode": "eval", "model": section.model_dump(), "eval": wanted}
+    suites = build(config, resolved, wanted)
+    key, root_key = identities(resolved)
+    section = resolved.section.model_dump()
+    content = {**config.model_dump(), "mode": "eval", "model": section, "eval": wanted}
     records = [Run(str(folder), content, kind="eval") for folder in dict.fromkeys(folders.values())]
     with ExitStack() as guard:
 
         def load() -> Any:
-            loaded, _ = get_model(section, trainable=False)
+            loaded, _ = get_model(resolved, trainable=False)
             Probe.take(loaded)  # NaN is no reference, and nothing to train
             guard.enter_context(evaluation_is_pure(loaded))
             return loaded
 
-        subject = Subject(load, key, root_key, None if lineage.links else NO_ADAPTERS)
+        subject = Subject(load, key, root_key, None if resolved.lineage.links else NO_ADAPTERS)
         summary = evaluate_all(suites, subject, quiet=config.output != "lines")
         del subject
     for record in records:
         record.begin(fresh=False)
-        record.finish(lineage=str(lineage), summary=summary)
+        record.finish(lineage=str(resolved.lineage), summary=summary)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -65,18 +64,18 @@ def evaluate(config: Config, model: str, folders: Mapping[str, Path]) -> None:
 def why_unusable(config: Config, path: str) -> str | None:
     """Why a path is no model that can be asked the same as this one, where that is so."""
     try:
-        load_tokenizer(section_with(config.model, path))
+        load_tokenizer(resolve_model(section_with(config.model, path)))
     except InputError as error:
         return str(error).split(". ")[0].rstrip(".")  # without what to do about the model itself
     return None
 
 
-def build(config: Config, model: ModelSection, section: Mapping[str, Mapping[str, Any]]) -> list:
+def build(config: Config, model: ResolvedModel, section: Mapping[str, Mapping[str, Any]]) -> list:
     """The suites of a section ``eval`` for a model."""
     return build_suites(
         section,
         tokenizer=load_tokenizer(model),
-        template_args=model.template_args,
+        template_args=model.section.template_args,
         datasets_dir=config.paths.datasets_dir,
         prepare=False,
     )

@@ -7,6 +7,7 @@ from typing import Any
 from unlora.config.schema import Config
 from unlora.errors import InputError
 from unlora.evals.suite import KINDS
+from unlora.model import resolve_model
 from unlora.recipes.baselines.evaluate import RETAIN, TARGET, build
 from unlora.recipes.baselines.retain_model import RUN_CONFIG
 from unlora.results.eval_log import KEYS, find_log
@@ -28,7 +29,8 @@ def fitting_log(config: Config, suite: str, key: str, folder: Path) -> Path | No
             return None
     try:
         others = {RETAIN: None, TARGET: None}
-        (made,) = build(config, config.model, {suite: {**ours, **others, key: str(log)}})
+        with_log = {suite: {**ours, **others, key: str(log)}}
+        (made,) = build(config, resolve_model(config.model), with_log)
     except InputError:
         return None
     asked = [one for request in made.requests for one in request.sources()]
