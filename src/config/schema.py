@@ -10,32 +10,7 @@ from typing import Annotated, Any, Literal, Required
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from unlora.config.value_types import (
-    Bias,
-    Checkpointing,
-    Count,
-    DeviceMap,
-    Dtype,
-    ExistingFolder,
-    InitLoraWeights,
-    LayerNumbers,
-    MaxSteps,
-    ModuleNames,
-    ModulesToSave,
-    Names,
-    NotNegative,
-    OwnFolder,
-    ParameterNames,
-    Positive,
-    Prompt,
-    Seed,
-    Share,
-    Steps,
-    TargetModules,
-    TaskName,
-    Token,
-    UseSafetensors,
-)
+from unlora.config import value_types as values
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -45,10 +20,10 @@ class ModelArgs(TypedDict, total=False):
     """Keyword arguments of ``from_pretrained``."""
 
     pretrained_model_name_or_path: Required[str]
-    torch_dtype: Dtype
-    dtype: Dtype
+    torch_dtype: values.Dtype
+    dtype: values.Dtype
     attn_implementation: str | None
-    device_map: DeviceMap
+    device_map: values.DeviceMap
     max_memory: Any
     quantization_config: dict[str, Any] | None
     low_cpu_mem_usage: bool
@@ -56,10 +31,10 @@ class ModelArgs(TypedDict, total=False):
     revision: str | None
     subfolder: str | None
     variant: str | None
-    token: Token
+    token: values.Token
     cache_dir: str | None
     local_files_only: bool
-    use_safetensors: UseSafetensors
+    use_safetensors: values.UseSafetensors
     use_cache: bool
     rope_scaling: dict[str, Any] | None
 
@@ -70,13 +45,13 @@ class TokenizerArgs(TypedDict, total=False):
     trust_remote_code: bool
     revision: str | None
     subfolder: str | None
-    token: Token
+    token: values.Token
     cache_dir: str | None
     local_files_only: bool
     use_fast: bool
     legacy: bool
     padding_side: Literal["left", "right"]
-    model_max_length: Count
+    model_max_length: values.Count
     add_bos_token: bool
     add_eos_token: bool
 
@@ -98,23 +73,23 @@ class TemplateArgs(TypedDict, total=False):
 class LoraKeys(TypedDict, total=False):
     """Keyword arguments of ``peft.LoraConfig`` under which switching off gives the reference."""
 
-    r: Count
-    lora_alpha: Positive
-    lora_dropout: Share
-    target_modules: TargetModules
-    exclude_modules: ModuleNames
-    bias: Bias
+    r: values.Count
+    lora_alpha: values.Positive
+    lora_dropout: values.Share
+    target_modules: values.TargetModules
+    exclude_modules: values.ModuleNames
+    bias: values.Bias
     task_type: Literal["CAUSAL_LM"]
-    modules_to_save: ModulesToSave
-    init_lora_weights: InitLoraWeights
+    modules_to_save: values.ModulesToSave
+    init_lora_weights: values.InitLoraWeights
     use_rslora: bool
     use_dora: bool
     fan_in_fan_out: bool
-    layers_to_transform: LayerNumbers
-    layers_pattern: Names
-    target_parameters: ParameterNames
-    rank_pattern: dict[str, Count]
-    alpha_pattern: dict[str, Positive]
+    layers_to_transform: values.LayerNumbers
+    layers_pattern: values.Names
+    target_parameters: values.ParameterNames
+    rank_pattern: dict[str, values.Count]
+    alpha_pattern: dict[str, values.Positive]
 
 
 @with_config(STRICT)
@@ -126,7 +101,7 @@ class HubArgs(TypedDict, total=False):
     split: str | None
     data_files: str | list[str] | None
     revision: str | None
-    token: Token
+    token: values.Token
 
 
 @with_config(STRICT)
@@ -158,14 +133,14 @@ class DataKeys(TypedDict, total=False):
 class AlternatesKeys(TypedDict, total=False):
     """How other answers to the forget questions are made; see ``unlora.recipes.alternates``."""
 
-    repeats: Count
-    tries: Count
-    temperature: Positive
+    repeats: values.Count
+    tries: values.Count
+    temperature: values.Positive
     top_p: Annotated[float, Field(gt=0, le=1)]
-    max_new_tokens: Count
-    batch_size: Count
-    seed: Seed
-    prompt: Prompt
+    max_new_tokens: values.Count
+    batch_size: values.Count
+    seed: values.Seed
+    prompt: values.Prompt
     voice: Literal["model", "root"]
 
 
@@ -209,31 +184,31 @@ class ModelSection(Section):
 class TrainerArgs(TypedDict, total=False):
     """Those with a range; ``unlora.trainer`` checks all names against the TrainingArguments."""
 
-    per_device_train_batch_size: Count
-    per_device_eval_batch_size: Count
-    gradient_accumulation_steps: Count
-    num_train_epochs: Positive
-    max_steps: MaxSteps
-    learning_rate: NotNegative
-    weight_decay: NotNegative
-    adam_beta1: Share
-    adam_beta2: Share
-    adam_epsilon: NotNegative
-    warmup_epochs: NotNegative | None
+    per_device_train_batch_size: values.Count
+    per_device_eval_batch_size: values.Count
+    gradient_accumulation_steps: values.Count
+    num_train_epochs: values.Positive
+    max_steps: values.MaxSteps
+    learning_rate: values.NotNegative
+    weight_decay: values.NotNegative
+    adam_beta1: values.Share
+    adam_beta2: values.Share
+    adam_epsilon: values.NotNegative
+    warmup_epochs: values.NotNegative | None
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] | None
     warmup_steps: Annotated[int | float, Field(ge=0)] | None
-    max_grad_norm: NotNegative
-    logging_steps: Steps
-    save_steps: Steps
-    eval_steps: Steps | None
-    eval_delay: NotNegative | None
+    max_grad_norm: values.NotNegative
+    logging_steps: values.Steps
+    save_steps: values.Steps
+    eval_steps: values.Steps | None
+    eval_delay: values.NotNegative | None
     save_total_limit: Annotated[int, Field(ge=0)] | None
-    ddp_timeout: Count
-    gradient_checkpointing: Checkpointing
-    activation_checkpointing: Checkpointing
-    seed: Seed
-    data_seed: Seed | None
-    hub_token: Token
+    ddp_timeout: values.Count
+    gradient_checkpointing: values.Checkpointing
+    activation_checkpointing: values.Checkpointing
+    seed: values.Seed
+    data_seed: values.Seed | None
+    hub_token: values.Token
 
 
 class TrainerSection(Section):
@@ -247,16 +222,16 @@ class TrainerSection(Section):
 
 
 class Paths(Section):
-    output_dir: OwnFolder
+    output_dir: values.OwnFolder
     root_dir: str = "."
-    datasets_dir: ExistingFolder = None
+    datasets_dir: values.ExistingFolder = None
 
 
 class Config(Section):
     """A whole config of train, unlearn, alternates or eval."""
 
     mode: Literal["finetune", "unlearn", "alternates", "eval"]
-    task_name: TaskName
+    task_name: values.TaskName
     model: ModelSection
     paths: Paths
     trainer: TrainerSection = Field(default_factory=TrainerSection)
@@ -265,8 +240,8 @@ class Config(Section):
     collator: dict[str, CollatorKeys] = Field(default_factory=dict)
     eval: dict[str, dict[str, Any]] = Field(default_factory=dict)
     evaluate: bool = True  # false leaves out all of eval
-    seed: Seed = 0
-    global_batch_size: Count | None = None  # rows of one optimiser step, of all processes
+    seed: values.Seed = 0
+    global_batch_size: values.Count | None = None  # rows of one optimiser step, of all processes
     # print what would be asked, or the first rows, and stop; what an evaluation prints
     plan: bool = False
     output: Literal["lines", "quiet", "json"] = "lines"

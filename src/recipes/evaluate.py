@@ -27,85 +27,104 @@ def run(cfg: Any) -> dict[str, float]:
 
     config = read(cfg)
 
-    import torch
-
-    from unlora.evals import Subject, build_suites, evaluate_all
-    from unlora.evals.eval_model import NO_ADAPTERS
+    from unlora.evals import build_suites, evaluate_all
     from unlora.evals.passes.batching import halvings
     from unlora.evals.processes import joined
     from unlora.evals.progress import without_library_bars
-    from unlora.model import get_model, load_tokenizer, resolve_model
-    from unlora.model.fingerprints import identities
-    from unlora.model.guards import evaluation_is_pure
-    from unlora.model.quantised import placed
+    from unlora.model import load_tokenizer, resolve_model
     from unlora.recipes import baselines
     from unlora.runs.run import Run, alone, full_disk_in_words, is_main_process
 
-    if config.output != "lines" and is_main_process():  # the others say less already
+    quiet, folder = config.output != "lines", config.paths.output_dir
+    if quiet and is_main_process():  # the others say less already
         logging.getLogger().setLevel(logging.WARNING)
     resolved = resolve_model(config.model)
     config = config.model_copy(update={"model": resolved.section})
-    with ExitStack() as guard:
-        if config.output != "lines":
-            guard.enter_context(without_library_bars())
-        guard.enter_context(joined())
-        found = baselines.find(config)
+    with ExitStack() as stack:
+        if quiet:
+            stack.enter_context(without_library_bars())
+        stack.enter_context(joined())
+        references = baselines.find(config)
         suites = build_suites(
-            found.eval if config.plan else baselines.evaluated(config, found),
+            references.eval if config.plan else baselines.evaluated(config, references),
             tokenizer=load_tokenizer(resolved),
             template_args=config.model.template_args,
             datasets_dir=config.paths.datasets_dir,
             prepare=False,
         )
-        key, root_key = identities(resolved)
-
-        def load() -> Any:
-            model, _ = get_model(resolved, trainable=False)
-            if torch.cuda.is_available() and not placed(model):
-                model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
-            guard.enter_context(evaluation_is_pure(model))
-            return model
-
-        subject = Subject(
-            load, key, root_key, None if resolved.lineage.links else NO_ADAPTERS,
-            is_target=not baselines.made_to_forget(config),
-        )  # fmt: skip
+        subject = _lazy_model(config, resolved, stack)
         if config.plan:
-            planned = [row for suite in suites for row in suite.plan(subject)]
-            if not is_main_process():
-                return {}
-            if config.output == "json":
-                print(json.dumps(planned))
-                return {}
-            print(as_text(planned))
-            print(first_rows(planned))
-            for suite in suites:
-                reasons = suite.not_computable_for(subject)
-                for why in dict.fromkeys(reasons.values()):
-                    names = [name for name, reason in reasons.items() if reason == why]
-                    print(f"not computed: {', '.join(names)}: {why}")
+            _show_plan(suites, subject, as_json=config.output == "json")
             return {}
-        folder = config.paths.output_dir
         # of its own kind: what a training has left may be evaluated while another runs into it
-        guard.enter_context(full_disk_in_words(folder))
-        halved = guard.enter_context(halvings())
-        guard.enter_context(alone(folder, "eval"))
+        stack.enter_context(full_disk_in_words(folder))
+        halved = stack.enter_context(halvings())
+        stack.enter_context(alone(folder, "eval"))
         record = Run(folder, plain(cfg) | {"model": dict(config.model)}, kind="eval")
-        summary = evaluate_all(suites, subject, quiet=config.output != "lines")
+        summary = evaluate_all(suites, subject, quiet=quiet)
         record.begin(fresh=False)  # one that fails leaves an earlier one as it was
     ran_out = {"memory_ran_out": {"evaluation": halved}} if halved else {}
     record.finish(lineage=str(resolved.lineage), **ran_out, summary=summary)
     if is_main_process():
-        note, text = figures(summary, [(suite.output_dir, suite.kind) for suite in suites])
-        if config.output == "json":
-            finite = {k: v if math.isfinite(v) else None for k, v in summary.items()}
-            print(json.dumps({"note": note} | finite if note else finite))
-        elif config.output == "lines":
-            print("\n".join(filter(None, (note, text))))
-        elif note:
-            logger.warning("%s", note)
+        _show_summary(summary, suites, config.output)
     logger.info("finished: %s", folder)
     return summary
+
+
+def _lazy_model(config: Any, resolved: Any, stack: ExitStack) -> Any:
+    """The model under evaluation, loaded when it is first asked; ``stack`` guards its weights."""
+    import torch
+
+    from unlora.evals import Subject
+    from unlora.evals.eval_model import NO_ADAPTERS
+    from unlora.model import get_model
+    from unlora.model.fingerprints import identities
+    from unlora.model.guards import evaluation_is_pure
+    from unlora.model.quantised import placed
+    from unlora.recipes.baselines import made_to_forget
+
+    key, root_key = identities(resolved)
+
+    def load() -> Any:
+        model, _ = get_model(resolved, trainable=False)
+        if torch.cuda.is_available() and not placed(model):
+            model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        stack.enter_context(evaluation_is_pure(model))
+        return model
+
+    without_root = None if resolved.lineage.links else NO_ADAPTERS
+    return Subject(load, key, root_key, without_root, is_target=not made_to_forget(config))
+
+
+def _show_plan(suites: Sequence[Any], subject: Any, *, as_json: bool) -> None:
+    """Print what would be run, and what would not be computed."""
+    from unlora.runs.run import is_main_process
+
+    planned = [row for suite in suites for row in suite.plan(subject)]
+    if not is_main_process():
+        return
+    if as_json:
+        print(json.dumps(planned))
+        return
+    print(as_text(planned))
+    print(first_rows(planned))
+    for suite in suites:
+        reasons = suite.not_computable_for(subject)
+        for why in dict.fromkeys(reasons.values()):
+            names = [name for name, reason in reasons.items() if reason == why]
+            print(f"not computed: {', '.join(names)}: {why}")
+
+
+def _show_summary(summary: Mapping[str, float], suites: Sequence[Any], output: str) -> None:
+    """Print the figures as ``output`` says; a note on them is a warning where nothing else is."""
+    note, text = figures(summary, [(suite.output_dir, suite.kind) for suite in suites])
+    if output == "json":
+        finite = {k: v if math.isfinite(v) else None for k, v in summary.items()}
+        print(json.dumps({"note": note} | finite if note else finite))
+    elif output == "lines":
+        print("\n".join(filter(None, (note, text))))
+    elif note:
+        logger.warning("%s", note)
 
 
 def lines(

@@ -28,8 +28,8 @@ from unlora.trainer.argument_table import DECIDES
 from unlora.trainer.checkpoints import read_record
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
-CODE = ("data", "forward", "model", "objectives", "trainer", "recipes/training_plan.py",
-        "recipes/training.py")  # fmt: skip
+CODE = ("data", "forward", "model", "objectives", "trainer", "recipes/train.py",
+        "recipes/training.py", "recipes/training_plan.py")  # fmt: skip
 # where a suite's figures are written and how they are asked, not what they are
 NOT_OF_A_SUITE = ("output_dir", "overwrite", "cache", "batch_size", "token_budget")
 CHOOSES_BEST = ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_strategy",

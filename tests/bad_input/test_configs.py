@@ -113,11 +113,13 @@ CASES = {
 def nothing_is_loaded_or_written(tmp_path, monkeypatch):
     """Weights must not load, and the folder must stay as it is."""
     import unlora.model
+    import unlora.recipes.training_plan
 
     def loaded(*args, **kwargs):
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr(unlora.model, "get_model", loaded)
+    monkeypatch.setattr(unlora.recipes.training_plan, "get_model", loaded)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "saves").mkdir()
     (tmp_path / "saves" / "kept.txt").write_text("kept")

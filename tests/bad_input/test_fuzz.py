@@ -111,13 +111,14 @@ class Reached(Exception):
 def elsewhere(tmp_path, monkeypatch):
     """Runs end where a model would be looked for."""
     import unlora.model
+    import unlora.recipes.training_plan
 
     def reached(*args, **kwargs):
         raise Reached
 
     for name in ("check_model", "get_model", "load_tokenizer"):
         monkeypatch.setattr(unlora.model, name, reached)
-    monkeypatch.setattr("unlora.recipes.evaluate.check_model", reached, raising=False)
+        monkeypatch.setattr(unlora.recipes.training_plan, name, reached)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 

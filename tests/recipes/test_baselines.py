@@ -421,15 +421,15 @@ def test_training_evaluates_its_references_before_its_model_is_loaded(home, monk
     loaded, alive = [], []
     original = unlora.model.get_model
 
-    def get_model(section, *, trainable=True):
+    def get_model(resolved, *, trainable=True):
         assert not any(model() for model in alive), "two models in memory"
-        loaded.append((section.model_args["pretrained_model_name_or_path"], trainable,
+        loaded.append((resolved.path, trainable,
                        os.path.isfile(GOLD_LOG)))  # fmt: skip
-        model, words = original(section, trainable=trainable)
+        model, words = original(resolved, trainable=trainable)
         alive.append(weakref.ref(model))
         return model, words
 
-    monkeypatch.setattr(unlora.model, "get_model", get_model)
+    monkeypatch.setattr("unlora.recipes.training_plan.get_model", get_model)
     monkeypatch.setattr(unlora.recipes.baselines.evaluate, "get_model", get_model)
     summary = train.run(
         unlearn_config("retain_logs_path=auto", "eval.tofu.target_logs_path=root", "task_name=new")
