@@ -207,7 +207,7 @@ def composition_mistake(message: str, name: str, args: Sequence[str], cause: str
 
 def _inner_key(key: str, name: str) -> str | None:
     """The key of a section of a training that somebody types without the section."""
-    from unlora.config import AlternatesKeys, LoraKeys, TrainerArgs
+    from unlora.config.schema import AlternatesKeys, LoraKeys, TrainerArgs
 
     sections: dict[str, Any] = {"trainer.args": TrainerArgs, "model.lora_config": LoraKeys}
     if name == "alternates":

@@ -6,6 +6,7 @@ import os
 import shutil
 import weakref
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ from omegaconf import OmegaConf
 from tiny import llama, tokenizer
 
 import unlora.model
-import unlora.recipes.baselines.evaluate
 from unlora.cli import compose
 from unlora.cli.main import normalised
 from unlora.config import read
@@ -423,14 +423,13 @@ def test_training_evaluates_its_references_before_its_model_is_loaded(home, monk
 
     def get_model(resolved, *, trainable=True):
         assert not any(model() for model in alive), "two models in memory"
-        loaded.append((resolved.path, trainable,
-                       os.path.isfile(GOLD_LOG)))  # fmt: skip
+        loaded.append((resolved.path, trainable, os.path.isfile(GOLD_LOG)))
         model, words = original(resolved, trainable=trainable)
         alive.append(weakref.ref(model))
         return model, words
 
-    monkeypatch.setattr("unlora.recipes.training_plan.get_model", get_model)
-    monkeypatch.setattr(unlora.recipes.baselines.evaluate, "get_model", get_model)
+    for module in ("training_plan", "baselines.evaluate"):
+        monkeypatch.setattr(import_module(f"unlora.recipes.{module}"), "get_model", get_model)
     summary = train.run(
         unlearn_config("retain_logs_path=auto", "eval.tofu.target_logs_path=root", "task_name=new")
     )
