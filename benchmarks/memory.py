@@ -122,7 +122,7 @@ def _run(config: Any, loss: Any, plugins: Any, size: Size, folder: str) -> dict[
     import torch
 
     from unlora.trainer import (
-        TASK_VECTORS,
+        SUBTRACTED,
         Guards,
         TaskVector,
         UnlearningTrainer,
@@ -131,7 +131,7 @@ def _run(config: Any, loss: Any, plugins: Any, size: Size, folder: str) -> dict[
     )
 
     args = training_arguments(config.trainer.args, output_dir=folder)
-    subtracts = loss.handler in TASK_VECTORS
+    subtracts = loss.handler in SUBTRACTED
     needed = {*loss.parts, "retain"} if plugins.start or subtracts else {*loss.parts}
     count = args.max_steps * args.gradient_accumulation_steps * args.train_batch_size
     parts = _parts(needed, max(count, 32 if plugins.start else 0), size.vocabulary)

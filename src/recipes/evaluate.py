@@ -27,12 +27,13 @@ def run(cfg: Any) -> dict[str, float]:
 
     config = read(cfg)
 
-    from unlora.evals import build_suites, evaluate_all
+    from unlora.evals import evaluate_all
     from unlora.evals.passes.batching import halvings
     from unlora.evals.processes import joined
     from unlora.evals.progress import without_library_bars
-    from unlora.model import load_tokenizer, resolve_model
+    from unlora.model import resolve_model
     from unlora.recipes import baselines
+    from unlora.recipes.baselines.evaluate import build
     from unlora.runs.run import Run, alone, full_disk_in_words, is_main_process
 
     quiet, folder = config.output != "lines", config.paths.output_dir
@@ -45,13 +46,8 @@ def run(cfg: Any) -> dict[str, float]:
             stack.enter_context(without_library_bars())
         stack.enter_context(joined())
         references = baselines.find(config)
-        suites = build_suites(
-            references.eval if config.plan else baselines.evaluated(config, references),
-            tokenizer=load_tokenizer(resolved),
-            template_args=config.model.template_args,
-            datasets_dir=config.paths.datasets_dir,
-            prepare=False,
-        )
+        sections = references.eval if config.plan else baselines.evaluated(config, references)
+        suites = build(config, resolved, sections)
         subject = _lazy_model(config, resolved, stack)
         if config.plan:
             _show_plan(suites, subject, as_json=config.output == "json")

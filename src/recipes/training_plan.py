@@ -26,7 +26,7 @@ from unlora.model.fingerprints import content_of
 from unlora.recipes import baselines
 from unlora.runs.run import is_main_process
 from unlora.trainer import (
-    TASK_VECTORS,
+    SUBTRACTED,
     Plugins,
     Resumption,
     TaskVector,
@@ -193,7 +193,7 @@ class TrainingPlan:
                 "them with `unlora alternates`, which says how to use them. For refusals set "
                 "trainer=IdkDPO or trainer=IdkNLL."
             )
-        if self.loss.handler in TASK_VECTORS and self.args.load_best_model_at_end:
+        if self.loss.handler in SUBTRACTED and self.args.load_best_model_at_end:
             raise InputError(
                 f"{self.loss.handler} forgets when training is over; no checkpoint is the best. "
                 "Leave out trainer.args.load_best_model_at_end."
@@ -233,7 +233,7 @@ class TrainingPlan:
         set_seed(args.seed)
         network, tokenizer = get_model(self.model)
         penalty, vector, forget = None, None, self.loss.forget
-        if forget is not None and self.loss.handler in TASK_VECTORS:
+        if forget is not None and self.loss.handler in SUBTRACTED:
             vector = TaskVector(network, forget)
         if self.plugins.start is not None:
             penalty = start_adapter(

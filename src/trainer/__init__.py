@@ -17,18 +17,17 @@ from unlora.trainer.arguments import (
 )
 from unlora.trainer.callbacks import Guards
 from unlora.trainer.checkpoints import checkpoint_to_resume, refuse_own_model
-from unlora.trainer.loss import UnlearningLoss
+from unlora.trainer.loss import SUBTRACTED, UnlearningLoss
 from unlora.trainer.nonfinite import Divergence
 from unlora.trainer.plugins import Plugins
 from unlora.trainer.preemption import Preemption
 from unlora.trainer.resume import Resumption, resumption, run_settings
-from unlora.trainer.task_vector import HANDLERS as TASK_VECTORS
 from unlora.trainer.task_vector import TaskVector
 from unlora.trainer.trackers import Trackers
 from unlora.trainer.trainer import UnlearningTrainer
 
 __all__ = [
-    "TASK_VECTORS",
+    "SUBTRACTED",
     "Divergence",
     "Guards",
     "Plugins",

@@ -33,56 +33,64 @@ def activation_bytes(model: nn.Module, depth: int, batch: Batch) -> tuple[int, i
     return depth * layer + outside, depth * carried + layer + outside
 
 
-def _of_one_layer(model: Any, batch: Batch) -> tuple[int, int, int]:
-    """Bytes that are kept inside a decoder layer and outside of all, and those that go into one."""
-    inside, outside, carried = [0], [0], [0]
-    place = outside
-    own = set()
-    seen: dict[int, Any] = {}
+class _Kept:
+    """Bytes of the tensors that autograd keeps, each once: inside a decoder layer, and outside.
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    Args:
+        own: storages that are the model's.
+    """
+
+    def __init__(self, own: set[int]) -> None:
+        self.inside = self.outside = self.carried = 0
+        self._in_layer, self._own = False, own
+        self._seen: dict[int, Any] = {}
+
+    def add(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key not in seen and key not in own:
-            seen[key] = storage  # a storage that is gone would give its number to the next
-            place[0] += storage.nbytes()
+        if key not in self._seen and key not in self._own:
+            self._seen[key] = storage  # a storage that is gone would give its number to the next
+            if self._in_layer:
+                self.inside += storage.nbytes()
+            else:
+                self.outside += storage.nbytes()
         return tensor
 
-    def enter(_module: nn.Module, args: Any, kwargs: Any) -> None:
-        nonlocal place
-        place = inside
-        hidden = args[0] if args else kwargs["hidden_states"]
-        carried[0] = hidden.nbytes
+    def enter(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._in_layer = True
+        self.carried = (args[0] if args else kwargs["hidden_states"]).nbytes
 
-    def leave(*_: Any) -> None:
-        nonlocal place
-        place = outside
+    def leave(self, *_: Any) -> None:
+        self._in_layer = False
+
+
+def _of_one_layer(model: Any, batch: Batch) -> tuple[int, int, int]:
+    """Bytes that are kept inside a decoder layer and outside of all, and those that go into one."""
 
     def select(_module: nn.Module, args: Any) -> Any:
         hidden, *rest = args
         scored = min(batch.scored, batch.rows * batch.tokens)
         return (hidden.flatten(0, 1)[:scored].unsqueeze(0), *rest)
 
-    first = decoder_layers(model)[0]
-    head = output_embedding(model)
-    training = model.training
+    first, training = decoder_layers(model)[0], model.training
     with FakeTensorMode(allow_non_fake_inputs=True), _faked(model), _only(model, first):
-        own |= {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
+        own = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
+        kept = _Kept(own)
         hooks = [
-            first.register_forward_pre_hook(enter, with_kwargs=True),
-            first.register_forward_hook(leave),
-            head.register_forward_pre_hook(select),
+            first.register_forward_pre_hook(kept.enter, with_kwargs=True),
+            first.register_forward_hook(kept.leave),
+            output_embedding(model).register_forward_pre_hook(select),
         ]
         try:
             ids = torch.zeros(batch.rows, batch.tokens, dtype=torch.long)
             model.train()
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
                 model(input_ids=ids, use_cache=False)
         finally:
             model.train(training)
             for hook in hooks:
                 hook.remove()
-    return inside[0], outside[0], carried[0]
+    return kept.inside, kept.outside, kept.carried
 
 
 @contextmanager

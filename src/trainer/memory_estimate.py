@@ -114,12 +114,8 @@ def estimate(
         parts = sorted({view.split("_")[1] for view in loss.views})
         batches, lengths = largest_batches(config, section, parts)
     network = MetaModel.of(resolved, plugins)
-    depth = len(decoder_layers(network.model))
-    if loss.layer is not None and loss.ends_at_layer:
-        depth = min(loss.layer, depth - 1) + 1
-        rest_above(network.model, depth - 1)
-    sets = _gradient_sets(loss, plugins)
-    on = _checkpoints(trainer.args)
+    depth = _freeze_above(network.model, loss)
+    sets, on = _gradient_sets(loss, plugins), _checkpoints(trainer.args)
     kept, checkpointed = _activations(network.model, depth, loss, batches, at_once=sets == 1)
     trained = [p for p in network.model.parameters() if p.requires_grad]
     # a model that is trained in full needs a copy of itself, where it is asked in every step
@@ -140,6 +136,15 @@ def estimate(
         batches=batches,
         lengths=lengths,
     )
+
+
+def _freeze_above(model: nn.Module, loss: UnlearningLoss) -> int:
+    """Freeze what no gradient reaches; returns how many decoder layers are trained."""
+    depth = len(decoder_layers(model))
+    if loss.layer is not None and loss.ends_at_layer:
+        depth = min(loss.layer, depth - 1) + 1
+        rest_above(model, depth - 1)
+    return depth
 
 
 def _activations(

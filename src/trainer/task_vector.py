@@ -19,7 +19,6 @@ from unlora.model.reference import POLICY, REFERENCE
 from unlora.objectives import Term
 from unlora.trainer.adapter_init import as_batches, few_at_a_time, fisher
 
-HANDLERS = ("Negation", "PerTA")
 logger = logging.getLogger(__name__)
 
 
