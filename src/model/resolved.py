@@ -1,6 +1,7 @@
 """A model section, understood once: what it loads, from where, and of which architecture."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -56,13 +57,17 @@ class ResolvedModel:
         return self.known_lineage or Lineage.read(self.path, self.section.base)
 
     @cached_property
+    def _root_config(self) -> PretrainedConfig:
+        return root_config(self.lineage, self.load_kwargs)
+
+    @property
     def architecture(self) -> PretrainedConfig:
-        """The config of the root model.
+        """The config of the root model; a copy, as transformers writes into the one it is given.
 
         Raises:
             InputError: it is out of reach, or of a kind that is not supported.
         """
-        return root_config(self.lineage, self.load_kwargs)
+        return deepcopy(self._root_config)
 
     @cached_property
     def quantised(self) -> Mapping[str, Any]:

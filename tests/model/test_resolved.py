@@ -47,6 +47,13 @@ def test_nothing_is_read_before_it_is_needed(reads):
         check_model(resolved)
 
 
+def test_what_a_check_writes_into_the_architecture_is_not_seen_by_the_next(root):
+    resolved = resolve_model(of(root, use_lora=True, lora_config=tiny.LORA))
+    before = vars(resolved.architecture).copy()
+    check_model(resolved)
+    assert vars(resolved.architecture) == before
+
+
 def test_what_is_resolved_already_stays_as_it_is(root):
     resolved = resolve_model(of(root))
     assert resolve_model(resolved) is resolved
