@@ -147,7 +147,7 @@ def child(side: str, options: argparse.Namespace) -> None:
             trainer.train()
         ended = {"memory": memory(options) - before}
         if side == "ours":
-            ended |= {"seen": trainer.counted, "way": str(trainer.way)}
+            ended |= {"seen": trainer.counted, "way": str(trainer.context.losses.way)}
         return ended
 
     turns = Turns()
@@ -159,30 +159,33 @@ def child(side: str, options: argparse.Namespace) -> None:
 
 
 def _packs(trainer: Any) -> None:
-    trainer.way = replace(trainer.way, packs=False)
+    losses = trainer.context.losses
+    losses.way = replace(losses.way, packs=False)
 
 
 def _chunks(trainer: Any) -> None:
-    trainer.way = replace(trainer.way, chunks=False)
+    losses = trainer.context.losses
+    losses.way = replace(losses.way, chunks=False)
 
 
 def _joined(trainer: Any) -> None:
-    ask = trainer._ask
+    losses = trainer.context.losses
+    forward = losses._forward
 
     def one_by_one(model: Any, kinds: Mapping[str, type], inputs: Any) -> Any:
         return {
             p: a
             for part, kind in kinds.items()
-            for p, a in ask(model, {part: kind}, inputs).items()
+            for p, a in forward(model, {part: kind}, inputs).items()
         }
 
-    trainer._ask = one_by_one
+    losses._forward = one_by_one
 
 
 def _known(trainer: Any) -> None:
-    import unlora.trainer.trainer as module
+    import unlora.trainer.term_losses as module
 
-    module.known_logps = lambda _: {}
+    module.precompute = lambda *_args, **_kwargs: {}
 
 
 def _positions(trainer: Any) -> None:
@@ -241,7 +244,7 @@ def _shared(trainer: Any) -> None:
 
     import torch
 
-    import unlora.trainer.trainer as module
+    import unlora.trainer.term_losses as module
 
     reference = copy.deepcopy(trainer.model).unload().eval().requires_grad_(False)
 

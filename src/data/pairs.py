@@ -28,10 +28,11 @@ class Parts:
         return len(self.rows[self.anchor])
 
     def __getitem__(self, index: Mapping[str, int]) -> dict[str, Encoded]:
-        """One row of each part; for the index BLANK, a stand-in of that number."""
+        """Return one row of each part in the index; for BLANK, a stand-in of that number."""
         return {
             part: replace(rows[max(index[part], 0)], number=index[part])
             for part, rows in self.rows.items()
+            if part in index
         }
 
 

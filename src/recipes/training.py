@@ -102,7 +102,7 @@ class Training:
             halved: where memory ran out in an evaluation.
         """
         plan, resumed = self.plan, self.data.resumption
-        ran_out = {"training": self.trainer.pieces.facts, "evaluation": halved}
+        ran_out = {"training": self.trainer.splitter.facts, "evaluation": halved}
         return {
             "guards": self.guards.findings,
             **self.divergence.facts,

@@ -74,7 +74,7 @@ class Guards(TrainerCallback):
     ) -> None:
         if "gradients alive" in self.findings or args.deepspeed_plugin:
             return
-        if self._divergence is not None and self._divergence.now:
+        if self._divergence is not None and self._divergence.step_failed:
             return
         if self._faults is None:
             faults = gradient_faults(model)

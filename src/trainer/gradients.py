@@ -1,4 +1,4 @@
-"""Pure steps between gradients: what SAM, GRU and BalDRO do to them.
+"""Combine gradients as SAM, GRU and BalDRO do; pure functions.
 
 A gradient is a list of tensors, one for each trained parameter in the model's order.
 """
@@ -15,34 +15,34 @@ from unlora.trainer.plugins import BalDRO
 Gradient = list[Tensor]
 
 
-def inner(one: Gradient, other: Gradient) -> Float[Tensor, ""]:
-    """<one, other> over all parameters, in float32 or better."""
+def dot(one: Gradient, other: Gradient) -> Float[Tensor, ""]:
+    """Compute <one, other> over all parameters, in float32 or better."""
     return torch.stack(
         [(a.float() * b.float()).sum().cpu() for a, b in zip(one, other, strict=True)]
     ).sum()
 
 
-def rectified(forget: Gradient, retain: Gradient) -> Gradient:
-    """The forget gradient without its component against the retain gradient (GRU, eq. 6)."""
-    along = inner(forget, retain)
+def project_out_conflict(forget: Gradient, retain: Gradient) -> Gradient:
+    """Remove the forget gradient's component against the retain gradient (GRU, eq. 6)."""
+    along = dot(forget, retain)
     if along >= 0:
         return forget
-    share = along / inner(retain, retain)
+    share = along / dot(retain, retain)
     return [f - share.to(f) * r.to(f) for f, r in zip(forget, retain, strict=True)]
 
 
-def averaged(past: Gradient | None, now: Gradient, weight: float) -> Gradient:
-    """Exponential moving average that starts at 0; ``weight`` is that of the newest gradient."""
+def ema(past: Gradient | None, now: Gradient, weight: float) -> Gradient:
+    """Update a moving average that starts at 0; ``weight`` is that of the newest gradient."""
     if past is None:
         return [weight * new for new in now]
     return [weight * new + (1 - weight) * old for old, new in zip(past, now, strict=True)]
 
 
 @contextmanager
-def moved_by(parameters: Sequence[Tensor], direction: Gradient, distance: float) -> Iterator[None]:
-    """The parameters, ``distance`` further along ``direction``; they come back bit by bit."""
-    kept = [p.detach().clone() for p in parameters]
-    length = inner(direction, direction).sqrt().clamp(min=1e-12)
+def perturbed(parameters: Sequence[Tensor], direction: Gradient, distance: float) -> Iterator[None]:
+    """Move the parameters ``distance`` along ``direction``; they come back bit by bit."""
+    before = [p.detach().clone() for p in parameters]
+    length = dot(direction, direction).sqrt().clamp(min=1e-12)
     with torch.no_grad():
         for p, d in zip(parameters, direction, strict=True):
             p.add_(d * (distance / length).to(d))
@@ -50,12 +50,12 @@ def moved_by(parameters: Sequence[Tensor], direction: Gradient, distance: float)
         yield
     finally:
         with torch.no_grad():
-            for p, old in zip(parameters, kept, strict=True):
+            for p, old in zip(parameters, before, strict=True):
                 p.copy_(old)
 
 
 def robust_weights(losses: Float[Tensor, " rows"], dro: BalDRO) -> Float[Tensor, " rows"]:
-    """BalDRO's weight of each row, adding up to 1; a constant for the gradient.
+    """Compute BalDRO's weight of each row, adding up to 1; a constant for the gradient.
 
     Args:
         losses: -inf of a row that has none.

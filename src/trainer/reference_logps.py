@@ -1,92 +1,103 @@
-"""What the reference says in one number for each row: asked once, then kept.
+"""Precompute and cache the reference's log p(answer | question), one float32 per row.
 
-NPO, DPO and AltPO need log p(answer | question) under the reference and nothing else of it, and the
-reference never changes. So it is asked before the first step, and no step runs a reference pass.
-The numbers are kept on disk under a key of the model and the data, for the next run of a sweep.
+NPO, DPO and AltPO need this number of the reference and nothing else, and the reference never
+changes. So it is computed before the first step, and no step runs a reference pass. The numbers are
+kept on disk under a key of the model and the data, for the next run of a sweep.
 """
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import TrainingArguments
 
 from unlora.data import fingerprint
 from unlora.data.cache import cache_folder
 from unlora.data.chat import Encoded
 from unlora.data.collate import collate
-from unlora.forward.outputs import SequenceLogps, TokenLogps, ask_all
+from unlora.forward.outputs import TokenLogps, Way, ask_all
 from unlora.model.guards import Probe
 from unlora.model.reference import as_reference
 from unlora.runs.run import write_bytes
 
-if TYPE_CHECKING:
-    from unlora.trainer.trainer import UnlearningTrainer
-
 logger = logging.getLogger(__name__)
 
 
-def known_logps(trainer: "UnlearningTrainer") -> dict[str, Tensor]:
-    """Part of the data -> float32 [rows], log p of each row's answer under the reference, in nats.
+def precompute(
+    model: nn.Module,
+    rows: Mapping[str, Sequence[Encoded]],
+    *,
+    frozen: nn.Module | None,
+    way: Way,
+    args: TrainingArguments,
+    accelerator: Accelerator,
+    pad_id: int,
+) -> dict[str, Tensor]:
+    """Compute log p of each row's answer under the reference, in nats, or read it from disk.
 
-    Only of the parts that the loss asks the reference for nothing else about.
+    Args:
+        model: the policy, not wrapped.
+        rows: part of the data -> its rows.
+        frozen: stands for the reference where another term asks a copy of the model.
+        way: how the model is asked.
+
+    Returns:
+        Part -> float32 [rows].
     """
-    views = trainer.loss.asked_of_reference(SequenceLogps)
-    if not views:
+    if not rows:
         return {}
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    found = {}
-    with as_reference(model, trainer.frozen or model) as reference, trainer.accelerator.autocast():
+    logps = {}
+    with as_reference(model, frozen or model) as reference, accelerator.autocast():
         probe = Probe.take(reference)
-        for view in views:
-            part = view.split("_")[1]
-            rows = trainer.parts.rows[part]
-            file = _file(probe, rows, trainer)
-            with trainer.accelerator.main_process_first():  # the others read what it wrote
-                logps = _read(file, len(rows))
-                if logps is None:
-                    logps = _asked(reference, rows, part, trainer)
-                    _write(file, logps, trainer)
-            found[part] = logps.to(trainer.args.device)
-    return found
+        for part, of_part in rows.items():
+            file = _file(probe, of_part, model, args)
+            with accelerator.main_process_first():  # the others read what it wrote
+                known = _read(file, len(of_part))
+                if known is None:
+                    silent = args.disable_tqdm or not accelerator.is_main_process
+                    known = _compute(part, of_part, reference, way, args, pad_id, silent)
+                    if accelerator.is_main_process:
+                        _write(file, known)
+            logps[part] = known.to(args.device)
+    return logps
 
 
-def _asked(
-    reference: nn.Module, rows: Sequence[Encoded], part: str, trainer: "UnlearningTrainer"
+def _compute(
+    part: str,
+    rows: Sequence[Encoded],
+    reference: nn.Module,
+    way: Way,
+    args: TrainingArguments,
+    pad_id: int,
+    silent: bool,
 ) -> Tensor:
-    logps = torch.zeros(len(rows))
-    pad_id, size = trainer.processing_class.pad_token_id, trainer.args.train_batch_size
+    logps, size = torch.zeros(len(rows)), args.train_batch_size
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i].input_ids))
-    training = {module: module.training for module in reference.modules()}
+    modes = {module: module.training for module in reference.modules()}
     reference.eval()
-    bar = tqdm(
-        total=len(rows),
-        desc=f"reference: {part}",
-        unit="row",
-        disable=trainer.args.disable_tqdm or not trainer.accelerator.is_main_process,
-    )
+    bar = tqdm(total=len(rows), desc=f"reference: {part}", unit="row", disable=silent)
     with bar, torch.no_grad():
         for first in range(0, len(rows), size):
             chosen = order[first : first + size]
             batch = collate([rows[i] for i in chosen], pad_id)
-            moved = {name: tensor.to(trainer.args.device) for name, tensor in batch.items()}
-            (answer,) = ask_all(reference, [(TokenLogps, moved)], way=trainer.way)
-            assert isinstance(answer, TokenLogps)
-            logps[chosen] = answer.sequence_logps.float().cpu()
+            moved = {name: tensor.to(args.device) for name, tensor in batch.items()}
+            (output,) = ask_all(reference, [(TokenLogps, moved)], way=way)
+            assert isinstance(output, TokenLogps)
+            logps[chosen] = output.sequence_logps.float().cpu()
             bar.update(len(chosen))
-    for module, mode in training.items():
-        module.training = mode
+    for module, training in modes.items():
+        module.training = training
     return logps
 
 
-def _file(probe: Probe, rows: Sequence[Encoded], trainer: "UnlearningTrainer") -> Path:
-    model = trainer.model
+def _file(probe: Probe, rows: Sequence[Encoded], model: nn.Module, args: TrainingArguments) -> Path:
     lineage = getattr(model, "lineage", None)
     made_of = [
         str(fingerprint(rows)),
@@ -96,7 +107,7 @@ def _file(probe: Probe, rows: Sequence[Encoded], trainer: "UnlearningTrainer") -
             and [lineage.fingerprint, *(link.sha256 + link.config_sha256 for link in lineage.links)]
         ),
         str([p.dtype for p in model.parameters()][:1]),
-        str((trainer.args.bf16, trainer.args.fp16, trainer.args.device.type, torch.__version__)),
+        str((args.bf16, args.fp16, args.device.type, torch.__version__)),
         hashlib.sha256(probe.logits.contiguous().numpy().tobytes()).hexdigest(),
     ]
     key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:32]
@@ -104,7 +115,7 @@ def _file(probe: Probe, rows: Sequence[Encoded], trainer: "UnlearningTrainer") -
 
 
 def _read(file: Path, rows: int) -> Tensor | None:
-    """The numbers in the file, unless it is absent, broken or of another length."""
+    """Read the numbers in the file, unless it is absent, broken or of another length."""
     try:
         logps = load_file(file)["logps"]
     except (OSError, SafetensorError, KeyError):
@@ -115,9 +126,7 @@ def _read(file: Path, rows: int) -> Tensor | None:
     return logps
 
 
-def _write(file: Path, logps: Tensor, trainer: "UnlearningTrainer") -> None:
-    if not trainer.accelerator.is_main_process:
-        return
+def _write(file: Path, logps: Tensor) -> None:
     try:
         write_bytes(file, save({"logps": logps}))
     except OSError as error:

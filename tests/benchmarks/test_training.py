@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import unlora.trainer.trainer as trainer_module
 from unlora.forward import outputs
 from unlora.objectives import distill
+from unlora.trainer import term_losses
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 NAMES = ("sides", "evaluation_rows", "baseline_training", "training", "bench")
@@ -64,7 +64,7 @@ def test_a_step_without_one_of_its_parts_has_the_same_losses(
     scripts, data, left_out, tmp_path, monkeypatch
 ):
     for module, name in (
-        (trainer_module, "known_logps"), (trainer_module, "as_reference"),
+        (term_losses, "precompute"), (term_losses, "as_reference"),
         (outputs, "_before_the_head"), (outputs, "_ending_after"), (distill, "_cross_entropy"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, getattr(module, name))  # put back after the test

@@ -36,7 +36,7 @@ def train(folder: Path, method="NPO", rows=11, double=False, infinite=0, **args)
     trainer = small_trainer(folder, method, parts=parts, divergence=divergence, **args)
     if double:
         trainer.model.double()
-    samples, losses, seen = trainer.get_batch_samples, trainer.losses, []
+    samples, losses, seen = trainer.get_batch_samples, trainer.context.losses.compute, []
 
     def noted(*args):
         batches, totals = samples(*args)
@@ -54,7 +54,7 @@ def train(folder: Path, method="NPO", rows=11, double=False, infinite=0, **args)
         # the gradient stays finite
         return {name: loss + float("inf") for name, loss in found.items()} if here else found
 
-    trainer.get_batch_samples, trainer.losses = noted, spoilt
+    trainer.get_batch_samples, trainer.context.losses.compute = noted, spoilt
     trainer.train()
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()

@@ -15,7 +15,7 @@ from unlora.model import get_model
 from unlora.model.guards import Probe
 from unlora.recipes import evaluate as evaluation
 from unlora.recipes import train
-from unlora.trainer import UnlearningTrainer
+from unlora.trainer.term_losses import TermLosses
 
 METRICS = ("forget_Q_A_Prob", "retain_Q_A_Prob", "exact_memorization", "forget_Q_A_ROUGE")
 COMMON = (
@@ -176,7 +176,7 @@ def test_where_memory_runs_out_log_and_manifest_say_so_and_the_result_is_the_sam
 ):
     start = weights("root")
     whole = unlearn(start, "task_name=whole")
-    losses, asked = UnlearningTrainer.losses, batching._with_memory
+    losses, asked = TermLosses.compute, batching._with_memory
 
     def little_for_training(self, model, inputs, *args, **kwargs):
         if len(inputs["forget"]["number"]) > 1:
@@ -189,7 +189,7 @@ def test_where_memory_runs_out_log_and_manifest_say_so_and_the_result_is_the_sam
 
         return asked(fail if len(batch) > 1 else ask, batch)
 
-    monkeypatch.setattr(UnlearningTrainer, "losses", little_for_training)
+    monkeypatch.setattr(TermLosses, "compute", little_for_training)
     monkeypatch.setattr(batching, "_with_memory", little_for_evaluation)
     summary = unlearn(start, "task_name=halved", "eval.tofu.cache=false")
     assert summary == pytest.approx(whole, rel=1e-4)

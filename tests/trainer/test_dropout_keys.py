@@ -7,9 +7,9 @@ from small_trainer import small_trainer, trained
 from tiny import llama
 
 from unlora.forward.keyed_dropout import KeyedDropout
+from unlora.forward.outputs import PLAIN
 from unlora.model.lora import save_adapter
-from unlora.trainer import trainer as module
-from unlora.trainer.trainer import PLAIN
+from unlora.trainer import term_losses as module
 
 
 def learnt(folder, method, size, accumulation, *, dropout=0.05, **args):

@@ -10,7 +10,7 @@ from unlora.trainer import Divergence
 
 def small_memory(trainer, rows, where="forward"):
     """A device that holds no more than these rows at once, forward or backward."""
-    failed, losses, asked = [], trainer.losses, [0]
+    failed, losses, asked = [], trainer.context.losses.compute, [0]
 
     def told(model, inputs, *args, **kwargs):
         asked[0] = max(len(part["number"]) for part in inputs.values())
@@ -26,7 +26,7 @@ def small_memory(trainer, rows, where="forward"):
                 fail()
             output.register_hook(lambda gradient: fail())  # all but the last gradients are there
 
-    trainer.losses = told
+    trainer.context.losses.compute = told
     if where == "backward":  # the frozen embedding's output needs a gradient to be asked for one
         trainer.model.enable_input_require_grads()
     trainer.model.get_input_embeddings().register_forward_hook(forward)
@@ -60,7 +60,7 @@ def test_it_ends_as_a_run_with_smaller_batches_from_the_start(tmp_path, method, 
     failed = small_memory(trainer, 2, where)
     trainer.train()
     assert failed == [1], "once, and in the first step"
-    assert trainer.pieces.facts == {"rows_at_once": 2, "of": 4, "from_step": 1}
+    assert trainer.splitter.facts == {"rows_at_once": 2, "of": 4, "from_step": 1}
     (weights, log), (expected, expected_log) = result(trainer), result(split)
     for name, weight in expected.items():
         assert torch.equal(weights[name], weight), name
@@ -75,7 +75,7 @@ def test_it_ends_as_the_run_that_has_memory_enough(tmp_path, caplog):
     trainer = small_trainer(tmp_path, **settings)
     failed = small_memory(trainer, 3, "backward")
     trainer.train()
-    assert failed == [1, 1] and trainer.pieces.facts["rows_at_once"] == 2
+    assert failed == [1, 1] and trainer.splitter.facts["rows_at_once"] == 2
     for name, weight in trained(whole).items():
         torch.testing.assert_close(trained(trainer)[name], weight, rtol=0, atol=1e-6)
     assert "Memory ran out at step 1 on 8 rows; going on with 4 at once" in caplog.text
@@ -89,7 +89,7 @@ def test_what_an_earlier_micro_batch_gave_is_not_counted_twice(tmp_path):
     whole = small_trainer(tmp_path, **settings)
     whole.train()
     trainer = small_trainer(tmp_path, **settings)
-    losses, calls = trainer.losses, []
+    losses, calls = trainer.context.losses.compute, []
 
     def once(model, inputs, *args, **kwargs):
         found = losses(model, inputs, *args, **kwargs)
@@ -98,7 +98,7 @@ def test_what_an_earlier_micro_batch_gave_is_not_counted_twice(tmp_path):
             raise MemoryError
         return found
 
-    trainer.losses = once
+    trainer.context.losses.compute = once
     trainer.train()
     assert calls[:4] == [4] * 4 and calls[4:8] == [2] * 4 and len(calls) == 4 + 4 + 8
     for name, weight in trained(whole).items():
@@ -133,10 +133,10 @@ def test_another_error_is_not_taken_for_it(tmp_path):
     def wrong(*args, **kwargs):
         raise RuntimeError("shapes do not match")
 
-    trainer.losses = wrong
+    trainer.context.losses.compute = wrong
     with pytest.raises(RuntimeError, match="shapes do not match"):
         trainer.train()
-    assert trainer.pieces.number == 1
+    assert trainer.splitter.pieces == 1
 
 
 @pytest.mark.parametrize("error, expected", [

@@ -22,7 +22,7 @@ def planted(trainer, *steps, value=math.nan, where="loss"):
 
         parameter.register_hook(spoil)
         return trainer
-    losses = trainer.losses
+    losses = trainer.context.losses.compute
 
     def spoilt(*args, **kwargs):
         found = losses(*args, **kwargs)
@@ -30,7 +30,7 @@ def planted(trainer, *steps, value=math.nan, where="loss"):
             found = {name: loss * value for name, loss in found.items()}
         return found
 
-    trainer.losses = spoilt
+    trainer.context.losses.compute = spoilt
     return trainer
 
 
@@ -99,7 +99,7 @@ def test_a_step_that_is_left_out_changes_nothing(tmp_path, method, where, value)
 
     class Memory(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            remembered[state.global_step] = trainer.remembered()
+            remembered[state.global_step] = trainer.context.state.state_dict()
 
     trainer.add_callback(Memory())
     planted(trainer, 2, value=value, where=where).train()
@@ -132,13 +132,13 @@ def test_a_loss_scaler_takes_a_step_that_is_left_out(tmp_path, monkeypatch, clip
     monkeypatch.setattr(accelerator, "scaler", torch.amp.GradScaler("cpu", init_scale=4.0))
     monkeypatch.setattr(accelerator, "native_amp", True)
     monkeypatch.setitem(accelerator.state.__dict__, "_mixed_precision", "fp16")
-    losses = trainer.losses
+    losses = trainer.context.losses.compute
 
     def spoilt(*args, **kwargs):  # with a gradient that is finite
         more = math.inf if trainer.state.global_step == 1 else 0
         return {name: loss + more for name, loss in losses(*args, **kwargs).items()}
 
-    trainer.losses = spoilt
+    trainer.context.losses.compute = spoilt
     trainer.train()
     assert divergence.left_out == [2] and trainer.state.global_step == 4
     assert all(weight.isfinite().all() for weight in trained(trainer).values())
@@ -196,9 +196,8 @@ def test_a_run_goes_back_three_times_at_most(tmp_path):
 
 def test_what_needs_the_whole_gradient_is_refused_without_it(tmp_path):
     trainer = small_trainer(tmp_path)
-    trainer.is_fsdp_enabled = True
     with pytest.raises(InputError, match="Set trainer.on_divergence=stop"):
-        Divergence("skip").watch(trainer)
+        Divergence("skip").watch(trainer.context, split=True)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -12,7 +12,7 @@ from unlora.data.pairs import Parts
 from unlora.errors import GuardError, InputError
 from unlora.model.guards import Probe
 from unlora.trainer import Guards, Plugins, UnlearningLoss, UnlearningTrainer, start_adapter
-from unlora.trainer.gradients import averaged, inner, moved_by, rectified, robust_weights
+from unlora.trainer.gradients import dot, ema, perturbed, project_out_conflict, robust_weights
 from unlora.trainer.plugins import BalDRO
 
 NLL = {"retain_loss_type": "NLL"}
@@ -144,7 +144,7 @@ def test_sam_gives_the_weights_back_bit_by_bit(tmp_path):
     _, steps = trained_with(tmp_path, "NPO", {"SAM": {"rho": 3.0}}, model=model, max_steps=1)
     assert all(map(torch.equal, before, steps.weights[0]))
     drawn = [torch.randn_like(p) for p in before]
-    with pytest.raises(KeyboardInterrupt), moved_by(before, drawn, 0.7):
+    with pytest.raises(KeyboardInterrupt), perturbed(before, drawn, 0.7):
         kept = [p.clone() for p in before]
         raise KeyboardInterrupt
     assert float(length(added(steps.weights[0], kept, -1))) == pytest.approx(0.7, rel=1e-5)
@@ -175,7 +175,7 @@ def test_gru_projects_against_a_moving_average_of_the_retain_gradient(tmp_path):
         expected = added(added(forget, average, -share), retain, 0.25)
         assert gap(expected, found) < CLOSE
         assert gap(expected, added(forget, retain, 0.25)) > 1e-2, "it makes a difference"
-        turned.append(gap(added(forget, average, -share), rectified(forget, retain)))
+        turned.append(gap(added(forget, average, -share), project_out_conflict(forget, retain)))
     assert max(against) < 0 and len(against) == 3
     assert turned[0] < CLOSE < 1e-3 < turned[1], "the average counts from step 2 on"
 
@@ -195,18 +195,18 @@ def test_gru_changes_nothing_where_the_gradients_agree(tmp_path):
 def test_the_rectified_gradient_has_nothing_against_the_retain_gradient():
     retain = [torch.tensor([1.0, 0.0]), torch.tensor([2.0])]
     agreeing = [torch.tensor([2.0, 5.0]), torch.tensor([-1.0])]  # inner product 2 - 2 = 0
-    assert rectified(agreeing, retain) is agreeing
+    assert project_out_conflict(agreeing, retain) is agreeing
     # <f, r> = -4 + 2 * -3 = -10, |r|^2 = 5, so f + 2 r
     forget = [torch.tensor([-4.0, 5.0]), torch.tensor([-3.0])]
-    first, second = rectified(forget, retain)
+    first, second = project_out_conflict(forget, retain)
     assert first.tolist() == [-2.0, 5.0] and second.tolist() == [1.0]
-    assert float(inner([first, second], retain)) == 0.0
+    assert float(dot([first, second], retain)) == 0.0
 
 
 def test_the_average_starts_at_zero():
-    once = averaged(None, [torch.tensor([2.0])], 0.8)
+    once = ema(None, [torch.tensor([2.0])], 0.8)
     assert once[0].item() == pytest.approx(1.6)
-    assert averaged(once, [torch.tensor([-1.0])], 0.8)[0].item() == pytest.approx(-0.48)
+    assert ema(once, [torch.tensor([-1.0])], 0.8)[0].item() == pytest.approx(-0.48)
 
 
 # --- BalDRO --------------------------------------------------------------------------------------

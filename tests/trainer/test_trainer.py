@@ -154,7 +154,7 @@ def test_the_terms_in_the_log_are_those_of_all_processes(tmp_path, monkeypatch):
         noted.append(objects[0])
         return [*objects, {name: [1.0] * len(seen) for name, seen in objects[0].items()}]
 
-    monkeypatch.setattr("unlora.trainer.trainer.gather_object", of_two)
+    monkeypatch.setattr("unlora.trainer.running_means.gather_object", of_two)
     trainer = trainer_for(tmp_path, UnlearningLoss.build("NPO"), gradient_accumulation_steps=2)
     trainer.train()
     own = [sum(one["forget_loss"]) / 2 for one in noted]
@@ -203,12 +203,13 @@ def test_the_reference_stays_while_the_policy_learns(tmp_path):
 
 
 def test_a_model_trained_in_full_gets_a_frozen_reference_only_if_asked_for(tmp_path):
-    assert trainer_for(tmp_path, UnlearningLoss.build("GradAscent"), llama()).frozen is None
+    trainer = trainer_for(tmp_path, UnlearningLoss.build("GradAscent"), llama())
+    assert trainer.context.losses.frozen is None
     trainer = trainer_for(tmp_path, UnlearningLoss.build("UNDIAL"), llama(), learning_rate=0.1)
     before = Probe.take(trainer.model)
     trainer.train()
     assert before.difference(trainer.model)[0] > 1e-3
-    assert before.difference(trainer.frozen)[0] == 0
+    assert before.difference(trainer.context.losses.frozen)[0] == 0
 
 
 def test_a_checkpoint_holds_the_adapter_only_and_resumes_exactly(tmp_path):
@@ -426,9 +427,9 @@ def test_what_a_step_depends_on_is_resumed_exactly(tmp_path, name):
 
     whole = made("whole")
     whole.train()
-    assert whole.remembered(), "there is something"
+    assert whole.context.state.state_dict(), "there is something"
     again = made("again")
-    for tensor in again.drawn.values():
+    for tensor in again.context.state.drawn.values():
         tensor.zero_()
     if again.loss.constraint is not None:
         again.loss.constraint.multiplier = 77.0
@@ -436,7 +437,7 @@ def test_what_a_step_depends_on_is_resumed_exactly(tmp_path, name):
     assert losses(again) == losses(whole), "the log goes on"
     for (key, p), q in zip(whole.model.named_parameters(), again.model.parameters(), strict=True):
         assert torch.equal(p, q), key
-    left, right = whole.remembered(), again.remembered()
+    left, right = whole.context.state.state_dict(), again.context.state.state_dict()
     assert left.keys() == right.keys()
     for key, tensor in left.items():
         torch.testing.assert_close(right[key], tensor, rtol=0, atol=0, equal_nan=True, msg=key)
@@ -455,7 +456,7 @@ def test_what_is_remembered_is_needed(tmp_path):
             (folder / "checkpoint-2" / "objective.safetensors").unlink()
         again = trainer_for(folder, loss, plugins=plugins, **settings)
         again.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
-        found.append(again.composed.retain_average)
+        found.append(again.context.state.retain_average)
     assert any(not torch.allclose(a, b, rtol=1e-2) for a, b in zip(*found, strict=True))
 
 
