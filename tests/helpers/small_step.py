@@ -32,6 +32,17 @@ def parts_for(loss):
     return Parts(data, "forget" if "forget" in data else "retain")
 
 
+def draw(parts, layout, seed=42):
+    """Yield the micro-batches of every step, over as many epochs as there are asked for."""
+    sampler, (size, count) = KeyedSampler(parts, seed), layout
+    while True:
+        numbers = iter(sampler)
+        while chosen := list(islice(numbers, size * count)):
+            items = [parts[index] for index in chosen]
+            yield [collate_parts(items[i : i + size], PAD) for i in range(0, len(items), size)]
+        sampler.set_epoch(sampler.epoch + 1)
+
+
 class Stepper:
     """A run without a Trainer.
 
@@ -67,7 +78,7 @@ class Stepper:
         if is_composed(self.loss, self.plugins):
             self.composed = ComposedStep(self.context, self.plugins, penalty)
         self.gradients, self.weights, self.log = [], [], []
-        self._steps = self._draw()
+        self._steps = draw(self.parts, layout, args.seed)
 
     def run(self, steps=1):
         for _ in range(steps):
@@ -115,13 +126,3 @@ class Stepper:
             return total.detach()
 
         return sum(self.splitter.run(one) for _ in batches)
-
-    def _draw(self):
-        """The micro-batches of every step, over as many epochs as there are asked for."""
-        sampler, (size, count) = KeyedSampler(self.parts, self.context.args.seed), self.layout
-        while True:
-            numbers = iter(sampler)
-            while chosen := list(islice(numbers, size * count)):
-                items = [self.parts[index] for index in chosen]
-                yield [collate_parts(items[i : i + size], PAD) for i in range(0, len(items), size)]
-            sampler.set_epoch(sampler.epoch + 1)

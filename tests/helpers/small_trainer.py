@@ -23,6 +23,23 @@ MORE = {
     "Negation": ("Negation", {"alpha": 0}, {}),
 }
 
+# methods whose step is more than a sum over micro-batches, with plug-ins
+SKIPS = {"ignore_first_n_answer_tokens": 1, "gamma": 100.0}  # its gradient is small
+LAYOUTS = {
+    "SAM": ("NPO", {"SAM": {"rho": 0.3}}, RETAIN),
+    "SAM by token": ("GradDiff", {"SAM": {"rho": 0.3}}, RETAIN),
+    "GRU": ("GradDiff", {"GRU": {}}, RETAIN),
+    "BalDRO": ("NPO", {"BalDRO": {}}, RETAIN),
+    "BalDRO by token": ("GradDiff", {"BalDRO": {}}, RETAIN),
+    "BalDRO with skips": ("CEU", {"BalDRO": {}}, SKIPS),
+    "BalDRO G": ("SimNPO", {"BalDRO": {"variant": "G"}}, RETAIN),
+    "LoRA+": ("NPO", {"LoRAPlus": {"ratio": 4.0}}, RETAIN),
+    "all three": ("UNDIAL", {"SAM": {"rho": 0.3}, "GRU": {}, "BalDRO": {}}, RETAIN),
+    "PDU": ("PDU", {}, RETAIN | {"dual_warmup_epochs": 0.0, "dual_step_size": 0.5}),
+    "BLADE": ("BLADE", {}, RETAIN | {"inner_lr": 0.01}),
+    "BLADE and all three": ("BLADE", {"SAM": {}, "GRU": {}, "BalDRO": {}}, RETAIN),
+}
+
 
 def small_trainer(folder, method="NPO", *, callbacks=(), dropout=0.0, penalty=None,
                   divergence=None, parts=None, **args):  # fmt: skip

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from by_hand import added, gap, learnt, mean_logp, put, slope
+from small_step import Stepper, draw, lora_model
 from tiny import rows
-from trainer.test_plugins import Steps, added, batches_of, gap, learnt, mean_logp, put, slope
-from trainer.test_trainer import Passes, lora_model, losses, trainer_for
+from trainer.test_plugins import Steps
+from trainer.test_trainer import losses, trainer_for
 
 from unlora.data.pairs import Parts
 from unlora.errors import InputError
@@ -17,52 +19,39 @@ from unlora.trainer.constraint import AugmentedLagrangian
 NLL = {"retain_loss_type": "NLL"}
 
 
-def trained(folder, handler, method_args=None, *, parts=None, **args):
-    steps = Steps()
-    loss = UnlearningLoss.build(handler, **NLL, **(method_args or {}))
-    model = lora_model(init_lora_weights=False)
-    trainer = trainer_for(folder, loss, model, parts=parts, callbacks=[steps], **args)
-    trainer.train()
-    return trainer, steps
-
-
 # --- PDU -----------------------------------------------------------------------------------------
 
 PDU = {"alpha": 2.0, "retain_loss_eps": 6.0, "dual_step_size": 0.5, "dual_warmup_epochs": 1}
 
 
-@pytest.mark.parametrize("layout", [(8, 1), (2, 4)])
-def test_pdu_raises_lambda_by_what_is_above_the_bound(tmp_path, layout):
-    trainer, _ = trained(
-        tmp_path, "PDU", PDU, max_steps=6, learning_rate=3e-3,
-        per_device_train_batch_size=layout[0], gradient_accumulation_steps=layout[1],
-    )  # fmt: skip
-    used, retain = losses(trainer, "multiplier"), losses(trainer, "retain_loss")
+@pytest.mark.parametrize("layout", [(8, 1), (4, 2)])
+def test_pdu_raises_lambda_by_what_is_above_the_bound(layout):
+    steps = Stepper("PDU", NLL | PDU, layout=layout, learning_rate=3e-3).run(6)
+    used, retain, forget, total = (
+        [entry[name] for entry in steps.log]
+        for name in ("multiplier", "retain_loss", "forget_loss", "loss")
+    )
     # an epoch has two steps; the third is the first that may change lambda, for the fourth
     expected = 2.0
     for step in range(6):
         assert used[step] == pytest.approx(expected, rel=1e-5), step
         if step >= 2:
             expected = max(0.0, expected + 0.5 * (retain[step] - 6.0))
-    assert trainer.loss.constraint.multiplier == pytest.approx(expected, rel=1e-5)
+    assert steps.loss.constraint.multiplier == pytest.approx(expected, rel=1e-5)
     assert len(set(used)) == 4, "two steps of warm-up, then every step has its own"
-    for total, forget, r, multiplier in zip(
-        losses(trainer), losses(trainer, "forget_loss"), retain, used, strict=True
-    ):
-        assert total == pytest.approx(forget + multiplier * r, rel=1e-5)
+    for step in range(6):
+        assert total[step] == pytest.approx(forget[step] + used[step] * retain[step], rel=1e-5)
 
 
-def test_pdu_weighs_the_retain_gradient_with_lambda(tmp_path):
+def test_pdu_weighs_the_retain_gradient_with_lambda():
     parts = Parts({"forget": rows([3, 1, 4]), "retain": rows([2, 5, 3], seed=1)}, "forget")
-    trainer, steps = trained(
-        tmp_path, "PDU", PDU | {"dual_warmup_epochs": 0.0, "gamma": 0.5}, parts=parts,
-        max_steps=2, learning_rate=3e-3,
-    )  # fmt: skip
-    used = losses(trainer, "multiplier")
-    model = trainer.model
+    settings = NLL | PDU | {"dual_warmup_epochs": 0.0, "gamma": 0.5}
+    steps = Stepper("PDU", settings, parts=parts, layout=(8, 1), learning_rate=3e-3).run(2)
+    used = [entry["multiplier"] for entry in steps.log]
+    model, batches = steps.model, draw(parts, (8, 1))
     for epoch in range(2):
         put(model, steps.weights[epoch])
-        (batch,) = batches_of(trainer, epoch)
+        (batch,) = next(batches)
         inputs = {key: batch["forget"][key] for key in ("input_ids", "attention_mask")}
         logits = model(**inputs).logits[:, :-1][batch["forget"]["labels"][:, 1:] != -100]
         margin = (logits.max(-1).values - logits.mean(-1)).square().mean()
@@ -296,15 +285,14 @@ def gradient_descent(model, row, *, learning_rate, longest, num_steps):
 
 
 @pytest.mark.parametrize("longest", [0.0, 0.5])
-def test_the_inner_steps_are_plain_gradient_descent_on_retain_rows(tmp_path, longest):
+def test_the_inner_steps_are_plain_gradient_descent_on_retain_rows(longest):
     """There is one retain row, so every draw is known; the outer learning rate is 0."""
-    trainer, steps = trained(
-        tmp_path, "BLADE", {"inner_steps": 2, "inner_lr": 0.02, "eps_factor": 0.9},
-        parts=Parts(ONE_ROW, "forget"), max_steps=2, learning_rate=0.0, max_grad_norm=longest,
-        optim="adamw_torch", per_device_train_batch_size=2, gradient_accumulation_steps=2,
-    )  # fmt: skip
+    steps = Stepper(
+        "BLADE", NLL | {"inner_steps": 2, "inner_lr": 0.02, "eps_factor": 0.9},
+        parts=Parts(ONE_ROW, "forget"), layout=(2, 2), learning_rate=0.0, max_grad_norm=longest,
+    ).run(2)  # fmt: skip
     model = lora_model(init_lora_weights=False)
-    row = batches_of(trainer)[0]["retain"]
+    row = next(draw(steps.parts, (2, 2)))[0]["retain"]
     start = learnt(model)
     how = {"learning_rate": 0.02, "longest": longest}
     for step in range(2):
@@ -313,15 +301,14 @@ def test_the_inner_steps_are_plain_gradient_descent_on_retain_rows(tmp_path, lon
         assert gap(before, expected) > 1e-4
         assert gap(expected, steps.weights[step]) < 1e-6
         if step == 0:
-            assert trainer.loss.constraint.eps == pytest.approx(0.9 * sum(found) / 2, rel=1e-5)
+            assert steps.loss.constraint.eps == pytest.approx(0.9 * sum(found) / 2, rel=1e-5)
 
 
-def drawn_rows(folder, **args):
+def drawn_rows(layout, **args):
     """The retain rows that the inner steps of two steps see, in order."""
     parts = Parts({"forget": rows([2] * 8), "retain": rows([3] * 50, seed=1)}, "forget")
-    loss = UnlearningLoss.build("BLADE", **NLL)
-    trainer = trainer_for(folder, loss, parts=parts, max_steps=2, **args)
-    seen, usual = [], trainer.composed._inner_step
+    steps = Stepper("BLADE", NLL, parts=parts, layout=layout, **args)
+    seen, usual = [], steps.composed._inner_step
 
     def watched(model, *args):
         handle = model.get_input_embeddings().register_forward_hook(
@@ -333,45 +320,62 @@ def drawn_rows(folder, **args):
         seen.append(here)
         return value
 
-    trainer.composed._inner_step = watched
-    trainer.train()
+    steps.composed._inner_step = watched
+    steps.run(2)
     return seen
 
 
-def test_the_inner_steps_see_fresh_rows_whatever_the_layout(tmp_path):
-    whole = drawn_rows(tmp_path, per_device_train_batch_size=8)
-    split = drawn_rows(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4)
-    assert whole == split
+def test_the_inner_steps_see_fresh_rows_whatever_the_layout():
+    whole = drawn_rows((8, 1))
+    assert whole == drawn_rows((2, 4))
     assert len(whole) == 6 and all(len(draw) == 8 for draw in whole)
     assert len(set(map(tuple, whole))) == 6, "every inner step has its own"
-    assert drawn_rows(tmp_path, per_device_train_batch_size=8, seed=7) != whole
+    assert drawn_rows((8, 1), seed=7) != whole
 
 
 @pytest.mark.parametrize("layout", [(8, 1), (2, 4)])
-def test_a_step_costs_its_terms_and_the_inner_steps(tmp_path, layout):
-    model = lora_model()
-    passes = Passes(model)
-    loss = UnlearningLoss.build("BLADE", **NLL, inner_steps=4, inner_lr=1e-5)
-    trainer_for(
-        tmp_path, loss, model, callbacks=[passes], max_steps=2,
-        per_device_train_batch_size=layout[0], gradient_accumulation_steps=layout[1],
-    ).train()  # fmt: skip
-    assert passes.by_step == [(2 + 4) * layout[1]] * 2
+def test_a_step_costs_its_terms_and_the_inner_steps(layout):
+    steps = Stepper("BLADE", NLL | {"inner_steps": 4, "inner_lr": 1e-5}, layout=layout)
+    passes = []
+    steps.model.get_input_embeddings().register_forward_hook(lambda *_: passes.append(1))
+    for _ in range(2):
+        passes.clear()
+        steps.run()
+        assert len(passes) == (2 + 4) * layout[1]
 
 
-@pytest.mark.parametrize("layout", [(6, 1), (3, 2)])
+FEW = {"forget": rows([3, 1, 4, 2, 5, 1]), "retain": rows([5, 2, 6, 1, 3], seed=1)}
+
+
+@pytest.mark.parametrize("layout", [(6, 1), pytest.param((3, 2), marks=pytest.mark.slow)])
 def test_a_run_that_has_forgotten_stops_by_itself(tmp_path, layout):
     """The last step is made and logged like every other."""
-    few = {"forget": rows([3, 1, 4, 2, 5, 1]), "retain": rows([5, 2, 6, 1, 3], seed=1)}
-    trainer, steps = trained(
-        tmp_path, "BLADE", {"patience": 2, "tau": 0.8}, parts=Parts(few, "forget"), max_steps=100,
-        optim="adamw_torch", per_device_train_batch_size=layout[0],
-        gradient_accumulation_steps=layout[1],
+    model, steps = lora_model(init_lora_weights=False), Steps()
+    trainer = trainer_for(
+        tmp_path, UnlearningLoss.build("BLADE", **NLL, patience=2, tau=0.8), model,
+        parts=Parts(FEW, "forget"), callbacks=[steps], max_steps=100, optim="adamw_torch",
+        per_device_train_batch_size=layout[0], gradient_accumulation_steps=layout[1],
     )  # fmt: skip
+    trainer.train()
     made = trainer.loss.constraint
     forget = losses(trainer, "forget_loss")
     assert made.converged and made.smooth_loss < 0.5 * forget[0]
     assert trainer.state.global_step == len(steps.weights) == len(forget) == made.steps < 100
+    assert gap(steps.weights[-1], learnt(trainer.model)) > 1e-6, "the last step moved the weights"
+
+
+def test_a_step_of_several_micro_batches_is_made_to_its_end_before_a_run_stops(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(AugmentedLagrangian, "converged", property(lambda self: self.steps >= 2))
+    model, steps = lora_model(init_lora_weights=False), Steps()
+    trainer = trainer_for(
+        tmp_path, UnlearningLoss.build("BLADE", **NLL), model, parts=Parts(FEW, "forget"),
+        callbacks=[steps], max_steps=5, per_device_train_batch_size=3,
+        gradient_accumulation_steps=2,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.global_step == len(steps.weights) == len(losses(trainer)) == 2
     assert gap(steps.weights[-1], learnt(trainer.model)) > 1e-6, "the last step moved the weights"
 
 
