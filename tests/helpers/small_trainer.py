@@ -23,6 +23,21 @@ MORE = {
     "Negation": ("Negation", {"alpha": 0}, {}),
 }
 
+LOSSES = {
+    "finetune": ("FinetuneTrainer", {}),
+    "GradAscent": ("GradAscent", {}),
+    "GradDiff": ("GradDiff", {"retain_loss_type": "NLL"}),
+    "GradDiff-KL": ("GradDiff", {"retain_loss_type": "KL", "alpha": 0.5}),
+    "NPO": ("NPO", {"retain_loss_type": "NLL"}),
+    "SimNPO": ("SimNPO", {"retain_loss_type": "NLL", "gamma": 0.125}),
+    "DPO": ("DPO", {"retain_loss_type": "NLL"}),
+    "IdkNLL": ("IdkNLL", {"retain_loss_type": "NLL"}),
+    "UNDIAL": ("UNDIAL", {"retain_loss_type": "NLL"}),
+    "CEU": ("CEU", {"ignore_first_n_answer_tokens": 1}),
+    "BST": ("BST", {}),
+    "JensUn": ("JensUn", {"retain_loss_type": "JSD"}),
+    "FLAT": ("FLAT", {}),
+}
 # methods whose step is more than a sum over micro-batches, with plug-ins
 SKIPS = {"ignore_first_n_answer_tokens": 1, "gamma": 100.0}  # its gradient is small
 LAYOUTS = {

@@ -347,7 +347,8 @@ def test_a_step_costs_its_terms_and_the_inner_steps(layout):
 FEW = {"forget": rows([3, 1, 4, 2, 5, 1]), "retain": rows([5, 2, 6, 1, 3], seed=1)}
 
 
-@pytest.mark.parametrize("layout", [(6, 1), pytest.param((3, 2), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [(6, 1), (3, 2)])
 def test_a_run_that_has_forgotten_stops_by_itself(tmp_path, layout):
     """The last step is made and logged like every other."""
     model, steps = lora_model(init_lora_weights=False), Steps()

@@ -1,6 +1,7 @@
 """One planted NaN or infinity each, in a loss or in a gradient."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -52,8 +53,19 @@ def same(one, other):
     return all(torch.equal(weight, other[name]) for name, weight in one.items())
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-@pytest.mark.parametrize("method", METHODS)
+def cases(covering, *values):
+    """All combinations, of which only some are in the default run."""
+    return [
+        pytest.param(*case, marks=() if case in covering else pytest.mark.slow)
+        for case in product(METHODS, *values)
+    ]
+
+
+@pytest.mark.parametrize(
+    "method, where",
+    cases({("NPO", "gradient"), ("RMU", "loss"), ("BLADE", "loss"), ("GRU+SAM", "gradient")},
+          ["loss", "gradient"]),
+)  # fmt: skip
 def test_the_run_stops_in_words_and_its_checkpoint_is_kept(tmp_path, method, where):
     trainer = small_trainer(tmp_path, method, save_strategy="steps", save_steps=2)
     with pytest.raises(GuardError) as said:
@@ -86,9 +98,16 @@ def test_the_rows_it_names_are_those_of_the_micro_batch(tmp_path):
     assert "There is no checkpoint: set trainer.args.save_strategy=epoch." in str(said.value)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-@pytest.mark.parametrize("method", METHODS)
+# each method, and each value at each place, once or more
+LEFT_OUT = {
+    ("NPO", "loss", math.nan), ("NPO", "gradient", math.inf), ("RMU", "gradient", math.nan),
+    ("PDU", "loss", math.inf), ("BLADE", "loss", math.nan), ("GRU+SAM", "gradient", math.inf),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "method, where, value", cases(LEFT_OUT, ["loss", "gradient"], [math.nan, math.inf])
+)
 def test_a_step_that_is_left_out_changes_nothing(tmp_path, method, where, value):
     divergence, weights = Divergence("skip"), Weights()
     trainer = small_trainer(
@@ -150,7 +169,7 @@ def test_three_in_a_row_stop_the_run(tmp_path):
         planted(trainer, 2, 4, 5, 6).train()
 
 
-@pytest.mark.parametrize("method", ["NPO", "PDU", "BLADE"])
+@pytest.mark.parametrize("method", ["NPO", pytest.param("PDU", marks=pytest.mark.slow), "BLADE"])
 def test_a_rollback_goes_back_to_the_copy_and_on_with_the_next_rows(tmp_path, method):
     divergence, weights = Divergence("rollback"), Weights()
     trainer = small_trainer(

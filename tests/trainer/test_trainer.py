@@ -7,9 +7,10 @@ from types import MethodType
 import pytest
 import torch
 from omegaconf import OmegaConf
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from tiny import LORA, llama, rows, tokenizer
+from small_step import Stepper, lora_model, parts_for
+from small_trainer import LOSSES
+from tiny import llama, rows, tokenizer
 from transformers import TrainerCallback, TrainingArguments
 
 from unlora.cli.compose import composed
@@ -26,35 +27,6 @@ from unlora.trainer import (
     start_adapter,
     training_arguments,
 )
-
-LENGTHS = {"forget": [3, 9, 1, 5, 2, 8, 4, 6] * 2, "retain": [2, 7, 5, 1, 6, 4, 8] * 3}
-LOSSES = {
-    "finetune": ("FinetuneTrainer", {}),
-    "GradAscent": ("GradAscent", {}),
-    "GradDiff": ("GradDiff", {"retain_loss_type": "NLL"}),
-    "GradDiff-KL": ("GradDiff", {"retain_loss_type": "KL", "alpha": 0.5}),
-    "NPO": ("NPO", {"retain_loss_type": "NLL"}),
-    "SimNPO": ("SimNPO", {"retain_loss_type": "NLL", "gamma": 0.125}),
-    "DPO": ("DPO", {"retain_loss_type": "NLL"}),
-    "IdkNLL": ("IdkNLL", {"retain_loss_type": "NLL"}),
-    "UNDIAL": ("UNDIAL", {"retain_loss_type": "NLL"}),
-    "CEU": ("CEU", {"ignore_first_n_answer_tokens": 1}),
-    "BST": ("BST", {}),
-    "JensUn": ("JensUn", {"retain_loss_type": "JSD"}),
-    "FLAT": ("FLAT", {}),
-}
-
-
-def lora_model(**config):
-    model = get_peft_model(llama(), LoraConfig(**{**LORA, **config}, task_type="CAUSAL_LM"))
-    model.lineage = Lineage("tiny")
-    return model
-
-
-def parts_for(loss):
-    lengths = {**LENGTHS, "alternate": [4] * len(LENGTHS["forget"])}
-    data = {part: rows(lengths[part], seed=i) for i, part in enumerate(loss.parts)}
-    return Parts(data, "forget" if "forget" in data else "retain")
 
 
 def trainer_for(
@@ -89,7 +61,13 @@ def losses(trainer, key="loss"):
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
-@pytest.mark.parametrize("name", LOSSES)
+BY_A_TRAINER = ("finetune", "GradDiff-KL")
+BY_STEPS = [
+    pytest.param(name, marks=pytest.mark.slow) for name in LOSSES if name not in BY_A_TRAINER
+]
+
+
+@pytest.mark.parametrize("name", [*BY_A_TRAINER, *BY_STEPS])
 def test_batch_layout_changes_nothing(tmp_path, name):
     """Rows have unequal lengths: a mean of micro-batch means would differ."""
     handler, method_args = LOSSES[name]
@@ -559,29 +537,44 @@ def test_every_trainer_that_is_counted_is_shipped():
     assert set(PASSES) == set(TRAINERS)
 
 
-def started(folder, section, given=None, **args):
-    """A trainer as a config describes it, and its passes."""
+def settings_of(section):
+    """The method and the plug-ins of a section, with the layer of a small model."""
     method_args = OmegaConf.to_container(section.method_args)
     if "layer" in method_args:
         method_args["layer"] = 0
+    return method_args, OmegaConf.to_container(section).get("plugins", {})
+
+
+def passes_of_a_step(section, plugins=None, layout=(8, 1)):
+    """How often a step asks for the embedding of a batch."""
+    method_args, own = settings_of(section)
+    plugins = plugins or own
     loss = UnlearningLoss.build(section.handler, **method_args)
-    given = given or OmegaConf.to_container(section).get("plugins", {})
-    plugins = Plugins.build(given, loss, use_lora=True)
     model, parts, penalty = lora_model(), parts_for(loss), None
-    if plugins.start is not None:
-        penalty = start_adapter(model, plugins.start, parts, pad_id=0, batch_size=8, seed=0)
-    counted = Passes(model)
-    trainer = trainer_for(
-        folder, loss, model, parts=parts, plugins=plugins, penalty=penalty, max_steps=1,
-        callbacks=[counted], **args,
+    start = Plugins.build(plugins, loss, use_lora=True).start
+    if start is not None:
+        penalty = start_adapter(model, start, parts, pad_id=0, batch_size=8, seed=0)
+    steps = Stepper(
+        section.handler, method_args, plugins, model=model, parts=parts, penalty=penalty,
+        layout=layout,
     )  # fmt: skip
-    return trainer, counted
+    calls = []
+    model.get_input_embeddings().register_forward_hook(lambda *_: calls.append(1))
+    steps.run()
+    return len(calls)
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-def test_a_step_costs_the_passes_that_the_terms_declare(tmp_path, shipped, name):
-    trainer, counted = started(tmp_path, shipped[name])
-    trainer.train()
+def test_a_step_costs_the_passes_that_the_terms_declare(shipped, name):
+    assert passes_of_a_step(shipped[name]) == PASSES[name]
+
+
+@pytest.mark.parametrize("name", ["UNDIAL", "BLADE"])
+def test_a_step_of_a_trainer_costs_no_more(tmp_path, shipped, name):
+    method_args, _ = settings_of(shipped[name])
+    loss, model = UnlearningLoss.build(shipped[name].handler, **method_args), lora_model()
+    counted = Passes(model)
+    trainer_for(tmp_path, loss, model, max_steps=1, callbacks=[counted]).train()
     assert counted.by_step == [PASSES[name]]
 
 
@@ -600,10 +593,5 @@ def test_a_step_costs_the_passes_that_the_terms_declare(tmp_path, shipped, name)
         ("BLADE", {"SAM": {}}, PASSES["BLADE"] + 1),
     ],
 )
-def test_plugins_cost_what_they_say(tmp_path, shipped, name, given, passes):
-    trainer, counted = started(
-        tmp_path, shipped[name], given,
-        per_device_train_batch_size=2, gradient_accumulation_steps=2,
-    )  # fmt: skip
-    trainer.train()
-    assert counted.by_step == [2 * passes]
+def test_plugins_cost_what_they_say(shipped, name, given, passes):
+    assert passes_of_a_step(shipped[name], given, layout=(2, 2)) == 2 * passes
