@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from by_hand import added, gap
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import LORA, VOCABULARY, llama, rows, tokenizer
-from trainer.test_plugins import Steps, added, gap
+from trainer.test_plugins import Steps
 from trainer.test_trainer import losses
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from recipes.test_train import TRAINING, config, weights
+from small_step import Stepper, lora_model
 from tiny import LORA, VOCABULARY, llama, rows, tokenizer
-from trainer.test_trainer import trainer_for
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from unlora.data.collate import collate
@@ -15,7 +15,6 @@ from unlora.data.pairs import Parts
 from unlora.errors import InputError
 from unlora.model import get_model
 from unlora.model.adapter_init import lora_layers
-from unlora.model.lineage import Lineage
 from unlora.model.lora import LoRAModelForCausalLM
 from unlora.model.reference import POLICY
 from unlora.objectives import TERMS
@@ -26,19 +25,19 @@ from unlora.trainer.adapter_init import fisher
 PARTS = Parts({"forget": rows([3, 5, 2, 4]), "retain": rows([4, 2, 6], seed=1)}, "forget")
 
 
-def lora_model():
-    model = get_peft_model(llama(), LoraConfig(**LORA, task_type="CAUSAL_LM"))
-    model.lineage = Lineage("tiny")
-    return model
+def learn(model, handler, **method_args):
+    steps = Stepper(
+        handler, method_args, model=model, parts=PARTS, layout=(8, 1), learning_rate=0.3
+    )
+    steps.run(3)
 
 
-def learnt_and_subtracted(tmp_path, model, handler, **hyper):
+def learnt_and_subtracted(model, handler, **hyper):
     """The weights before, with the task vector, and after its subtraction; and what was said."""
     before = effective(model)
     loss = UnlearningLoss.build(handler, alpha=0.0, **hyper)
     vector = TaskVector(model, loss.forget)
-    trainer = trainer_for(tmp_path, loss, model, parts=PARTS, learning_rate=0.3)
-    trainer.train()
+    learn(model, handler, alpha=0.0, **hyper)
     learnt = effective(model)
     assert any((learnt[name] - before[name]).abs().max() > 1e-3 for name in before)
     said = vector.subtract(PARTS, pad_id=258, batch_size=2, seed=0)
@@ -58,18 +57,18 @@ def effective(model):
 
 
 @pytest.mark.parametrize("make", [llama, lora_model])
-def test_negation_is_the_target_minus_what_was_learnt(tmp_path, make):
-    before, learnt, after, _ = learnt_and_subtracted(tmp_path, make(), "Negation", scale=0.7)
+def test_negation_is_the_target_minus_what_was_learnt(make):
+    before, learnt, after, _ = learnt_and_subtracted(make(), "Negation", scale=0.7)
     for name, weight in before.items():
         expected = weight - 0.7 * (learnt[name] - weight)
         torch.testing.assert_close(after[name], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_negation_turns_one_factor_round_and_nothing_else(tmp_path):
+def test_negation_turns_one_factor_round_and_nothing_else():
     model = lora_model()
     loss = UnlearningLoss.build("Negation", scale=0.7)
     vector = TaskVector(model, loss.forget)
-    trainer_for(tmp_path, loss, model, parts=PARTS, learning_rate=0.3).train()
+    learn(model, "Negation", scale=0.7)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     said = vector.subtract(PARTS, pad_id=258, batch_size=2, seed=0)
     assert said == "subtracted 0.7 of the task vector"
@@ -108,8 +107,8 @@ def chosen(part):
     return np.random.default_rng(0).permutation(len(PARTS.rows[part]))
 
 
-def test_perta_subtracts_every_weight_by_its_share(tmp_path):
-    before, learnt, after, _ = learnt_and_subtracted(tmp_path, llama(), "PerTA", scale=2.0)
+def test_perta_subtracts_every_weight_by_its_share():
+    before, learnt, after, _ = learnt_and_subtracted(llama(), "PerTA", scale=2.0)
     share = shares(before)
     assert 0.2 < torch.cat([x.flatten() for x in share.values()]).mean() < 0.8
     for name, weight in before.items():
@@ -118,8 +117,8 @@ def test_perta_subtracts_every_weight_by_its_share(tmp_path):
         torch.testing.assert_close(after[name], expected, rtol=1e-2, atol=1e-4)
 
 
-def test_perta_of_an_adapter_is_the_nearest_of_its_rank(tmp_path):
-    before, learnt, after, said = learnt_and_subtracted(tmp_path, lora_model(), "PerTA")
+def test_perta_of_an_adapter_is_the_nearest_of_its_rank():
+    before, learnt, after, said = learnt_and_subtracted(lora_model(), "PerTA")
     share, lost = shares(before), []
     for name, weight in before.items():
         wanted = -share[name] * (learnt[name] - weight)
@@ -175,8 +174,15 @@ def test_shares_need_rows(tmp_path):
         TaskVector(lora_model(), TERMS["PerTA"].configure(num_rows=0))
 
 
-@pytest.mark.parametrize("handler", ["Negation", "PerTA"])
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    "handler, lora",
+    [
+        pytest.param("Negation", True, marks=pytest.mark.slow),
+        ("PerTA", True),
+        ("Negation", False),
+        pytest.param("PerTA", False, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_subtracts_what_it_has_learnt_and_says_so(tmp_path, monkeypatch, handler, lora):
     monkeypatch.chdir(tmp_path)
     root = llama(max_position_embeddings=512)

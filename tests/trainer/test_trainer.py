@@ -6,6 +6,7 @@ from types import MethodType
 
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from small_step import Stepper, lora_model, parts_for
@@ -13,7 +14,6 @@ from small_trainer import LOSSES
 from tiny import llama, rows, tokenizer
 from transformers import TrainerCallback, TrainingArguments
 
-from unlora.cli.compose import composed
 from unlora.data.pairs import Parts
 from unlora.errors import GuardError, InputError
 from unlora.model.guards import Probe
@@ -389,7 +389,13 @@ REMEMBERED = {
 }  # FILA and ReGLU: test_adapter_init.py
 
 
-@pytest.mark.parametrize("name", REMEMBERED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("RMU", "PDU") else ())
+        for name in REMEMBERED
+    ],
+)
 def test_what_a_step_depends_on_is_resumed_exactly(tmp_path, name):
     handler, method_args, given = REMEMBERED[name]
     settings = dict(
@@ -423,19 +429,18 @@ def test_what_a_step_depends_on_is_resumed_exactly(tmp_path, name):
 
 def test_what_is_remembered_is_needed(tmp_path):
     """Without its file, a resumed run is another one."""
-    found = []
-    for forget in (False, True):
-        loss = UnlearningLoss.build("NPO", **RETAIN)
-        settings = dict(max_steps=4, save_strategy="steps", save_steps=2, learning_rate=1e-3)
-        folder = tmp_path / str(forget)
-        plugins = Plugins.build({"GRU": {"moving_avg": 0.3}}, loss, use_lora=True)
-        trainer_for(folder, loss, plugins=plugins, **settings).train()
-        if forget:
-            (folder / "checkpoint-2" / "objective.safetensors").unlink()
-        again = trainer_for(folder, loss, plugins=plugins, **settings)
-        again.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
-        found.append(again.context.state.retain_average)
-    assert any(not torch.allclose(a, b, rtol=1e-2) for a, b in zip(*found, strict=True))
+    loss = UnlearningLoss.build("NPO", **RETAIN)
+    settings = dict(max_steps=3, save_strategy="steps", save_steps=2, learning_rate=1e-3)
+    plugins = Plugins.build({"GRU": {"moving_avg": 0.3}}, loss, use_lora=True)
+    trainer_for(tmp_path / "kept", loss, plugins=plugins, **settings).train()
+    shutil.copytree(tmp_path / "kept", tmp_path / "lost")
+    (tmp_path / "lost" / "checkpoint-2" / "objective.safetensors").unlink()
+    averages = []
+    for folder in ("kept", "lost"):
+        again = trainer_for(tmp_path / folder, loss, plugins=plugins, **settings)
+        again.train(resume_from_checkpoint=str(tmp_path / folder / "checkpoint-2"))
+        averages.append(again.context.state.retain_average)
+    assert any(not torch.allclose(a, b, rtol=1e-2) for a, b in zip(*averages, strict=True))
 
 
 # --- hidden states: nothing above the layer ------------------------------------------------------
@@ -530,7 +535,8 @@ class Passes(TrainerCallback):
 @pytest.fixture(scope="module")
 def shipped():
     """The section ``trainer`` of every shipped trainer."""
-    return {name: composed("trainer/" + name, ["+paths={}"]).trainer for name in TRAINERS}
+    with initialize_config_module("unlora.configs", version_base=None):
+        return compose(overrides=[f"+trainer@all.{name}={name}" for name in TRAINERS]).all
 
 
 def test_every_trainer_that_is_counted_is_shipped():
