@@ -32,7 +32,7 @@ from unlora.trainer.gradients import (
     robust_weights,
 )
 from unlora.trainer.loss import SUBTRACTED, Totals, UnlearningLoss
-from unlora.trainer.plugins import Plugins
+from unlora.trainer.plugins import GRU, Plugins
 from unlora.trainer.step_context import StepContext
 from unlora.trainer.term_losses import Batch
 
@@ -120,11 +120,7 @@ class ComposedStep:
         if self.loss.forget is not None:
             gradients["forget"], values["forget"] = self._forget_gradient(model, batches, totals)
         if self.plugins.gru is not None:
-            weight = self.plugins.gru.moving_avg
-            self.state.retain_average = ema(self.state.retain_average, gradients["retain"], weight)
-            gradients["forget"] = project_out_conflict(
-                gradients["forget"], self.state.retain_average
-            )
+            gradients["forget"] = self._rectify(self.plugins.gru, **gradients)
         if constraint is not None and "forget" in values:
             epoch = float(self.context.trainer_state().epoch or 0.0)
             constraint.update(values["forget"], values["retain"], epoch)
@@ -159,6 +155,11 @@ class ComposedStep:
             0 if self.context.losses.is_blank(batch) else len(batch["retain"]["input_ids"])
             for batch in batches
         ]
+
+    def _rectify(self, gru: GRU, *, forget: Gradient, retain: Gradient) -> Gradient:
+        average = ema(self.state.retain_average, retain, gru.moving_avg)
+        self.state.retain_average = average
+        return project_out_conflict(forget, average)
 
     def _set_gradients(
         self, weights: Mapping[str, float], gradients: Mapping[str, Gradient]

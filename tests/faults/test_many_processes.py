@@ -47,7 +47,7 @@ def by_two(folder, cases, *launches, seconds=500):
     """
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     content = json.dumps({name: settings | case for name, case in cases.items()})
-    script = str(REPOSITORY / "tests" / "fault_training.py")
+    script = str(REPOSITORY / "tests" / "helpers" / "fault_training.py")
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "accelerate.commands.launch", *arguments, script, str(folder),
