@@ -16,7 +16,7 @@ from by_hand import (
     row_logps,
     slope,
 )
-from small_step import Stepper, draw
+from small_step import Stepper, draw, lora_model
 from small_trainer import LAYOUTS, LENGTHS
 from tiny import rows
 
@@ -201,6 +201,21 @@ def test_a_last_batch_that_is_not_full_changes_nothing_either(handler):
     for one, other in zip(whole.log, split.log, strict=True):
         # a sum of two terms of size 10 that nearly cancel
         assert other == pytest.approx(one, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["PDU", "BLADE", "GRU", "BalDRO"])
+def test_nor_does_it_with_dropout(name):
+    """A row drops the same channels in every layout; in float64 nothing else could differ."""
+    handler, given, method_args = LAYOUTS[name]
+    whole, split = (
+        Stepper(
+            handler, method_args, given, layout=layout, learning_rate=1e-3,
+            model=lora_model(lora_dropout=0.05, init_lora_weights=False).double(),
+        ).run(2)
+        for layout in ((16, 1), (4, 4))
+    )  # fmt: skip
+    for weight, other in zip(learnt(whole.model), learnt(split.model), strict=True):
+        torch.testing.assert_close(other, weight, rtol=0, atol=1e-12)
 
 
 # --- what is undone ------------------------------------------------------------------------------

@@ -32,11 +32,12 @@ def without_packing(monkeypatch):
 
 
 OTHERS = [
-    pytest.param(name, marks=pytest.mark.slow) for name in ("PDU", "GRU+SAM", "BalDRO", "RMU")
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("BLADE", "PDU", "GRU+SAM", "BalDRO", "RMU")
 ]
 
 
-@pytest.mark.parametrize("method", ["NPO", "BLADE", *OTHERS])
+@pytest.mark.parametrize("method", ["NPO", *OTHERS])
 def test_the_split_into_micro_batches_changes_nothing(tmp_path, method):
     whole = learnt(tmp_path, method, 16, 1)
     assert difference(whole, learnt(tmp_path, method, 2, 8)) < 1e-12

@@ -44,10 +44,13 @@ def trained_with(folder, handler, given, *, model=None, method_args=NLL, **args)
 
 # --- layouts -------------------------------------------------------------------------------------
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS if name != "all three"]
+BY_A_TRAINER = ("LoRA+", "PDU")  # the others are in test_composed_step.py
+BY_STEPS = [
+    pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS if name not in BY_A_TRAINER
+]
 
 
-@pytest.mark.parametrize("name", ["all three", *SLOW])
+@pytest.mark.parametrize("name", [*BY_A_TRAINER, *BY_STEPS])
 def test_batch_layout_changes_nothing(tmp_path, name):
     """Rows have unequal lengths: a mean of micro-batch means would differ."""
     handler, given, method_args = LAYOUTS[name]

@@ -61,7 +61,7 @@ def losses(trainer, key="loss"):
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
-BY_A_TRAINER = ("finetune", "GradDiff-KL")
+BY_A_TRAINER = ("finetune",)  # the others are in test_term_losses.py
 BY_STEPS = [
     pytest.param(name, marks=pytest.mark.slow) for name in LOSSES if name not in BY_A_TRAINER
 ]
@@ -92,6 +92,7 @@ def test_batch_layout_changes_nothing(tmp_path, name):
             torch.testing.assert_close(weights[key], weight, rtol=1e-4, atol=1e-6, msg=key)
 
 
+@pytest.mark.slow
 def test_a_last_batch_that_is_not_full_is_a_mean_of_its_own_rows(tmp_path):
     loss = UnlearningLoss.build("GradAscent")
     parts = Parts({"forget": rows([3, 9, 1, 5, 2])}, "forget")
@@ -392,7 +393,7 @@ REMEMBERED = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if name in ("RMU", "PDU") else ())
+        pytest.param(name, marks=pytest.mark.slow if name in ("RMU", "BLADE") else ())
         for name in REMEMBERED
     ],
 )
