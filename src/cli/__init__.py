@@ -1,1 +1,1 @@
-"""The command ``unlora``: what is typed, composed, said and shown in a terminal."""
+"""Handle what a terminal sees: words typed, help, messages, commands that are no runs."""

@@ -1,4 +1,4 @@
-"""Talk to a model in the terminal, beside the one it was unlearned from: ``unlora chat``.
+"""Chat with a model in the terminal, beside the one it was unlearned from: ``unlora chat``.
 
 A run that was unlearned with LoRA is loaded once: with its last adapter off it is its target. Other
 runs are loaded beside it. Every model is asked in the template of its training.

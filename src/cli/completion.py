@@ -1,4 +1,4 @@
-"""``unlora completion SHELL`` prints a script for the shell, which asks ``--words`` at every key.
+"""Complete words in a shell: ``unlora completion SHELL`` prints the script for it.
 
 An answer is needed at every press of a key, so nothing is imported but the names of configs. Words
 that a folder or a file may stand in for are answered by nothing, and the shell completes files.

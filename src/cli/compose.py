@@ -1,4 +1,4 @@
-"""A config as the command line would compose it, for whoever starts a run from Python."""
+"""Compose a config from Python as the command line would."""
 
 import functools
 from collections.abc import Sequence

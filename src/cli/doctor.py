@@ -1,4 +1,4 @@
-"""What is found on this machine, and whether a run would fit on it: ``unlora doctor``.
+"""Report what this machine has, and whether a run would fit on it: ``unlora doctor``.
 
 Loads no weights and changes nothing.
 """

@@ -1,4 +1,4 @@
-"""The command ``unlora export``; what it does is in ``unlora.model.export``."""
+"""Run the command ``unlora export``; the export itself is in ``unlora.model.export``."""
 
 import argparse
 import os

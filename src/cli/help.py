@@ -1,4 +1,4 @@
-"""What ``--help`` prints. Nothing is imported for it but the names of configs."""
+"""Print what ``--help`` shows. Nothing is imported for it but the names of configs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a config may have Hydra do: whom it calls, which files it writes, what it imports.
+"""Check what a config has Hydra do: whom it calls, which files it writes, what it imports.
 
 An experiment may come from someone else, and Hydra calls what its own section names. So nothing but
 Hydra's launchers, sweepers and log handlers is called, each with arguments that are known, and

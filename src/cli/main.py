@@ -1,4 +1,4 @@
-"""The command ``unlora``, and how every entry script starts.
+"""Dispatch the command ``unlora``, and start every entry script.
 
 ``launch`` lets Hydra compose a config and hands it to a run function. What users type is accepted
 as the documents of this field print it (``overrides.py``); what they mistype ends in one message

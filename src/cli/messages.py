@@ -1,4 +1,4 @@
-"""What is wrong with a command line, in one sentence that ends in what to type."""
+"""Explain what is wrong with a command line, in one sentence that ends in what to type."""
 
 import re
 from collections.abc import Iterable, Sequence

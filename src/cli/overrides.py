@@ -1,4 +1,4 @@
-"""What users type, as Hydra reads it.
+"""Normalise what users type to what Hydra reads.
 
 Commands are typed as the documents of this field print them: with ``@``, with ``.yaml``, with a
 path for a model. Nothing heavy is imported here, and nothing is read but the names of configs.

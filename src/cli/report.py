@@ -1,4 +1,4 @@
-"""The command ``unlora report``: compare runs on one page."""
+"""Run the command ``unlora report``: compare runs on one page."""
 
 import argparse
 import sys

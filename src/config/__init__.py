@@ -1,4 +1,4 @@
-"""Configs: ``read`` turns what Hydra composed into a checked, frozen :class:`Config`.
+"""Read configs: what Hydra composed becomes a checked, frozen :class:`Config`.
 
 ``schema`` has the keys and their types, ``validation`` the sentences for wrong ones, ``checks``
 what takes more than one key, ``resolve`` interpolations and shipped defaults. Mistakes are

@@ -1,4 +1,4 @@
-"""Checks of more than one key of a config: data files, and settings that do not go together."""
+"""Check more than one key of a config: data files, and settings that do not go together."""
 
 import difflib
 import os

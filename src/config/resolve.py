@@ -1,4 +1,4 @@
-"""From what Hydra or a file gives to plain values: interpolations, shipped defaults, sections."""
+"""Resolve interpolations, shipped defaults and sections to plain values."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

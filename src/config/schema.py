@@ -1,4 +1,4 @@
-"""The sections of a config: which keys there are, and what may stand in them.
+"""Declare the sections of a config: their keys, and the type of each value.
 
 Every key that a user can mistype is known here, so a typo ends in a sentence and not in a run with
 another setting than the one asked for. Sections hold the keys that were given and no others:

@@ -1,4 +1,4 @@
-"""Keys that a command would not look at: a user who gives one believes that it does something."""
+"""Refuse keys that a command would not read: who gives one believes that it does something."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A section as its pydantic type, or every mistake in it, a sentence each."""
+"""Validate a section as its pydantic type, or list every mistake in it, a sentence each."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Types of single values in a config, each with the check that pydantic makes of it."""
+"""Declare types of single config values, each with its pydantic validator."""
 
 import os
 import re

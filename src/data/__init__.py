@@ -1,4 +1,4 @@
-"""Data: from the rows of a data set to the tokens of a batch.
+"""Turn the rows of a data set into the tokens of a batch.
 
     rows -> qa / text -> Encoded -> Parts, KeyedSampler -> collate -> batch
 

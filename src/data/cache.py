@@ -1,4 +1,4 @@
-"""Where this program keeps what it need not make twice."""
+"""Locate the folder for what need not be made twice."""
 
 import os
 from pathlib import Path

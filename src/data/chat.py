@@ -1,4 +1,4 @@
-"""Questions and answers as tokens: which are read, which are scored.
+"""Tokenise questions and answers: which tokens are read, which are scored.
 
     <|im_start|>user  Who wrote it? <|im_end|> <|im_start|>assistant   Ana  Silva <|im_end|>
     ------------------------------ prompt ------------------------   -------- scored -------

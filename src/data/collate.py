@@ -1,4 +1,4 @@
-"""Rows of unequal length as one batch."""
+"""Collate rows of unequal length into one padded batch."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Text of a user is never parsed as control tokens: ``<|im_end|>`` in a question is ten letters.
+"""Keep text of a user from being parsed as control tokens.
 
 Only what the template writes begins and ends turns. Rows without such text, nearly all, are made
 into tokens as ever. In the others, the control tokens of the template are private signs to a copy

@@ -1,4 +1,4 @@
-"""Rows as other tools write them, read as questions and answers.
+"""Read other tools' row formats as questions and answers.
 
 | columns | what they are |
 |---|---|

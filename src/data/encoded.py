@@ -1,4 +1,4 @@
-"""One example as token ids, cut to what a model reads."""
+"""Hold one example as token ids, truncated to what a model reads."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Rows in a file of the user's: .json, .jsonl, .parquet, .csv or .txt."""
+"""Read rows of a file: .json, .jsonl, .parquet, .csv or .txt."""
 
 import csv
 import io

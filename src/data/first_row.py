@@ -1,4 +1,4 @@
-"""The first row of a data set as tokens, so that one sees what is read and what is scored."""
+"""Show the first row of a data set as tokens: what is read, and what is scored."""
 
 from collections.abc import Mapping, Sequence
 

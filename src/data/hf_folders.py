@@ -1,4 +1,4 @@
-"""Folders as the library ``datasets`` and the hub lay them out."""
+"""Read folders as the library ``datasets`` and the hub lay them out."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Which forget row meets which retain row."""
+"""Pair forget rows with retain rows."""
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What is shown while many rows are made into tokens."""
+"""Show progress while many rows are tokenised."""
 
 import logging
 import sys

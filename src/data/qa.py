@@ -1,4 +1,4 @@
-"""Question-answer data sets as rows to train on."""
+"""Read question-answer data sets as rows to train on."""
 
 import logging
 from collections.abc import Mapping, Sequence

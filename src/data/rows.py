@@ -1,4 +1,4 @@
-"""Rows of a data set: from the hub, from local files, or from the embedded benchmark."""
+"""Load the rows of a data set: from the hub, local files, or the embedded benchmark."""
 
 import logging
 import re

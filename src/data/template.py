@@ -1,4 +1,4 @@
-"""What a chat template writes around an answer, and where in a conversation the answer stands.
+"""Locate an answer within what a chat template writes around it.
 
     <|user|>Who wrote it?<|end|><|assistant|><think></think>    Ana Silva    <|end|>
     ------------------------ prompt ------------------------   - answer -   ending

@@ -1,4 +1,4 @@
-"""Running text: rows to train on, and continuations to score. None of it is a control token."""
+"""Tokenise running text: rows to train on, and continuations to score."""
 
 from collections.abc import Sequence
 

@@ -1,1 +1,1 @@
-"""Ask a model with little work: what it said of a batch, row packing, the vocabulary projection."""
+"""Run a model with little work: forward passes, row packing, the LM head, dropout."""

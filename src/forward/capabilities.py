@@ -1,4 +1,4 @@
-"""In which way a model may be asked in training: found by trying, on a few tokens."""
+"""Probe which forward-pass optimisations leave a model's log-probs unchanged."""
 
 import logging
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Dropout whose mask a token keeps, however its row is batched.
+"""Draw a dropout mask that a token keeps, however its row is batched.
 
 torch draws a mask for a whole batch, so 16 rows at once and 4 times 4 drop other channels. Here a
 token's mask is fixed by a key of seed, step, row, place in the row, and module: each has its own

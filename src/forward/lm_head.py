@@ -1,4 +1,4 @@
-"""What the vocabulary projection says of hidden states, with few numbers a word at a time."""
+"""Compute token log-probs from hidden states without materialising [tokens, vocab] logits."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What every pass needs to ask a model without changing it."""
+"""Switch modes, caches and dtypes for a pass, and switch them back."""
 
 import inspect
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What one model said about one batch, and the ways to ask it.
+"""Hold what a model outputs for a batch, and run the forward passes that give it.
 
 What a loss wants to know decides what is computed, from nothing to everything:
 

@@ -1,4 +1,4 @@
-"""Rows of unequal length in few sequences of equal length, so that hardly any token is padding.
+"""Pack rows of unequal length into few sequences of equal length, with hardly any padding.
 
 A A A A A B B B            rows follow one another in a sequence; positions start again with
 C C C C D D D .            each row, and no token sees another row's

@@ -1,4 +1,4 @@
-"""What a vocabulary says of hidden states, block by block: [tokens, vocabulary] never exists."""
+"""Reduce hidden states over the vocabulary block by block; [tokens, vocab] never exists."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Models: a run folder is a model.
+"""Load models: a run folder is a model.
 
 ``get_model`` turns the section ``model`` of a config into a model and its tokenizer. With
 ``use_lora: true`` the model carries an adapter to train; a path to a run folder brings the adapters

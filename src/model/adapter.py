@@ -1,4 +1,4 @@
-"""What an adapter may contain: the one door through which adapters enter, ours or others'.
+"""Check what an adapter may contain: the one door through which adapters enter.
 
 An adapter is read exactly or refused in one sentence, before any weights are loaded. What its
 settings may be is here; whether its tensors fit a model, in ``attach.check_links``.

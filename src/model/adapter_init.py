@@ -1,4 +1,4 @@
-"""Adapters that start from the weights they stand on, and not from zero.
+"""Initialise adapters from the weights they stand on (PiSSA, OLoRA), not from zero.
 
 PiSSA, OLoRA, FILA and ReGLU give a new adapter a part of the weights and take the same part away
 from the weights below. Here nothing below is changed: a frozen twin of the start, with the opposite

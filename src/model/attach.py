@@ -1,4 +1,4 @@
-"""Adapters onto a root model, and off it again: as they were saved, or merged into its weights."""
+"""Attach adapters to a root model, detach them, or merge them into its weights."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""Adapter targets for architectures whose layers have names of their own."""
+"""List adapter targets for architectures whose layers have names of their own."""
 
 from torch import nn
 

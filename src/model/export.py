@@ -1,4 +1,4 @@
-"""Write the model of a run folder, or of an adapter from elsewhere, as something that stands alone.
+"""Export the model of a run folder, or a foreign adapter, as a standalone model or adapter.
 
 * ``merged``: full weights, for plain transformers;
 * ``adapter``: one adapter on the root model, for plain peft. A lineage of one adapter is that one;

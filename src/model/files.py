@@ -1,4 +1,4 @@
-"""What files of weights say of themselves, read before any weights: whole or not, names, shapes."""
+"""Read names, shapes and completeness of weight files before any weights are loaded."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the answers of a model depend on, in one name, without loading it."""
+"""Fingerprint all that the answers of a model depend on, without loading it."""
 
 import hashlib
 import json

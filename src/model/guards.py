@@ -1,4 +1,4 @@
-"""The five guards: what must hold in every run, checked in every run.
+"""Check in every run what must hold: the five guards.
 
 Each has silently falsified published LoRA unlearning: training that started from the wrong model,
 adapters without gradients, an evaluation that changed the model, an adapter that is another when

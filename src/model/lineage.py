@@ -1,4 +1,4 @@
-"""Where a model comes from: a root model, then every adapter in order.
+"""Read and write the lineage of a model: a root model, then every adapter in order.
 
 A run folder with an adapter holds ``lineage.json``:
 

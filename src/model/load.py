@@ -1,4 +1,4 @@
-"""A root model into memory, or why it cannot be."""
+"""Load a root model, or say why it cannot be loaded."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""LoRA on a root model, with the adapters that its lineage already has."""
+"""Put LoRA on a root model, with the adapters that its lineage already has."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""A model without weights, to see what fits it before any are read."""
+"""Build a model on the meta device, to see what fits it before any weights are read."""
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel

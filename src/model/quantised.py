@@ -1,4 +1,4 @@
-"""Quantised base weights: which there are, how they are computed with, and what they are worth.
+"""Handle quantised base weights: formats, compute dtype, and dequantised values.
 
 ``model.quantisation=nf4`` (or ``int8``) quantises a model as it is loaded, by bitsandbytes; a model
 may also come quantised, and its config.json then says how:

@@ -1,4 +1,4 @@
-"""One set of base weights answers both as the policy and as the reference.
+"""Use one set of base weights as the policy and as its reference.
 
 The reference is the model without the last link of its lineage, so it is the same network with
 other adapters switched on:

@@ -1,4 +1,4 @@
-"""A model section, understood once: what it loads, from where, and of which architecture."""
+"""Resolve a model section once: what it loads, from where, and of which architecture."""
 
 from collections.abc import Mapping
 from copy import deepcopy

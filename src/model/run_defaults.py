@@ -1,4 +1,4 @@
-"""How to ask a model that is given by its path alone: as it was trained.
+"""Complete a model section with the defaults of the run that trained the model.
 
 A run folder says in ``run_config.json`` with which template, tokenizer and dtype it was trained;
 another folder or a repository has at least a tokenizer, which may have a chat template.

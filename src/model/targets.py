@@ -1,4 +1,4 @@
-"""Which modules of an architecture a new adapter is put on, seen before any weights are read."""
+"""Find the modules that a new adapter is put on, before any weights are read."""
 
 import copy
 import logging

@@ -1,4 +1,4 @@
-"""The tokenizer that belongs to a model."""
+"""Load the tokenizer that belongs to a model."""
 
 import os
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Terms that learn what is to be forgotten, so that it can be subtracted.
+"""Learn what is to be forgotten, so that it can be subtracted (task arithmetic).
 
 Training makes the task vector of the forget data; when it is over, ``unlora.trainer.task_vector``
 turns it round.

@@ -1,4 +1,4 @@
-"""Ascent on what the model believes, and not on the answer alone."""
+"""Ascend on the model's own beliefs, not on the answer alone (BST)."""
 
 from jaxtyping import Float
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Distillation terms: the policy learns a distribution in which the forgotten token is weaker.
+"""Distil a distribution in which the forgotten token is weaker (UNDIAL, CEU, Unilogit, JensUn).
 
 The distributions to learn are constants; no gradient goes through them.
 """

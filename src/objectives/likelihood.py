@@ -1,4 +1,4 @@
-"""Plain likelihood terms: ascent on what must go, descent on what must stay."""
+"""Ascend on the forget likelihood, descend on the retain likelihood."""
 
 import torch.nn.functional as F
 from jaxtyping import Float

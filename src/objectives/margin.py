@@ -1,4 +1,4 @@
-"""Bounded or self-stopping terms: the answer's token, or every token, stops standing out."""
+"""Bound the forget loss, or let it stop by itself (IHL, PDU, BLADE)."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Preference terms: the forget answer is the one that loses."""
+"""Make the forget answer the one that is not preferred (NPO, SimNPO, DPO)."""
 
 import torch.nn.functional as F
 from jaxtyping import Float

@@ -1,4 +1,4 @@
-"""Terms that teach another answer to the forget questions."""
+"""Teach another answer to the forget questions (IdkNLL, FLAT)."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Terms on hidden states: what a layer makes of the forget data is led away.
+"""Steer the hidden states of forget data away (RMU, AdaptiveRMU).
 
 ``layer`` is counted from 0, in any architecture. The forward pass ends there, so nothing above it
 is computed, and the trainer lets the weights above it rest.

@@ -1,4 +1,4 @@
-"""What Open-Unlearning computes where it differs from the papers, so that its numbers compare.
+"""Compute what Open-Unlearning computes where it differs from the papers.
 
 Commit d3d7cf9 of locuslab/open-unlearning. These losses depend on how long the other rows of a
 batch are and on how a batch is split; use them to reproduce, and nothing else.

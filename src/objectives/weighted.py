@@ -1,4 +1,4 @@
-"""Gradient ascent with a weight for each token; no gradient goes through the weight."""
+"""Ascend with a weight per token; no gradient goes through the weight (WGA, SatImp)."""
 
 import torch
 from jaxtyping import Float

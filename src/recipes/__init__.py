@@ -1,1 +1,1 @@
-"""The programs that join the parts: training, evaluation, alternates, studies."""
+"""Join the parts into programs: training, evaluation, alternates."""

@@ -1,4 +1,4 @@
-"""One training on its way: train, save, evaluate, and what the manifest says of it."""
+"""Run one training: train, save, evaluate, and describe it for the manifest."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a training needs, found in this order: a plan that was checked, its data, its model."""
+"""Check a plan for a training, load its data, load its model; in this order."""
 
 import logging
 import math

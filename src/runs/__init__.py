@@ -1,1 +1,1 @@
-"""A run folder on disk: its files, what may be shown in it, what is safe to load."""
+"""Write and read run folders: files, redaction, safe loading."""

@@ -1,4 +1,4 @@
-"""What may be shown in a terminal, a log, a file: no secret, and nothing a terminal obeys."""
+"""Redact secrets and escape control characters in everything that is printed or written."""
 
 import logging
 import os

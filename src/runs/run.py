@@ -1,4 +1,4 @@
-"""A run: a folder under ``saves/<mode>/<task_name>`` that says what was run and what came out."""
+"""Open a run: a folder ``saves/<mode>/<task_name>`` with its config, manifest and results."""
 
 import errno
 import json

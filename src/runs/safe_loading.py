@@ -1,4 +1,4 @@
-"""What is believed of models and files that others made: weights without code, paths near by."""
+"""Check third-party files: safetensors only, no code, no paths outside the run's tree."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The config of a study, checked."""
+"""Check the config of a study."""
 
 import logging
 import re

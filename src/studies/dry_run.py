@@ -1,4 +1,4 @@
-"""What a study would do, what that needs and how long it takes; none of it is done.
+"""Print the plan of a study with its cost in memory and time; run none of it.
 
 Time is measured: of stages of the same kind that were run in this study before, and else of the
 first steps of one training, which are taken in a folder that is gone afterwards.

@@ -1,4 +1,4 @@
-"""What a stage is asked to do, and a hash of all that its result depends on."""
+"""Hash all that the result of a stage depends on."""
 
 import functools
 import hashlib

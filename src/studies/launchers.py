@@ -1,4 +1,4 @@
-"""Stages through Hydra's launchers: in this process, joblib, submitit (Slurm), Ray."""
+"""Launch stages through Hydra's launchers: this process, joblib, submitit (Slurm), Ray."""
 
 import copy
 import gc

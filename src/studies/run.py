@@ -1,4 +1,4 @@
-"""A whole study: a target, its gold reference, and every method, over seeds, on one page.
+"""Run a study: target, retain model and every method, over seeds, on one page.
 
     python src/study.py --config-name=study experiment=study/pocket/lora
 

@@ -1,4 +1,4 @@
-"""All stages of a plan, in waves: each wave is what waits for nothing that is still to be done."""
+"""Schedule the stages of a study in waves; a wave waits for nothing that is still to be run."""
 
 import sys
 import threading

@@ -1,4 +1,4 @@
-"""One stage: whether it is done, and doing it."""
+"""Run one stage, unless it is finished."""
 
 import contextlib
 import json

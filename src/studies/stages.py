@@ -1,4 +1,4 @@
-"""The stages of a study: what is trained and evaluated, and what each of them waits for."""
+"""Plan the stages of a study: what is trained and evaluated, and what each waits for."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields

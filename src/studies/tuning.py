@@ -1,4 +1,4 @@
-"""A search for each method's settings: the same number of trials for every method.
+"""Search the settings of each method, with the same number of trials for every method.
 
 Trials are stages of a seed of their own. Each round, every method tries one setting, so that
 methods run side by side and the trials of one method learn from each other. What Optuna proposes

@@ -1,4 +1,4 @@
-"""Training: one trainer, any objective.
+"""Train with one trainer for every objective.
 
 trainer.handler, trainer.method_args  ->  UnlearningLoss   (loss.py)
 trainer.plugins                       ->  Plugins           (plugins.py)

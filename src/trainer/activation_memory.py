@@ -1,4 +1,4 @@
-"""What autograd keeps of a forward pass, found on fake tensors: no memory is taken.
+"""Measure the activations of a forward pass on fake tensors; no memory is taken.
 
 One decoder layer is run, so what a layer costs is known whatever its kind.
 """

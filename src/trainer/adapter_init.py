@@ -1,4 +1,4 @@
-"""What FILA and ReGLU ask the model before the first step, and where the adapter starts then."""
+"""Initialise the adapter for FILA and ReGLU, which ask the model before the first step."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence

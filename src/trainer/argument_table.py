@@ -1,4 +1,4 @@
-"""What each of Hugging Face's TrainingArguments means here; each stands in one of these tables.
+"""Say of each of Hugging Face's TrainingArguments what it does here.
 
 Names of several versions of transformers stand beside each other.
 """

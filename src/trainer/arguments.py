@@ -1,4 +1,4 @@
-"""``trainer.args`` of a config as Hugging Face's TrainingArguments."""
+"""Turn ``trainer.args`` of a config into Hugging Face's TrainingArguments."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""The guards that watch a training run from inside."""
+"""Watch a training with the guards, from inside."""
 
 import logging
 from typing import Any

@@ -1,4 +1,4 @@
-"""Whether gradient checkpointing, which takes time for memory, is needed (docs/performance.md)."""
+"""Decide whether gradient checkpointing is needed (docs/performance.md)."""
 
 import os
 from collections.abc import Callable, Mapping

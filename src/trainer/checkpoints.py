@@ -1,4 +1,4 @@
-"""Checkpoints that are whole: hashed when they are written, checked before they are used.
+"""Write checkpoints that are whole: hashed when written, checked before use.
 
 ``checkpoint.json`` in a checkpoint holds the sha256 of every other file, and what else a resumed
 run has to know (``unlora.trainer.resume``). It is written with ``trainer_state.json``, after

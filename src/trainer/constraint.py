@@ -1,4 +1,4 @@
-"""Unlearning under a bound: the weight of the retain term follows how well retain data are kept.
+"""Adapt the weight of the retain term to a bound on the retain loss (PDU, BLADE).
 
 Minimise the forget loss so that the retain loss stays below eps. A multiplier, the dual variable of
 that bound, grows while the bound is broken and shrinks while there is room. It changes once per

@@ -1,4 +1,4 @@
-"""An adapter's dropout by keys of its rows, so that it does not depend on how they are batched."""
+"""Key an adapter's dropout by row, so that it does not depend on how rows are batched."""
 
 import logging
 from typing import Any

@@ -1,4 +1,4 @@
-"""The largest micro-batch of each part of the data: the longest rows, and most scored tokens."""
+"""Find the largest micro-batch of each part: the longest rows, and most scored tokens."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""gamma * forget term + alpha * retain term."""
+"""Combine gamma * forget term + alpha * retain term."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a training would need, from the config alone: no weights are read.
+"""Estimate the memory of a training from its config; no weights are read.
 
 The architecture is built on torch's meta device, where a tensor has a shape and no memory, and the
 adapter on it, so parameters are counted and not computed by rules.

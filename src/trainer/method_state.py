@@ -1,4 +1,4 @@
-"""Tensors that a method carries from step to step beside the weights, as checkpoints save them."""
+"""Hold the tensors that a method carries from step to step, and save them in checkpoints."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Parameters and bytes of a model and its adapters, counted on torch's meta device."""
+"""Count parameters and bytes of a model and its adapters on torch's meta device."""
 
 import math
 import warnings

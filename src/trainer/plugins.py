@@ -1,4 +1,4 @@
-"""Methods that go with any objective: how a step is made from the gradients of its terms.
+"""Build the plug-ins that go with any objective: SAM, GRU, BalDRO, LoRA+, FILA, ReGLU.
 
 ``trainer.plugins`` of a config names them, each with its settings; ``plugin=[SAM,BalDRO]`` chooses
 them from ``configs/plugin``. Any two go together, but for two that start the adapter.

@@ -1,4 +1,4 @@
-"""SIGTERM, as machines send it that are wanted for something else, and Ctrl-C.
+"""Handle SIGTERM of a preempted job, and Ctrl-C: write a checkpoint, then stop.
 
 First a checkpoint, then the end.
 """

@@ -1,4 +1,4 @@
-"""The losses of a whole run, also of what came before a checkpoint that it goes on from.
+"""Keep the losses of a whole run, those before a resumed checkpoint included.
 
 Trainer forgets at a checkpoint what it has added up since the last entry of the log, and what the
 run has lost before it.

@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer, resumed to the same result: whole checkpoints, with all that a run is."""
+"""Resume Hugging Face's Trainer to the same result, from whole checkpoints."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

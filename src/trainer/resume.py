@@ -1,4 +1,4 @@
-"""What must be the same where a run goes on from a checkpoint, and what differs.
+"""Compare the settings of a resumed run with those of its checkpoint.
 
 A checkpoint records the settings that its run was made with: all that the result depends on, and
 nothing of what is only kept, shown or in memory. A resumed run compares them with its own.

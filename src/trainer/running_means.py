@@ -1,4 +1,4 @@
-"""Means of the numbers that a run logs, over the steps since its last log entry."""
+"""Average the numbers that a run logs, over the steps since its last log entry."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A copy in main memory of what a training step changes, for a rollback."""
+"""Copy what a training step changes to main memory, for a rollback."""
 
 import copy
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""All that the making of a training step may use of a run."""
+"""Gather all that the making of a training step may use."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext

@@ -1,4 +1,4 @@
-"""What becomes of a task vector when training is over: it is turned round.
+"""Subtract the learned task vector from the weights after training (Negation, PerTA).
 
 Checkpoints and evaluations during training are those of the model that still learns; the model that
 is saved at the end, and its evaluation, are after the turn.

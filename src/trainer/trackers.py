@@ -1,4 +1,4 @@
-"""Where a run is followed while it trains: tensorboard in its own folder, or another tracker.
+"""Send the numbers of a run to tensorboard, in its own folder, or to another tracker.
 
 ``trainer.args.report_to`` names them. All that a tracker shows of a run has a stable name, see
 ``docs/trackers.md``: the log of training as ``train/...``, the guards as ``train/guard/...``, and

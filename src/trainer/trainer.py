@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer for fine-tuning and for every objective."""
+"""Adapt Hugging Face's Trainer to fine-tuning and to every objective."""
 
 import math
 from collections.abc import Sequence

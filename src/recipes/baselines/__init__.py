@@ -1,4 +1,4 @@
-"""The models that an evaluation compares with, from what a config says of them.
+"""Find the models that an evaluation compares with: the retain model and the target.
 
 ``retain_logs_path`` of a suite names a model that never saw the forget data, ``target_logs_path``
 the model before it was made to forget. Either is a log, a run folder, a model that must be

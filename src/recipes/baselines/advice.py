@@ -1,4 +1,4 @@
-"""What a user can do about a reference that is missing: the command that makes it."""
+"""Say how a missing retain model or target can be made: the command."""
 
 import re
 from collections.abc import Mapping

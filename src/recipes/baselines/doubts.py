@@ -1,4 +1,4 @@
-"""What speaks against a log or a run that was given as retain model or target."""
+"""List what speaks against a log or a run that was given as retain model or target."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A model as the reference of another: whether it can be, and what an evaluation finds of it."""
+"""Evaluate the retain model or the target where they have no log yet."""
 
 import gc
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The log of a suite in the folder of a run, and whether it may be compared with."""
+"""Find a suite's log in a run folder, and check that it may be compared with."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The gold run: a model of the same origin that was never shown what is to be forgotten.
+"""Find the retain model: of the same origin, never trained on the forget data.
 
 Content decides, not names: every row that a run and the runs below it were trained on is compared
 with the forget rows of the evaluation.
