@@ -11,7 +11,7 @@ from plain_adapters import make_adapter, make_root
 from tiny import LORA, llama, tokenizer
 from transformers import AutoModelForCausalLM
 
-from unlora.cli import main
+from unlora.cli.main import main
 from unlora.errors import GuardError, InputError
 from unlora.model.attach import load_model, share_left_by_rounding
 from unlora.model.export import export
