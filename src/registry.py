@@ -57,7 +57,16 @@ class Registry(Generic[Entry]):
 
     def _import_all(self) -> None:
         for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
-            importlib.import_module(f"{self.package}.{module.name}")
+            try:
+                importlib.import_module(f"{self.package}.{module.name}")
+            except ModuleNotFoundError as error:
+                if not (error.name or "").startswith("unlora."):
+                    raise
+                raise InputError(
+                    f"{self.package}.{module.name} imports {error.name}, which does not exist (any "
+                    "more). docs/architecture.md says where things are; the types of an objective "
+                    "are in unlora.forward.outputs."
+                ) from error
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:

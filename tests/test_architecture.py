@@ -5,6 +5,11 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
+from unlora.errors import InputError
+from unlora.registry import Registry
+
 SRC = Path(__file__).parents[1] / "src"
 BASICS = {"errors", "registry"}
 # each folder imports only what stands above it here
@@ -104,3 +109,14 @@ def test_optional_packages_are_not_imported_with_a_module():
     for path in FILES:
         for name in imports(path, at_import=True):
             assert name.split(".")[0] not in ("lm_eval", "bitsandbytes", "deepspeed", "datasets")
+
+
+def test_a_module_of_the_users_that_imports_what_was_moved_is_told_so(tmp_path, monkeypatch):
+    package = tmp_path / "own_objectives"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "mine.py").write_text("from unlora.outputs import Outputs\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    objectives = Registry("objective", "own_objectives")
+    with pytest.raises(InputError, match="own_objectives.mine imports unlora.outputs, which does"):
+        sorted(objectives)
