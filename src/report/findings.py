@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from unlora.report.runs import Cell, Entry, Row, kinds_of, number, read_rows
 from unlora.report.suites import SUITES, Aim, Suite, aim, end
 from unlora.report.written import Written, written
-from unlora.results.collapse import why_collapsed, why_unknown
+from unlora.results.collapse import Verdict
 from unlora.results.target_check import hardly_knows, told_apart
+
+THRESHOLDS = ("utility_share", "utility_floor", "max_repetition")
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def find(rows: Sequence[Row], kind: str) -> Findings:
     forget = [name for name in forget if scale == "gold" or not name.startswith("mia_")]
     alike = []
     if target:
-        far = Cell(suite.chance, interval=(suite.chance, suite.chance))
+        far = Cell(suite.rule.chance, interval=(suite.rule.chance, suite.rule.chance))
         of = {n: (cells[target.name][n], cells[gold.name][n] if gold else far) for n in forget}
         alike = [n for n, pair in of.items() if None not in (pair[0].mean, pair[1].mean)]
         alike = [n for n in alike if not _apart(*of[n])]
@@ -153,7 +155,8 @@ def find(rows: Sequence[Row], kind: str) -> Findings:
         for name in names
     }
     of_gold = cells[gold.name] if gold else {}
-    broken = {row.name: _collapsed(row, kind, suite, cells, target) for row in rows}
+    verdicts = {row.name: _verdict(row, kind, suite, cells, target) for row in rows}
+    broken = {name: verdict.reasons for name, verdict in verdicts.items()}
     silent = {*alike, *(n for n in names if not forget and alike and aims[n] in ("gold", "zero"))}
     best = _best(rows, cells, {n: None if n in silent else a for n, a in aims.items()}, of_gold,
                  broken)  # fmt: skip
@@ -172,12 +175,12 @@ def find(rows: Sequence[Row], kind: str) -> Findings:
                     return number(result.logs.get(kind, {}).get(metric, {}))
             return cells[of.name].get(metric, Cell()).mean
 
-        ends = [(value(target, m), value(gold, m) if gold else suite.chance) for m in forget]
+        ends = [(value(target, m), value(gold, m) if gold else suite.rule.chance) for m in forget]
         shares = [_share(value(row, m), *both) for m, both in zip(forget, ends, strict=True)]
         known = [share for share in shares if share is not None]
         utility, before = value(row, suite.utility), value(target, suite.utility)
         if target is not None:
-            utility = _kept(utility, before, suite.chance)
+            utility = _kept(utility, before, suite.rule.chance)
         if not known or len(known) < len(shares):
             return Point(None, None, utility, number_of)
         return Point(fmean(known), fmean(min(share, 1.0) for share in known), utility, number_of)
@@ -188,9 +191,9 @@ def find(rows: Sequence[Row], kind: str) -> Findings:
             cells[row.name],
             point(row),
             tuple(point(row, i) for i in range(len(row.results)) if len(row.results) > 1),
-            tuple(broken[row.name]),
+            broken[row.name],
             frozenset(name for name in names if row.name in best[name]),
-            _unknown(row, kind, suite, cells, target),
+            verdicts[row.name].unknown,
             written(row, kind, suite, gold or target),
         )
         for row in rows
@@ -230,39 +233,30 @@ def _suite_config(rows: Sequence[Row], kind: str) -> Mapping[str, Any]:
     return {}
 
 
-def _collapsed(
+def _verdict(
     row: Row, kind: str, suite: Suite, cells: Mapping[str, Mapping[str, Cell]], target: Row | None
-) -> list[str]:
-    def mean(name: str, metric: str) -> float | None:
-        return cells[name].get(metric, Cell()).mean
-
+) -> Verdict:
+    """Whether a run collapsed, by the thresholds that its evaluation was given."""
     if row.role == "target" or suite.utility not in cells[row.name]:
-        return []
-    repetition = mean(row.name, suite.repetition)
-    utility, settings = _utility(row, kind, suite, cells, target)
-    return why_collapsed(utility, math.nan if repetition is None else repetition, **settings)
-
-
-def _unknown(
-    row: Row, kind: str, suite: Suite, cells: Mapping[str, Mapping[str, Cell]], target: Row | None
-) -> str | None:
-    if row.role != "method" or suite.utility not in cells[row.name]:
-        return None
-    utility, settings = _utility(row, kind, suite, cells, target)
-    return why_unknown(utility, **settings)
-
-
-def _utility(
-    row: Row, kind: str, suite: Suite, cells: Mapping[str, Mapping[str, Cell]], target: Row | None
-) -> tuple[float, dict[str, Any]]:
-    """A run's utility, and what it is judged by."""
-    utility = cells[row.name][suite.utility].mean
-    return math.nan if utility is None else utility, {
-        "target": cells[target.name].get(suite.utility, Cell()).mean if target else None,
-        "unscored": row.count(kind, suite.utility, "unscored"),
-        "utility_floor": suite.utility_floor,
-        "chance": suite.chance,
+        return Verdict()
+    metrics = _suite_config([row], kind).get("metrics")
+    declared = metrics.get("collapsed") if isinstance(metrics, Mapping) else None
+    settings = {
+        name: value
+        for name, value in (declared if isinstance(declared, Mapping) else {}).items()
+        if name in THRESHOLDS and isinstance(value, (int, float))
     }
+
+    def mean(of: Row, metric: str) -> float:
+        value = cells[of.name].get(metric, Cell()).mean
+        return math.nan if value is None else value
+
+    return replace(suite.rule, **settings).judge(
+        mean(row, suite.utility),
+        mean(row, suite.repetition),
+        mean(target, suite.utility) if target else None,
+        row.count(kind, suite.utility, "unscored"),
+    )
 
 
 def _best(
@@ -270,7 +264,7 @@ def _best(
     cells: Mapping[str, Mapping[str, Cell]],
     aims: Mapping[str, Aim | None],
     gold: Mapping[str, Cell],
-    broken: Mapping[str, list[str]],
+    broken: Mapping[str, tuple[str, ...]],
 ) -> dict[str, set[str]]:
     """metric -> the methods that are best at it, of those that did not collapse."""
     sound = [row.name for row in rows if row.role == "method" and not broken[row.name]]

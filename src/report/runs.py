@@ -101,6 +101,18 @@ class Row:
             next((str(note) for note in notes if note), None),
         )
 
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """metric -> ``{"mean", "seeds"}``, of all that some seed has computed."""
+        computed = {
+            (metric, kind)
+            for result in self.results
+            for kind, log in result.logs.items()
+            for metric, entry in log.items()
+            if not entry.get("not_computed")
+        }
+        cells = {metric: self.cell(kind, metric) for metric, kind in sorted(computed)}
+        return {name: {"mean": c.mean, "seeds": list(c.seeds)} for name, c in cells.items()}
+
     def scores(self, kind: str, metric: str, key: str) -> list[float]:
         """A figure of every question, of all seeds."""
         entries = (result.logs.get(kind, {}).get(metric, {}) for result in self.results)

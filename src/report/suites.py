@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from unlora.results.collapse import CollapseRule
 from unlora.results.target_check import FORGET_FIGURES
 
 Aim = Literal["gold", "high", "low", "zero"]
@@ -26,8 +27,8 @@ class Suite:
         forget: the figures by which the way from target to gold is measured.
         utility: what the model should still be able to do, 0..1.
         repetition: share of repetition in what it writes about data to be kept.
-        utility_floor: see :func:`unlora.results.collapse.why_collapsed`.
-        chance: what guessing reaches in utility and forget figures; 0 where they are no choices.
+        rule: when a run is collapsed, where its config does not say; its ``chance`` is what
+            guessing reaches in utility and forget figures.
         forget_repetition, fluency: of what it writes about data to be forgotten.
     """
 
@@ -36,8 +37,7 @@ class Suite:
     forget: tuple[str, ...]
     utility: str
     repetition: str = ""
-    utility_floor: float = 0.1
-    chance: float = 0.0
+    rule: CollapseRule = CollapseRule()
     forget_repetition: str = "forget_repetition"
     fluency: str = "forget_fluency"
 
@@ -91,7 +91,7 @@ SUITES: Mapping[str, Suite] = {
         FORGET_FIGURES["OWN"],
         "retain_utility",
         "retain_repetition",
-        utility_floor=0.0,
+        rule=CollapseRule(utility_floor=0.0),
     ),
     "LMEval": Suite(
         "LM evaluation harness",
@@ -103,8 +103,7 @@ SUITES: Mapping[str, Suite] = {
         },
         FORGET_FIGURES["LMEval"],
         "mmlu/acc",
-        utility_floor=0.0,
-        chance=0.25,
+        rule=CollapseRule(utility_floor=0.0, chance=0.25),
     ),
 }
 # the first that matches says which value is best; gold's is where there is no other right answer

@@ -143,7 +143,7 @@ def _not_counted(findings: Findings) -> str:
 
 
 def _counted_from(findings: Findings) -> str:
-    chance = findings.suite.chance
+    chance = findings.suite.rule.chance
     if not chance or findings.scale == "raw":
         return ""
     return f" Shares are counted from what guessing reaches, {percent(chance)}."

@@ -75,9 +75,8 @@ def _written(
     """The figures of all evaluations that are finished, as files."""
     from unlora import report
     from unlora.report.runs import Entry
-    from unlora.report.table import as_text, over_seeds
+    from unlora.report.table import text_table
     from unlora.runs.run import write_json, write_text
-    from unlora.studies.tuning import summary
 
     order = {"target": 0, "gold": 1, "method": 2}
     evaluated = sorted(
@@ -86,14 +85,10 @@ def _written(
     )
     if not evaluated:
         return {}
-    results = {}
-    for name in dict.fromkeys(stage.run for stage in evaluated):
-        found = [summary(stage) for stage in evaluated if stage.run == name]
-        metrics = sorted({metric for one in found for metric in one})
-        results[name] = over_seeds(found, metrics)
     entries = [Entry(s.run, s.role, Path(s.folder), s.seed) for s in evaluated]
     read = report.compare(entries)
-    table = as_text(results, read.findings)
+    results = {row.name: row.figures() for row in read.rows}
+    table = text_table(read)
     write_json(folder / "summary.json", results)
     write_text(folder / "table.txt", table + "\n")
     failed = [f"{s.title}: {done.failed[s.name]}" for s in stages if s.name in done.failed]

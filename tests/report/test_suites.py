@@ -1,5 +1,7 @@
 """The page and the evaluation agree on which end of a metric is better."""
 
+from dataclasses import replace
+
 import pytest
 
 from unlora.config.metrics import shipped_metrics
@@ -31,3 +33,12 @@ def test_every_figure_of_a_suite_is_a_metric_it_has():
     for kind, known in ((suite.upper(), set(METRICS[suite])) for suite in METRICS):
         suite = SUITES[kind]
         assert {*suite.main, *suite.forget, suite.utility, suite.repetition} <= known, kind
+
+
+@pytest.mark.parametrize("suite", METRICS)
+def test_the_log_and_the_page_judge_collapse_by_the_same_figures_and_thresholds(suite):
+    of_log, of_page = read_request("collapsed", METRICS[suite]["collapsed"]), SUITES[suite.upper()]
+    assert of_log.inputs == {
+        "utility": of_page.utility, "repetition": of_page.repetition, "target": of_page.utility
+    }  # fmt: skip
+    assert replace(of_page.rule, **of_log.settings) == of_page.rule

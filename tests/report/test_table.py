@@ -5,7 +5,8 @@ import pytest
 from report_runs import KINDS_OF_RUN, log, write_json
 
 from unlora.report import Entry, compare
-from unlora.report.table import as_text, over_seeds
+from unlora.report.runs import read_rows
+from unlora.report.table import text_table
 from unlora.studies import run as study
 from unlora.studies import scheduler
 
@@ -19,10 +20,10 @@ FIGURES = {
 }
 
 
-def table(home, kind, **runs):
+def table(home, kind, settings=None, **runs):
     """The table of runs with these (utility, repetition), one seed for each pair."""
     utility, repetition, forget = FIGURES[kind]
-    entries, results = [], {}
+    entries = []
     for name, seeds in runs.items():
         role = name if name in ("target", "gold") else "method"
         for seed, (kept, repeated) in enumerate(seeds):
@@ -30,21 +31,31 @@ def table(home, kind, **runs):
                        repetition: {"agg_value": repeated}}  # fmt: skip
             if kept is None:
                 content[utility]["unscored"] = 7
-            write_json(home / f"{name}{seed}" / f"{kind}_EVAL.json", content)
-            entries.append(Entry(name, role, home / f"{name}{seed}", seed))
-        results[name] = over_seeds([{utility: kept} for kept, _ in seeds], [utility])
-    return as_text(results, compare(entries).findings)
+            folder = home / f"{name}{seed}"
+            write_json(folder / f"{kind}_EVAL.json", content)
+            config = {"metrics": {"collapsed": {"handler": "collapsed", **(settings or {})}}}
+            write_json(folder / "eval_config.json", {"eval": {kind.lower(): config}})
+            entries.append(Entry(name, role, folder, seed))
+    return text_table(compare(entries))
 
 
 def marked(text):
     return [line.split()[0] for line in text.splitlines() if line.endswith("collapsed")]
 
 
-def test_means_are_over_seeds():
-    found = over_seeds([{"a": 1.0, "b": 2.0}, {"a": 3.0, "b": None}], ["a", "b", "c"])
+def test_means_are_over_seeds(tmp_path):
+    missing = {"not_computed": "no log"}
+    logs = (
+        {"a": {"agg_value": 1.0}, "b": {"agg_value": 2.0}, "c": missing},
+        {"a": {"agg_value": 3.0}, "b": {"agg_value": None}, "c": missing},
+    )
+    for seed, content in enumerate(logs):
+        write_json(tmp_path / str(seed) / "TOFU_EVAL.json", content)
+    [row] = read_rows([Entry("NPO", "method", tmp_path / str(seed), seed) for seed in (0, 1)])
+    found = row.figures()
     assert found["a"] == {"mean": 2.0, "seeds": [1.0, 3.0]}
     assert found["b"] == {"mean": None, "seeds": [2.0, None]}, "not a mean of what is left"
-    assert found["c"] == {"mean": None, "seeds": [None, None]}, "every run has every metric"
+    assert "c" not in found, "no seed has computed it"
 
 
 @pytest.mark.parametrize("kind", FIGURES)
@@ -79,10 +90,19 @@ def test_without_a_target_own_data_and_choices_call_none_collapsed(kind, tmp_pat
     assert marked(table(tmp_path, kind, NPO=[(0.01, 0)])) == []
 
 
+@pytest.mark.parametrize("kind", [kind for kind in FIGURES if kind != "LMEval"])
+@pytest.mark.parametrize(
+    "settings, expected",
+    [({}, []), ({"utility_share": 0.9}, ["NPO"]), ({"max_repetition": 0.2}, ["NPO"])],
+)
+def test_the_thresholds_of_an_evaluations_config_mark_its_line(kind, settings, expected, tmp_path):
+    text = table(tmp_path, kind, settings, target=[(0.7, 0)], NPO=[(0.6, 0.3)])
+    assert marked(text) == expected
+
+
 def test_a_run_without_a_utility_is_not_called_collapsed(tmp_path):
     write_json(tmp_path / "NPO" / "TOFU_EVAL.json", {"forget_Q_A_Prob": {"agg_value": 0.2}})
-    found = compare([Entry("NPO", "method", tmp_path / "NPO")]).findings
-    assert marked(as_text({"NPO": {}}, found)) == []
+    assert marked(text_table(compare([Entry("NPO", "method", tmp_path / "NPO")]))) == []
 
 
 def test_the_table_says_first_where_target_and_gold_are_alike(tmp_path):
@@ -95,8 +115,7 @@ def test_the_table_says_first_where_target_and_gold_are_alike(tmp_path):
         content["forget_Q_A_Prob"] = {"agg_value": at, "interval95": [at - 0.07, at + 0.07]}
         write_json(tmp_path / role / "TOFU_EVAL.json", content)
         entries.append(Entry(role, "method" if role == "good" else role, tmp_path / role))
-    results = {"good": {"forget_Q_A_Prob": {"mean": 0.2}}}
-    lines = as_text(results, compare(entries).findings).splitlines()
+    lines = text_table(compare(entries)).splitlines()
     assert lines[0].startswith(
         "Target and gold do not differ in what was to be forgotten (forget prob: target 0.430 "
         "[0.360, 0.500], gold 0.350 [0.280, 0.420])"
@@ -105,7 +124,7 @@ def test_the_table_says_first_where_target_and_gold_are_alike(tmp_path):
     content = json.loads((tmp_path / "gold" / "TOFU_EVAL.json").read_text())
     content["forget_Q_A_Prob"] = {"agg_value": 0.28, "interval95": [0.21, 0.35]}
     write_json(tmp_path / "gold" / "TOFU_EVAL.json", content)
-    assert as_text(results, compare(entries).findings).splitlines()[0].strip() == "forget prob"
+    assert text_table(compare(entries)).splitlines()[0].split()[:2] == ["forget", "prob"]
 
 
 def test_the_table_has_a_line_for_each_run(tmp_path):
@@ -114,11 +133,12 @@ def test_the_table_has_a_line_for_each_run(tmp_path):
     assert text.splitlines()[-1].endswith("collapsed") and "1.0e-05" in text
 
 
-def test_the_figures_of_every_benchmark_have_a_column():
-    muse = {"forget_verbmem_ROUGE": {"mean": 0.2, "seeds": [0.2]},
-            "retain_knowmem_ROUGE": {"mean": 0.5, "seeds": [0.5]}}  # fmt: skip
-    said = as_text({"NPO": muse}, ())
-    assert "0.200" in said and "0.500" in said
+def test_the_figures_of_every_benchmark_have_a_column(tmp_path):
+    muse = {"forget_verbmem_ROUGE": {"agg_value": 0.2}, "retain_knowmem_ROUGE": {"agg_value": 0.5}}
+    write_json(tmp_path / "MUSE_EVAL.json", muse)
+    write_json(tmp_path / "LMEval_EVAL.json", {"mmlu/acc": {"agg_value": 0.6}})
+    said = text_table(compare([Entry("NPO", "method", tmp_path)]))
+    assert "0.200" in said and "0.500" in said and "0.600" in said
 
 
 @pytest.mark.parametrize("kind", ["MUSE", "RWKU", "LMEval"])

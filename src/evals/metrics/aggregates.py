@@ -12,7 +12,7 @@ from scipy.stats import hmean
 from unlora.evals.metrics import metric
 from unlora.evals.metrics.derived import derived
 from unlora.evals.records import Target
-from unlora.results.collapse import why_collapsed, why_unknown
+from unlora.results.collapse import CollapseRule
 from unlora.results.value import Value
 
 
@@ -90,22 +90,16 @@ def collapsed(
             target is below it itself; 0: only the target tells what a sound model reaches.
         max_repetition: collapsed above this :func:`repetition`.
     """
-    reasons = why_collapsed(
+    verdict = CollapseRule(utility_share, utility_floor, max_repetition).judge(
         utility.value,
         repetition.value,
         target.value if target is not None else None,
-        unscored=utility.unscored,
-        utility_share=utility_share,
-        utility_floor=utility_floor,
-        max_repetition=max_repetition,
+        utility.unscored,
     )
-    if not reasons:
-        if np.isnan(utility.value):
-            return Value(float("nan"))
-        before = target.value if target is not None else None
-        if unknown := why_unknown(utility.value, before, utility_floor=utility_floor):
-            return Value.missing(f"not known: {unknown}")
-    return Value(float(bool(reasons)), note="; ".join(reasons) or None)
+    if verdict.unknown:
+        nothing = np.isnan(utility.value)
+        return Value(float("nan")) if nothing else Value.missing(f"not known: {verdict.unknown}")
+    return Value(float(bool(verdict.reasons)), note="; ".join(verdict.reasons) or None)
 
 
 def _harmonic(parts: Iterable[Value]) -> Value:
