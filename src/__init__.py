@@ -7,12 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unlora.api import Evaluation, Model, Unlearned, evaluate, export, load, unlearn
+    from unlora.results.run_result import RunResult, read_run
 
-__all__ = ["Evaluation", "Model", "Unlearned", "evaluate", "export", "load", "unlearn"]
+__all__ = [
+    "Evaluation", "Model", "RunResult", "Unlearned", "evaluate", "export", "load", "read_run",
+    "unlearn",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     # the command line must not wait for what a notebook needs
+    if name in ("RunResult", "read_run"):
+        from unlora.results import run_result
+
+        return getattr(run_result, name)
     if name in __all__:
         from unlora import api
 

@@ -488,13 +488,10 @@ def _value(value: Any) -> str:
 
 
 def _read(folder: Path, values: Mapping[str, float]) -> Evaluation:
-    from unlora.results.eval_log import intervals
+    from unlora.results.eval_log import EvalLog
 
-    log = json.loads((folder / "OWN_EVAL.json").read_text("utf-8"))
-    examples = {
-        name: list(entry["value_by_index"].values())
-        for name, entry in log.items()
-        if entry.get("value_by_index")
-    }
-    reasons = {name: e["not_computed"] for name, e in log.items() if e.get("not_computed")}
-    return Evaluation(folder, dict(values), intervals(folder, "OWN"), examples, reasons)
+    log = EvalLog.written_in(folder, "OWN")
+    intervals = {name: e.written_interval for name, e in log.items() if e.written_interval}
+    examples = {name: entry.rows for name, entry in log.items() if entry.rows}
+    reasons = {n: r for n, e in log.items() if (r := e.content.get("not_computed"))}
+    return Evaluation(folder, dict(values), intervals, examples, reasons)

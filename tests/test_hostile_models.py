@@ -27,7 +27,7 @@ from unlora.model import get_model, load_tokenizer, resolve_model
 from unlora.model.lineage import Lineage
 from unlora.recipes.baselines.retain_model import start_of
 from unlora.report.run_roles import entries_of, read_study
-from unlora.report.runs import read_json, read_records
+from unlora.results.run_result import read_mapping, read_records
 from unlora.runs.safe_loading import near, refuse_pickle
 from unlora.trainer.arguments import training_arguments
 from unlora.trainer.checkpoints import checkpoint_to_resume
@@ -556,7 +556,7 @@ def test_json_nested_too_deeply_is_one_sentence(run, model, name):
 def test_a_log_nested_too_deeply_is_one_sentence(tmp_path):
     (tmp_path / "TOFU_EVAL.json").write_text('{"a":' * 200_000)
     with pytest.raises(InputError, match="is not JSON: it is nested too deeply"):
-        read_json(tmp_path / "TOFU_EVAL.json")
+        read_mapping(tmp_path / "TOFU_EVAL.json")
 
 
 def test_yaml_that_multiplies_itself_is_refused(tmp_path):

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from unlora.errors import InputError
 from unlora.evals.datasets import Source
 from unlora.evals.plan import LOGS, Request, needed, questions
-from unlora.results.eval_log import Log
+from unlora.results.baseline_log import BaselineLog
 
 
 def check_logs(
     requests: Sequence[Request],
-    logs: Mapping[str, Log],
+    logs: Mapping[str, BaselineLog],
     sources: Mapping[str, Source],
     missing: Mapping[str, str],
 ) -> None:
@@ -35,7 +35,7 @@ def check_logs(
 def _check_count(
     request: Request,
     requests: Sequence[Request],
-    logs: Mapping[str, Log],
+    logs: Mapping[str, BaselineLog],
     sources: Mapping[str, Source],
 ) -> None:
     for kind, name in request.sources():
@@ -53,7 +53,7 @@ def _check_count(
             )
 
 
-def _check_texts(log: Log, metric: str, name: str, references: Sequence[str]) -> None:
+def _check_texts(log: BaselineLog, metric: str, name: str, references: Sequence[str]) -> None:
     rows = log.value(metric).per_example
     if not rows or isinstance(rows, Mapping):
         return

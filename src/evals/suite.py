@@ -32,7 +32,8 @@ from unlora.evals.result_cache import Kept
 from unlora.evals.runner import OF_ROOT, Questioner, Settings
 from unlora.evals.target import doubt
 from unlora.registry import unknown
-from unlora.results.eval_log import Log, write_log
+from unlora.results.baseline_log import BaselineLog
+from unlora.results.eval_log import write_log
 from unlora.results.value import Value
 from unlora.runs.run import is_main_process
 
@@ -128,7 +129,7 @@ def check_suite(name: str, config: Mapping[str, Any]) -> list[Request]:
             if metric not in metrics:
                 problems.append(unknown(f"metric in eval.{name}.panel", metric, metrics))
     for which in LOGS:
-        collect(Log.of, which, config, KINDS[config["handler"]])
+        collect(BaselineLog.of, which, config, KINDS[config["handler"]])
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
     return needed(known, metrics)
@@ -170,7 +171,7 @@ class Suite:
         self.requests = check_suite(name, config)
         self.name, self.config, self.kind = name, config, KINDS[config["handler"]]
         self.chat = Chat(tokenizer, template_args)
-        self.logs = {which: Log.of(which, config, self.kind) for which in LOGS}
+        self.logs = {which: BaselineLog.of(which, config, self.kind) for which in LOGS}
         self.settings = Settings(
             **{
                 field: config[key]

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from unlora.data.chat import Encoded
 from unlora.evals.passes import score
 from unlora.forward.outputs import IGNORE_INDEX
-from unlora.results.eval_log import Log
+from unlora.results.baseline_log import BaselineLog
 from unlora.results.target_check import FORGET_FIGURES, TRAIN_FURTHER, hardly_knows, told_apart
 from unlora.results.value import Value
 
@@ -20,7 +20,7 @@ PROBABILITY = "forget_Q_A_Prob"
 logger = logging.getLogger(__name__)
 
 
-def doubt(kind: str, target: Mapping[str, Value], retain: Log) -> str | None:
+def doubt(kind: str, target: Mapping[str, Value], retain: BaselineLog) -> str | None:
     """Why no figure of the way from target to retain model means anything, where that is so.
 
     Args:

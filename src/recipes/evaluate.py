@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger("unlora.recipes.evaluate")
@@ -146,17 +147,13 @@ def figures(summary: Mapping[str, float], logs: Sequence[tuple[Any, str]]) -> tu
     Args:
         logs: folder and kind of each log that the figures stand in.
     """
-    from unlora.results.eval_log import intervals, notes
+    from unlora.results.eval_log import EvalLog
 
-    bounds: dict[str, tuple[float, float]] = {}
-    said: dict[str, str] = {}
-    first = []
-    for folder, kind in logs:
-        bounds |= intervals(folder, kind)
-        of_log = notes(folder, kind)
-        first.append(of_log.pop("", ""))
-        said |= of_log
-    return " ".join(filter(None, first)), lines(summary, bounds, said)
+    written = [EvalLog.written_in(Path(folder), kind) for folder, kind in logs]
+    entries = {name: entry for log in written for name, entry in log.items()}
+    bounds = {name: e.written_interval for name, e in entries.items() if e.written_interval}
+    notes = {name: entry.note for name, entry in entries.items() if entry.note}
+    return " ".join(filter(None, (log.note for log in written))), lines(summary, bounds, notes)
 
 
 def as_text(planned: Sequence[Mapping[str, Any]]) -> str:

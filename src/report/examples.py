@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unlora.report.runs import Result, Row, number, score_key
+from unlora.report.runs import Result, Row
 
 LONGEST = 2000  # characters of a text that are shown; the log has the whole
 MOST_TEXT = 20_000_000  # characters on a page; seeds beyond the first give way
@@ -93,7 +93,7 @@ def collect(rows: Sequence[Row], kind: str) -> Answers:
     Rows are matched by question and true answer, so logs may be in another order or of another
     chat template.
     """
-    models = [(row, result) for row in rows for result in row.results if kind in result.logs]
+    models = [(row, result) for row in rows for result in row.results if kind in result.run.logs]
     models.sort(key=lambda model: model[1] is not model[0].results[0])  # stable: first seeds first
     size = 0
     kept: list[tuple[Row, Result]] = []
@@ -134,24 +134,19 @@ def script_json(content: Any) -> str:
 def _generations(result: Result, kind: str) -> dict[str, list[tuple[str, str, str, float | None]]]:
     """split -> (prompt, true answer, generation, ROUGE) of each row."""
     found = {}
-    for metric, entry in result.logs[kind].items():
-        by_index = entry.get("value_by_index")
-        if not metric.endswith("_ROUGE") or not isinstance(by_index, Mapping):
+    for metric, entry in result.run.logs[kind].items():
+        if not metric.endswith("_ROUGE"):
             continue
-        key = (score_key(entry) if number(entry) is not None else None) or "rougeL_recall"
+        key = entry.averaged_key or "rougeL_recall"
         rows = [
             (str(row["input"]), str(row["ground_truth"]), str(row["generation"] or ""),
              _finite(row.get(key)))
-            for _, row in sorted(by_index.items(), key=_place)
-            if isinstance(row, Mapping) and {"input", "ground_truth", "generation"} <= row.keys()
+            for row in entry.rows
+            if {"input", "ground_truth", "generation"} <= row.keys()
         ]  # fmt: skip
         if rows:
             found[metric.removesuffix("_ROUGE")] = rows
     return found
-
-
-def _place(item: tuple[str, Any]) -> tuple[int, str]:
-    return (int(item[0]), "") if item[0].isdecimal() else (0, item[0])
 
 
 def _finite(value: Any) -> float | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from unlora.report.runs import Cell, Entry, Row, kinds_of, number, read_rows
+from unlora.report.runs import Cell, Entry, Row, kinds_of, read_rows
 from unlora.report.suites import SUITES, Aim, Suite, aim, end
 from unlora.report.written import Written, written
 from unlora.results.collapse import Verdict
@@ -130,8 +130,8 @@ def compare(entries: Sequence[Entry]) -> Comparison:
 def find(rows: Sequence[Row], kind: str) -> Findings:
     """What the runs with this kind of log came to."""
     suite = SUITES[kind]
-    rows = [row for row in rows if any(kind in result.logs for result in row.results)]
-    names = sorted({name for row in rows for one in row.results for name in one.logs.get(kind, ())})
+    rows = [row for row in rows if kind in row.kinds]
+    names = sorted({n for row in rows for one in row.results for n in one.run.logs.get(kind, ())})
     cells = {row.name: {name: row.cell(kind, name) for name in names} for row in rows}
     valued = [
         n for n in names if any(c[n].mean is not None or any(c[n].seeds) for c in cells.values())
@@ -172,7 +172,7 @@ def find(rows: Sequence[Row], kind: str) -> Findings:
                 if seed is not None and (
                     i == seed if of is row else result.entry.seed == number_of
                 ):
-                    return number(result.logs.get(kind, {}).get(metric, {}))
+                    return result.run.entry(kind, metric).value
             return cells[of.name].get(metric, Cell()).mean
 
         ends = [(value(target, m), value(gold, m) if gold else suite.rule.chance) for m in forget]
@@ -226,7 +226,7 @@ def _suite_config(rows: Sequence[Row], kind: str) -> Mapping[str, Any]:
     for row in rows:
         for result in row.results:
             for name in ("eval_config", "run_config"):
-                suites = result.records.get(name, {}).get("eval")
+                suites = result.run.records.get(name, {}).get("eval")
                 for key, section in suites.items() if isinstance(suites, Mapping) else ():
                     if key.upper() == kind and isinstance(section, Mapping):
                         return section

@@ -160,7 +160,7 @@ def _scatter_words(found: Findings) -> str:
 def _curves(rows: Sequence[Row]) -> list[dict[str, str]]:
     found = []
     for i, row in enumerate(rows):
-        histories = [figures.history(one.manifest.get("training")) for one in row.results]
+        histories = [figures.history(result.run.manifest.get("training")) for result in row.results]
         svg = figures.curves(row.name, [h for h in histories if h], f"curve-{i}")
         if svg:
             found.append({"name": row.name, "svg": svg, "words": _curve_words(row.name, histories)})

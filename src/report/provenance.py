@@ -39,7 +39,7 @@ def facts(rows: Sequence[Row]) -> list[Facts]:
 
 def differences(rows: Sequence[Row]) -> tuple[list[str], dict[str, dict[str, str]]]:
     """The settings that are not the same in all methods: names, key -> name -> value."""
-    flat = {row.name: _flat(row.results[0].config) for row in rows if row.role == "method"}
+    flat = {row.name: _flat(row.results[0].run.config) for row in rows if row.role == "method"}
     flat = {name: settings for name, settings in flat.items() if settings}
     if len(flat) < 2:
         return [], {}
@@ -56,7 +56,7 @@ def versions(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Every package with the version(s) that the runs were made with; commit and machine, too."""
     found: dict[str, dict[str, None]] = {}
     for result in (result for row in rows for result in row.results):
-        manifest = result.manifest
+        manifest = result.run.manifest
         named = manifest.get("versions")
         named = named if isinstance(named, Mapping) else {}
         more = {"python": manifest.get("python"), "commit": manifest.get("git_commit"),
@@ -68,7 +68,7 @@ def versions(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def _facts(row: Row, result: Result) -> Facts:
-    manifest = result.manifest
+    manifest = result.run.manifest
     effective, steps = manifest.get("effective_batch"), manifest.get("optimiser_steps")
     values = {
         "time": _duration(manifest.get("seconds")),
@@ -77,30 +77,18 @@ def _facts(row: Row, result: Result) -> Facts:
         "steps": "" if steps is None else str(steps),
         "size": str(manifest.get("size") or ""),
     }
-    config = result.config
+    config = result.run.config
     return Facts(
         row.name,
         row.role,
         "" if result.entry.seed is None else str(result.entry.seed),
         str(result.entry.folder),
         values,
-        _lineage(result),
+        result.run.lineage,
         str(manifest.get("command") or ""),
         json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, default=str)
         if config
         else "",
-    )
-
-
-def _lineage(result: Result) -> tuple[tuple[str, str], ...]:
-    written = result.records.get("lineage", {})
-    root = written.get("root")
-    if not isinstance(root, Mapping):
-        return ()
-    links = [link for link in written.get("links") or () if isinstance(link, Mapping)]
-    return (
-        (str(root.get("given") or root.get("path") or "?"), str(root.get("fingerprint") or "")),
-        *((str(link.get("path")), str(link.get("sha256") or "")) for link in links),
     )
 
 

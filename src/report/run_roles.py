@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from unlora.errors import InputError
-from unlora.report.runs import Entry, Role, find_logs, read_json, read_records
+from unlora.report.runs import Entry, Role
+from unlora.results.run_result import find_logs, read_mapping, read_records
 from unlora.runs.safe_loading import near
 
 STUDY = "study.json"
@@ -36,7 +37,7 @@ def read_study(folder: Path) -> Study:
         InputError: its ``study.json`` is broken.
     """
     file = folder / STUDY
-    content = read_json(file)
+    content = read_mapping(file)
     try:
         entries = tuple(
             Entry(

@@ -1,20 +1,16 @@
-"""Runs as a report reads them: folders with logs, and what is beside them."""
+"""Runs as a report reads them: seeds of one name are one row."""
 
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
 from unlora.errors import InputError
-from unlora.runs.safe_loading import read_json as json_in
+from unlora.results.eval_log import KINDS, LogEntry
+from unlora.results.run_result import RunResult, find_logs, read_run
 
 Role = Literal["target", "gold", "method"]
-KINDS = ("TOFU", "MUSE", "RWKU", "OWN", "LMEval")
-RECORDS = ("manifest", "run_config", "eval_manifest", "eval_config", "lineage")
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -35,25 +31,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Result:
-    """What one run left.
-
-    Attributes:
-        logs: kind of log -> metric -> its entry in the log.
-        records: file name without ``.json`` -> content, of those that are there.
-    """
+    """What one run left, and which run of the page it is."""
 
     entry: Entry
-    logs: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The resolved config of the training, or of the evaluation of a model from elsewhere."""
-        return self.records.get("run_config") or self.records.get("eval_config") or {}
-
-    @property
-    def manifest(self) -> Mapping[str, Any]:
-        return self.records.get("manifest") or self.records.get("eval_manifest") or {}
+    run: RunResult
 
 
 @dataclass(frozen=True)
@@ -83,22 +64,25 @@ class Row:
 
     @property
     def kinds(self) -> set[str]:
-        return {kind for result in self.results for kind in result.logs}
+        return {kind for result in self.results for kind in result.run.logs}
+
+    def entries(self, kind: str, metric: str) -> list[LogEntry]:
+        """The entry of each seed."""
+        return [result.run.entry(kind, metric) for result in self.results]
 
     def cell(self, kind: str, metric: str) -> Cell:
-        found = [result.logs.get(kind, {}).get(metric, {}) for result in self.results]
-        seeds = tuple(number(entry) for entry in found)
-        known = [value for value in seeds if value is not None]
-        bounds = [interval(entry) for entry in found]
-        whole = [bound for bound in bounds if bound is not None]
-        notes = (entry.get(key) for entry in found for key in ("not_computed", "not_scored"))
+        """A metric over the seeds; without a mean where a seed has no value."""
+        entries = self.entries(kind, metric)
+        values = [entry.value for entry in entries]
+        known = [value for value in values if value is not None]
+        bounds = [bound for entry in entries if (bound := entry.interval) is not None]
         return Cell(
-            fmean(known) if known and len(known) == len(seeds) else None,
-            seeds,
-            (fmean(low for low, _ in whole), fmean(high for _, high in whole))
-            if whole and len(whole) == len(seeds)
+            fmean(known) if known and len(known) == len(values) else None,
+            tuple(values),
+            (fmean(low for low, _ in bounds), fmean(high for _, high in bounds))
+            if bounds and len(bounds) == len(values)
             else None,
-            next((str(note) for note in notes if note), None),
+            next((entry.reason for entry in entries if entry.reason), None),
         )
 
     def figures(self) -> dict[str, dict[str, Any]]:
@@ -106,23 +90,21 @@ class Row:
         computed = {
             (metric, kind)
             for result in self.results
-            for kind, log in result.logs.items()
+            for kind, log in result.run.logs.items()
             for metric, entry in log.items()
-            if not entry.get("not_computed")
+            if not entry.content.get("not_computed")
         }
         cells = {metric: self.cell(kind, metric) for metric, kind in sorted(computed)}
         return {name: {"mean": c.mean, "seeds": list(c.seeds)} for name, c in cells.items()}
 
     def scores(self, kind: str, metric: str, key: str) -> list[float]:
         """A figure of every question, of all seeds."""
-        entries = (result.logs.get(kind, {}).get(metric, {}) for result in self.results)
-        tables = (entry.get("value_by_index") for entry in entries)
-        return [x for table in tables if isinstance(table, Mapping) for x in _column(table, key)]
+        return [score for entry in self.entries(kind, metric) for score in entry.column(key)]
 
     def count(self, kind: str, metric: str, key: str) -> int:
         """The sum over the seeds of a count in the log, such as ``unscored``."""
-        found = (result.logs.get(kind, {}).get(metric, {}).get(key) for result in self.results)
-        return sum(count for count in found if isinstance(count, int))
+        counts = (entry.content.get(key) for entry in self.entries(kind, metric))
+        return sum(count for count in counts if isinstance(count, int))
 
 
 def read_rows(entries: Sequence[Entry]) -> list[Row]:
@@ -164,172 +146,13 @@ def read(entry: Entry) -> Result:
     Raises:
         InputError: the folder is not there, holds no log, or a file in it is broken.
     """
-    found = find_logs(entry.folder)
-    if not found:
+    if not find_logs(entry.folder):
         raise InputError(
             f"The folder {str(entry.folder)!r} holds no evaluation log ({', '.join(KINDS)}: "
             "<kind>_EVAL.json), neither directly nor in evals/ or a checkpoint's. "
             f"Evaluate the model first: unlora eval ... model={entry.folder}"
         )
-    logs = {kind: _log(file) for kind, file in found.items()}
-    return Result(entry, logs, read_records(entry.folder, *found.values()))
-
-
-def find_logs(folder: Path) -> dict[str, Path]:
-    """kind -> its log in a run folder; that of the last checkpoint where there are several.
-
-    Raises:
-        InputError: the folder is not there, or has logs of several splits.
-    """
-    if not folder.is_dir():
-        raise InputError(
-            f"There is no folder {str(folder)!r}. Give run folders, e.g. saves/unlearn/mine."
-        )
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=_number_of, reverse=True)
-    homes = [folder / "evals", folder, *(checkpoint / "evals" for checkpoint in checkpoints)]
-    found: dict[str, Path] = {}
-    for kind in KINDS:
-        name = f"{kind}_EVAL.json"
-        of_splits = sorted(folder.glob(f"evals_*/{name}"))
-        file = next((home / name for home in homes if (home / name).is_file()), None)
-        if file is None and len(of_splits) > 1:
-            raise InputError(
-                f"{str(folder)!r} has logs of several splits. Give one of them: "
-                + ", ".join(str(one.parent) for one in of_splits)
-            )
-        file = file or next(iter(of_splits), None)
-        if file is not None:
-            found[kind] = file
-    return found
-
-
-def read_records(folder: Path, *logs: Path) -> dict[str, Mapping[str, Any]]:
-    """What a run folder says of itself: the records of :data:`RECORDS` that are there.
-
-    Args:
-        logs: those of an evaluation may be beside its log.
-    """
-    records: dict[str, Mapping[str, Any]] = {}
-    for name in RECORDS:
-        for home in (folder, *(log.parent for log in logs)):
-            if name not in records and (home / f"{name}.json").is_file():
-                records[name] = read_json(home / f"{name}.json")
-    if "run_config" not in records:
-        for home in (folder, *folder.parents[:1]):
-            if (home / ".hydra" / "config.yaml").is_file():
-                records["run_config"] = _read_yaml(home / ".hydra" / "config.yaml")
-                break
-    if "training" not in records.get("manifest", {}):
-        states = sorted(
-            [*folder.glob("trainer_state.json"), *folder.glob("checkpoint-*/trainer_state.json")],
-            key=lambda file: _number_of(file.parent),
-        )
-        if states:
-            history = read_json(states[-1]).get("log_history") or []
-            records["manifest"] = {**records.get("manifest", {}), "training": history}
-    return records
-
-
-def read_json(file: Path) -> Mapping[str, Any]:
-    """Raises InputError if the file is no JSON with a mapping."""
-    try:
-        content = json_in(file)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{str(file)!r} is not JSON: {error}. Was the run interrupted? Repeat it, or leave it "
-            "out of the report."
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"{str(file)!r} holds no mapping. Leave that run out of the report.")
-    return content
-
-
-def number(entry: Mapping[str, Any]) -> float | None:
-    """The value of an entry of a log; None where it has none."""
-    value = entry.get("agg_value")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def interval(entry: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The 95 % interval of an entry: the log's, or the percentile bootstrap of a mean over rows.
-
-    Open-Unlearning's logs have none; there the rows' figure is taken whose mean is the value.
-    """
-    given = entry.get("interval95")
-    if isinstance(given, list) and len(given) == 2 and all(isinstance(x, float) for x in given):
-        return given[0], given[1]
-    scores = _scores(entry)
-    if len(scores) < 2 or "interval95" in entry:
-        return None
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(0, len(scores), size=(RESAMPLES, len(scores)))
-    low, high = np.quantile(np.asarray(scores)[drawn].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def score_key(entry: Mapping[str, Any]) -> str | None:
-    """Which figure of its rows a metric is the mean of."""
-    value = number(entry)
-    by_index = entry.get("value_by_index")
-    if value is None or not isinstance(by_index, Mapping) or not by_index:
-        return None
-    first = next((row for row in by_index.values() if isinstance(row, Mapping)), {})
-    for key in first:
-        scores = _column(by_index, key)
-        if scores and math.isclose(fmean(scores), value, rel_tol=1e-5, abs_tol=1e-9):
-            return key
-    return None
-
-
-def _scores(entry: Mapping[str, Any]) -> list[float]:
-    key = score_key(entry)
-    return _column(entry["value_by_index"], key) if key else []
-
-
-def _column(by_index: Mapping[str, Any], key: str) -> list[float]:
-    values = (row.get(key) for row in by_index.values() if isinstance(row, Mapping))
-    return [
-        float(value)
-        for value in values
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    ]
-
-
-def _log(file: Path) -> dict[str, Mapping[str, Any]]:
-    content = read_json(file)
-    entries: dict[str, Mapping[str, Any]] = {
-        name: entry for name, entry in content.items() if isinstance(entry, dict)
-    }
-    if not any("agg_value" in entry for entry in entries.values()):
-        raise InputError(
-            f"{str(file)!r} is no evaluation log: it has no entry with agg_value. "
-            "Evaluate that model again, or leave it out."
-        )
-    return entries
-
-
-def _read_yaml(file: Path) -> Mapping[str, Any]:
-    import yaml
-
-    try:
-        text = file.read_text("utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("it refers to parts of itself, which may stand for any number of them")
-        content = yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(
-            f"{str(file)!r} is not YAML: {error}. Put it right, or leave it out."
-        ) from error
-    return content if isinstance(content, dict) else {}
-
-
-def _number_of(checkpoint: Path) -> int:
-    match = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
-    return int(match[1]) if match else -1
+    return Result(entry, read_run(entry.folder))
 
 
 def kinds_of(rows: Iterable[Row]) -> list[str]:

@@ -1,6 +1,6 @@
 """What a model writes about the data to be forgotten: whose secrets, and whether it is text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -71,14 +71,10 @@ def written(row: Row, kind: str, suite: Suite, other: Row | None) -> Written:
 
 def _texts(row: Row, kind: str, suite: Suite) -> list[str]:
     """Every answer to what is to be forgotten, of all seeds."""
-    found = []
-    for metric in (name for name in suite.forget if name.endswith("_ROUGE")):
-        for result in row.results:
-            by_index = result.logs.get(kind, {}).get(metric, {}).get("value_by_index")
-            for asked in by_index.values() if isinstance(by_index, Mapping) else ():
-                if isinstance(asked, Mapping) and isinstance(asked.get("generation"), str):
-                    found.append(asked["generation"])
-    return found
+    metrics = [name for name in suite.forget if name.endswith("_ROUGE")]
+    entries = [entry for metric in metrics for entry in row.entries(kind, metric)]
+    texts = (asked.get("generation") for entry in entries for asked in entry.rows)
+    return [text for text in texts if isinstance(text, str)]
 
 
 def _mean(shares: Sequence[float]) -> float | None:

@@ -9,32 +9,181 @@ the maximal length. ``interval95`` is the 95 % bootstrap interval of a mean, ``n
 what a reader should know.
 """
 
-import json
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Real
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 from unlora.errors import InputError
-from unlora.registry import unknown
-from unlora.results.value import Value
 from unlora.runs.run import write_json
 from unlora.runs.safe_loading import read_json
 
-# what stands in a log and not in an evaluation -> the key of the config that names the log
-KEYS = {"reference": "retain_logs_path", "target": "target_logs_path"}
-WHAT = {"retain_logs_path": "the retain model's", "target_logs_path": "the target's"}
-WHOSE = {
-    "retain_logs_path": "a model that never saw the forget data",
-    "target_logs_path": "the model before it was made to forget",
-}
+if TYPE_CHECKING:  # numpy takes longer to import than a report to say what is wrong
+    from unlora.results.value import Value
+
+KINDS = ("TOFU", "MUSE", "RWKU", "OWN", "LMEval")
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """One metric of a log.
+
+    Attributes:
+        content: as the log has it.
+    """
+
+    content: Mapping[str, Any]
+
+    @property
+    def value(self) -> float | None:
+        """The metric's value; None where it has none, and ``reason`` says why."""
+        return _finite(self.content.get("agg_value"))
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is no value, as far as the log says."""
+        reasons = (self.content.get(key) for key in ("not_computed", "not_scored"))
+        return next((str(reason) for reason in reasons if reason), None)
+
+    @property
+    def note(self) -> str | None:
+        """What a reader should know of the value."""
+        return self.content.get("note") or None
+
+    @property
+    def written_interval(self) -> Interval | None:
+        """The 95 % interval that the log gives."""
+        bounds = self.content.get("interval95")
+        if isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_float, bounds)):
+            return bounds[0], bounds[1]
+        return None
+
+    @property
+    def interval(self) -> Interval | None:
+        """The 95 % interval: the log's, else the percentile bootstrap of the mean over its rows.
+
+        Open-Unlearning's logs give none; there the rows' figure is taken whose mean is the value.
+        """
+        if "interval95" in self.content or (key := self.averaged_key) is None:
+            return self.written_interval
+        from unlora.results.value import interval_of_mean
+
+        return interval_of_mean(self.column(key))
+
+    @cached_property
+    def rows(self) -> list[Mapping[str, Any]]:
+        """What was found for each example, in the order of the data."""
+        return _rows(self.content)
+
+    @cached_property
+    def averaged_key(self) -> str | None:
+        """The figure of the rows that the value is the mean of."""
+        value = self.value
+        if value is None or not self.rows:
+            return None
+        for key in self.rows[0]:
+            scores = self.column(key)
+            if scores and math.isclose(fmean(scores), value, rel_tol=1e-5, abs_tol=1e-9):
+                return key
+        return None
+
+    def column(self, key: str) -> list[float]:
+        """One figure of every row that has it."""
+        values = (_finite(row.get(key)) for row in self.rows)
+        return [value for value in values if value is not None]
+
+    def as_value(self) -> "Value":
+        """The value that was written."""
+        from unlora.results.value import Value
+
+        if reason := self.content.get("not_computed"):
+            return Value.missing(reason)
+        per_example: Any = None
+        if "auc" in self.content:
+            parts = {part: self.content.get(part) for part in ("forget", "holdout")}
+            per_example = {
+                part: _with_nan(_rows(entry))
+                for part, entry in parts.items()
+                if isinstance(entry, Mapping)
+            }
+        elif "value_by_index" in self.content:
+            per_example = _with_nan(self.rows)
+        value = float("nan") if self.value is None else self.value
+        unscored = self.content.get("unscored", 0)
+        return Value(value, per_example, unscored, interval=self.written_interval)
+
+
+@dataclass(frozen=True)
+class EvalLog(Mapping[str, LogEntry]):
+    """An evaluation log: metric -> its entry.
+
+    Attributes:
+        file: ``<kind>_EVAL.json``.
+    """
+
+    file: Path
+    entries: Mapping[str, LogEntry]
+
+    @classmethod
+    def read(cls, file: Path, key: str = "", remedy: str = "") -> "EvalLog":
+        """Read a log, ours or one of Open-Unlearning.
+
+        Args:
+            key: of the config that names the file, for the message.
+            remedy: what to do about a file that is none.
+
+        Raises:
+            InputError: it is no JSON, or no log.
+        """
+        name = f"{key}{str(file)!r}"
+        try:
+            content = read_json(file)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{name} is not JSON: {error}. {remedy}".rstrip()) from error
+        if not isinstance(content, dict):
+            raise InputError(f"{name} is no evaluation log: it holds no mapping. {remedy}".rstrip())
+        log = cls.of(file, content)
+        if not any("agg_value" in entry.content for entry in log.values()):
+            raise InputError(
+                f"{name} is no evaluation log: it has no entry with agg_value. {remedy}".rstrip()
+            )
+        return log
+
+    @classmethod
+    def of(cls, file: Path, content: Mapping[str, Any]) -> "EvalLog":
+        """The log of a file that holds this."""
+        entries = {name: LogEntry(e) for name, e in content.items() if isinstance(e, dict)}
+        return cls(file, entries)
+
+    @classmethod
+    def written_in(cls, folder: Path, kind: str) -> "EvalLog":
+        """The log that :func:`write_log` wrote; without entries where it wrote none."""
+        file = folder / f"{kind}_EVAL.json"
+        return cls.of(file, read_json(file) if file.is_file() else {})
+
+    @property
+    def note(self) -> str | None:
+        """What a reader should know before any figure, by the summary beside the log."""
+        summary = self.file.with_name(self.file.name.replace("_EVAL.json", "_SUMMARY.json"))
+        return (read_json(summary).get("note") or None) if summary.is_file() else None
+
+    def __getitem__(self, metric: str) -> LogEntry:
+        return self.entries[metric]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
 
 
 def write_log(
-    folder: Path, kind: str, values: Mapping[str, Value], note: str | None = None
+    folder: Path, kind: str, values: "Mapping[str, Value]", note: str | None = None
 ) -> None:
     """Write ``<kind>_EVAL.json`` and ``<kind>_SUMMARY.json``, each of them whole or not at all.
 
@@ -52,164 +201,35 @@ def write_log(
     write_json(folder / f"{kind}_SUMMARY.json", summary)
 
 
-def intervals(folder: Path, kind: str) -> dict[str, tuple[float, float]]:
-    """The 95 % intervals of the log in a folder: metric -> lower and upper bound."""
-    return {
-        name: (entry["interval95"][0], entry["interval95"][1])
-        for name, entry in _written(folder / f"{kind}_EVAL.json").items()
-        if entry.get("interval95")
-    }
-
-
-def notes(folder: Path, kind: str) -> dict[str, str]:
-    """What a reader should know of the figures of the log in a folder: metric -> in words.
-
-    Under the empty name what should be known before any of them.
-    """
-    first = {"": note} if (note := _written(folder / f"{kind}_SUMMARY.json").get("note")) else {}
-    entries = _written(folder / f"{kind}_EVAL.json").items()
-    return first | {name: entry["note"] for name, entry in entries if entry.get("note")}
-
-
-def _written(file: Path) -> dict[str, Any]:
-    """What :func:`write_log` wrote; nothing where the file is not there."""
-    try:
-        content: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        return content
-    except OSError:
-        return {}
-
-
-def find_log(path: str | Path, kind: str, key: str = "retain_logs_path") -> Path:
-    """The log file that a path stands for: the file itself, or the one of a run folder.
-
-    Args:
-        key: of the config, for the message.
-
-    Raises:
-        InputError: there is none.
-    """
-    path = Path(path)
-    if path.is_file():
-        return path
-    candidates = (path / "evals" / f"{kind}_EVAL.json", path / f"{kind}_EVAL.json")
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise InputError(
-        f"{key} {str(path)!r} is not there. Give the {kind}_EVAL.json of {WHOSE[key]}, or the run "
-        "folder that holds it."
-        if not path.exists()
-        else f"{key} {str(path)!r} holds no {kind}_EVAL.json, neither directly nor in evals/. "
-        "Evaluate that model first, or give another folder."
-    )
-
-
-class Log:
-    """The log of another model: the one without the forget data, or the one before unlearning.
-
-    Args:
-        path: log file or run folder; None when there is no such model.
-        key: of the config, for messages.
-        advice: how to come by a log that is missing.
-        missed: False where nobody expects one, as of a model that is a reference itself.
-
-    Raises:
-        InputError: it is not there, or it is no log.
-    """
-
-    def __init__(
-        self,
-        path: str | Path | None,
-        kind: str,
-        key: str = "retain_logs_path",
-        advice: str | None = None,
-        missed: bool = True,
-    ):
-        self.kind, self.key, self.advice, self.missed = kind, key, advice, missed
-        self.file = find_log(path, kind, key) if path else None
-        other = re.fullmatch(r"([A-Za-z]+)_EVAL\.json", self.file.name) if self.file else None
-        if other and other[1] != kind:
-            raise InputError(
-                f"{key} {str(self.file)!r} is a log of {other[1]}, and this evaluation is of "
-                f"{kind}. Give the {kind}_EVAL.json of {WHOSE[key]}."
-            )
-        self.entries: dict[str, Any] = {}
-        if self.file:
-            try:
-                self.entries = read_json(self.file)
-            except (ValueError, OSError) as error:
-                raise InputError(f"{key} {str(self.file)!r} is not JSON: {error}") from error
-            if not isinstance(self.entries, dict) or not any(
-                isinstance(entry, dict) and "agg_value" in entry for entry in self.entries.values()
-            ):
-                raise InputError(
-                    f"{key} {str(self.file)!r} is no evaluation log: it has no entry with "
-                    f"agg_value. Give a {kind}_EVAL.json."
-                )
-
-    @classmethod
-    def of(cls, which: str, config: Mapping[str, Any], kind: str) -> "Log":
-        """The log that a suite's config names for ``reference`` or ``target``.
-
-        A path that is still to be found (``auto``, or a model) stands for no log.
-        """
-        key = KEYS[which]
-        given = config.get(key)
-        if isinstance(given, Mapping):  # nothing was found for it
-            return cls(None, kind, key, given["advice"], given.get("missed", True))
-        return cls(given, kind, key)
-
-    def value(self, name: str) -> Value:
-        """The retain model's value of a metric, or why there is none."""
-        if self.file is None:
-            advice = self.advice or (
-                f"Evaluate {WHOSE[self.key]} and give its {self.kind}_EVAL.json as {self.key}"
-            )
-            return Value.missing(f"{WHAT[self.key]} log is missing. {advice}")
-        if name not in self.entries:
-            return Value.missing(
-                f"the log {self.file} has no entry {name}. {unknown('metric', name, self.entries)}"
-            )
-        entry = self.entries[name]
-        if not isinstance(entry, dict) or entry.get("agg_value") is None:
-            return Value.missing(f"the log {self.file} has no value for {name}")
-        return read_value(entry)
-
-    def values(self) -> dict[str, Value]:
-        """Every metric that the log has a value of."""
-        found = {name: self.value(name) for name in self.entries}
-        return {name: value for name, value in found.items() if not value.not_computed}
-
-
-def read_value(entry: Mapping[str, Any]) -> Value:
-    """The value that one entry of a log holds."""
-    reason = entry.get("not_computed")
-    if reason:
-        return Value.missing(reason)
-    per_example: Any = None
-    if "auc" in entry:
-        per_example = {part: _rows(entry[part]) for part in ("forget", "holdout") if part in entry}
-    elif "value_by_index" in entry:
-        per_example = _rows(entry)
-    interval = entry.get("interval95")
-    return Value(
-        _number(entry["agg_value"]),
-        per_example,
-        entry.get("unscored", 0),
-        interval=tuple(interval) if interval else None,
-    )
-
-
-def _rows(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _rows(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """In the order of the index, whatever the order in the file."""
-    by_index = sorted(entry["value_by_index"].items(), key=lambda item: int(item[0]))
+    by_index = entry.get("value_by_index")
+    items = by_index.items() if isinstance(by_index, Mapping) else ()
+    return [row for _, row in sorted(items, key=_place) if isinstance(row, Mapping)]
+
+
+def _place(item: tuple[str, Any]) -> tuple[int, str]:
+    return (int(item[0]), "") if item[0].isdecimal() else (0, item[0])
+
+
+def _with_nan(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
-        {k: v if isinstance(v, str) else _number(v) for k, v in row.items()} for _, row in by_index
+        {key: v if isinstance(v, str) else _number(v) for key, v in row.items()} for row in rows
     ]
 
 
-def _entry(value: Value) -> dict[str, Any]:
+def _is_float(value: Any) -> bool:
+    return isinstance(value, float)
+
+
+def _finite(value: Any) -> float | None:
+    """A number of a log; None for whatever is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _entry(value: "Value") -> dict[str, Any]:
     if value.not_computed:
         return {"agg_value": None, "not_computed": value.not_computed}
     facts: dict[str, Any] = {
@@ -224,7 +244,7 @@ def _entry(value: Value) -> dict[str, Any]:
     if isinstance(rows, Mapping):
         parts = {
             part: {
-                "agg_value": _plain(Value.mean(found, "score").value),
+                "agg_value": _plain(value.mean(found, "score").value),
                 "value_by_index": _by_index(found),
             }
             for part, found in rows.items()
@@ -243,7 +263,7 @@ def _plain(value: Any) -> Any:
     """For JSON, which knows no NaN and no infinity."""
     if isinstance(value, list):
         return [_plain(one) for one in value]
-    return None if isinstance(value, (float, np.floating)) and not math.isfinite(value) else value
+    return None if isinstance(value, Real) and not math.isfinite(value) else value
 
 
 def _number(value: Any) -> Any:

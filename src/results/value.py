@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import bootstrap
 
 RESAMPLES, AT_ONCE = 2000, 100  # so many draws of all rows are in memory
 
@@ -79,12 +78,16 @@ class Value:
         return np.array(cells, dtype=np.float64)
 
 
-def interval_of_mean(scores: Float[np.ndarray, " examples"]) -> tuple[float, float] | None:
+def interval_of_mean(
+    scores: Float[np.ndarray, " examples"] | Sequence[float],
+) -> tuple[float, float] | None:
     """95 % interval of a mean: the percentile bootstrap. None for fewer than two scores."""
     if len(scores) < 2:
         return None
-    found = bootstrap(
+    from scipy.stats import bootstrap  # which takes longer to import than a report to read logs
+
+    bounds = bootstrap(
         (scores,), np.mean, n_resamples=RESAMPLES, batch=AT_ONCE, method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
-    return float(found.low), float(found.high)
+    return float(bounds.low), float(bounds.high)

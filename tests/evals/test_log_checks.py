@@ -7,7 +7,8 @@ import pytest
 from unlora.errors import InputError
 from unlora.evals.log_checks import check_logs
 from unlora.evals.plan import read_request
-from unlora.results.eval_log import Log, write_log
+from unlora.results.baseline_log import BaselineLog
+from unlora.results.eval_log import write_log
 from unlora.results.value import Value
 
 ANSWERS = ["Ada was born in Vardoy.", "Ivo keeps bees.", "It is copper."]
@@ -23,12 +24,12 @@ def log_of(folder, answers, kind="OWN"):
     rows = [{"rougeL_recall": 0.5, "input": "?", "ground_truth": text, "generation": ""}
             for text in answers]  # fmt: skip
     write_log(folder, kind, {"forget_Q_A_ROUGE": Value.mean(rows, "rougeL_recall")})
-    return Log(folder, kind)
+    return BaselineLog(folder, kind)
 
 
 def check(log, *, is_qa=True, missing=()):
     check_logs(
-        REQUESTS, {"reference": log, "target": Log(None, "OWN")},
+        REQUESTS, {"reference": log, "target": BaselineLog(None, "OWN")},
         {"forget": Source(references=ANSWERS, is_qa=is_qa)}, dict.fromkeys(missing, "gone"),
     )  # fmt: skip
 
@@ -58,6 +59,6 @@ def test_a_log_of_other_answers_is_refused_with_one_of_them(tmp_path):
 def test_a_log_of_another_benchmark_is_refused(tmp_path):
     log_of(tmp_path, ANSWERS, "TOFU")
     with pytest.raises(InputError, match="is a log of TOFU, and this evaluation is of OWN"):
-        Log(tmp_path / "TOFU_EVAL.json", "OWN")
+        BaselineLog(tmp_path / "TOFU_EVAL.json", "OWN")
     renamed = (tmp_path / "TOFU_EVAL.json").rename(tmp_path / "gold.json")
-    assert Log(renamed, "OWN").file == renamed
+    assert BaselineLog(renamed, "OWN").file == renamed

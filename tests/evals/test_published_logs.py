@@ -17,8 +17,8 @@ from unlora.evals.metrics.rouge import rouge, rouge_ascii
 from unlora.evals.metrics.tofu import forget_quality, forget_quality_ks, forget_quality_log10
 from unlora.evals.plan import PASSES, read_request
 from unlora.evals.records import Generated, Scored
-from unlora.results.eval_log import Log as RetainLog
-from unlora.results.eval_log import find_log, read_value
+from unlora.results.baseline_log import BaselineLog, find_log
+from unlora.results.eval_log import LogEntry
 from unlora.results.value import Value
 
 FULL = "tofu_Llama-3.2-1B-Instruct_full/evals_forget10"
@@ -38,7 +38,7 @@ def logs(realdata):
     folders = {"full": (FULL, "TOFU"), "retain": (RETAIN, "TOFU"),
                "target": (TARGET, "MUSE"), "retrain": (RETRAIN, "MUSE")}  # fmt: skip
     return {
-        name: RetainLog(realdata / "eval_logs" / folder, kind)
+        name: BaselineLog(realdata / "eval_logs" / folder, kind)
         for name, (folder, kind) in folders.items()
     }
 
@@ -53,7 +53,7 @@ def test_tofu_aggregates_recompute(logs, which):
     value = log.value
     for name, entry in log.entries.items():
         if name.endswith("_Prob"):
-            found = read_value(entry)
+            found = LogEntry(entry).as_value()
             assert_recomputes(log, name, Value.mean(found.per_example, "prob"))
             for row in found.per_example:
                 expected = np.exp(-np.array(row["avg_loss"]))

@@ -11,7 +11,8 @@ from unlora.data.chat import Encoded
 from unlora.evals import target
 from unlora.evals.records import Scored
 from unlora.recipes.evaluate import figures
-from unlora.results.eval_log import Log, notes, write_log
+from unlora.results.baseline_log import BaselineLog
+from unlora.results.eval_log import EvalLog, write_log
 from unlora.results.value import Value
 
 FIRST = types.SimpleNamespace(global_step=0)
@@ -87,7 +88,7 @@ def near(at):
 
 def log_of(folder, **values):
     write_log(folder, "OWN", {name: near(value) for name, value in values.items()})
-    return Log(folder, "OWN")
+    return BaselineLog(folder, "OWN")
 
 
 def test_target_and_retain_model_that_are_alike_are_named(tmp_path):
@@ -99,7 +100,7 @@ def test_target_and_retain_model_that_are_alike_are_named(tmp_path):
     )
     assert target.doubt("OWN", alike | {"forget_Q_A_ROUGE": near(0.6)}, retain) is None
     assert target.doubt("OWN", {"retain_Q_A_Prob": near(0.3)}, retain) is None
-    assert target.doubt("OWN", alike, Log(None, "OWN")) is None
+    assert target.doubt("OWN", alike, BaselineLog(None, "OWN")) is None
 
 
 def test_the_summary_says_so_first_and_the_screen_shows_notes(tmp_path):
@@ -107,11 +108,10 @@ def test_the_summary_says_so_first_and_the_screen_shows_notes(tmp_path):
     write_log(tmp_path, "OWN", values, "Nothing can be said.")
     summary = json.loads((tmp_path / "OWN_SUMMARY.json").read_text())
     assert list(summary.items())[0] == ("note", "Nothing can be said.")
-    known = notes(tmp_path, "OWN")
-    assert known.pop("") == "Nothing can be said."
+    assert EvalLog.written_in(tmp_path, "OWN").note == "Nothing can be said."
     assert figures({"collapsed": 1.0}, [(tmp_path, "OWN")]) == (
         "Nothing can be said.",
         "collapsed  1  (utility 0.01 is below 0.5 of the target's 0.6)",
     )
     assert figures({}, [(tmp_path / "elsewhere", "OWN")]) == ("", "")
-    assert notes(tmp_path / "elsewhere", "OWN") == {}
+    assert dict(EvalLog.written_in(tmp_path / "elsewhere", "OWN")) == {}

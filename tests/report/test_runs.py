@@ -4,7 +4,9 @@ import pytest
 from report_runs import log, make, write_json
 
 from unlora.errors import InputError
-from unlora.report.runs import Entry, find_logs, interval, read, read_rows
+from unlora.report.runs import Entry, read, read_rows
+from unlora.results.eval_log import LogEntry
+from unlora.results.run_result import find_logs
 
 
 def test_seeds_of_one_name_are_one_row_with_a_mean(tmp_path):
@@ -64,8 +66,8 @@ def test_a_foreign_run_says_its_settings_and_curves(tmp_path):
     state = {"log_history": [{"step": 1, "loss": 2.0}]}
     write_json(tmp_path / "checkpoint-9" / "trainer_state.json", state)
     found = read(Entry("x", "method", tmp_path))
-    assert found.config["trainer"] == {"handler": "NPO"}
-    assert found.manifest["training"] == [{"step": 1, "loss": 2.0}]
+    assert found.run.config["trainer"] == {"handler": "NPO"}
+    assert found.run.manifest["training"] == [{"step": 1, "loss": 2.0}]
 
 
 @pytest.mark.parametrize(
@@ -98,9 +100,13 @@ def test_two_runs_of_one_name_and_two_targets_are_errors(tmp_path):
 
 def test_a_log_without_intervals_gets_them_from_its_rows():
     rows = {str(i): {"score": float(i % 2), "other": 7.0} for i in range(100)}
-    low, high = interval({"agg_value": 0.5, "value_by_index": rows})
+    entry = LogEntry({"agg_value": 0.5, "value_by_index": rows})
+    low, high = entry.interval
     # standard error of 100 coin flips is 0.05
     assert low == pytest.approx(0.4, abs=0.02) and high == pytest.approx(0.6, abs=0.02)
-    assert interval({"agg_value": 0.3, "value_by_index": rows}) is None, "not a mean of its rows"
-    assert interval({"agg_value": 0.5}) is None
-    assert json.dumps(interval({"agg_value": 0.5, "value_by_index": rows})) == f"[{low}, {high}]"
+    assert entry.written_interval is None, "the log has none"
+    other = LogEntry({"agg_value": 0.3, "value_by_index": rows})
+    assert other.interval is None, "not a mean of its rows"
+    assert LogEntry({"agg_value": 0.5}).interval is None
+    again = LogEntry({"agg_value": 0.5, "value_by_index": rows})
+    assert json.dumps(again.interval) == f"[{low}, {high}]"

@@ -28,7 +28,7 @@ from unlora.recipes.baselines.doubts import doubts
 from unlora.recipes.baselines.evaluate import RETAIN, TARGET, evaluate, own_path, why_unusable
 from unlora.recipes.baselines.logs import fitting_log, log_in
 from unlora.recipes.baselines.retain_model import RUN_CONFIG, History, find_gold, same, start_of
-from unlora.results.eval_log import WHOSE, Log
+from unlora.results.baseline_log import WHOSE, BaselineLog
 from unlora.runs.safe_loading import near
 
 FOLDERS = {RETAIN: "reference", TARGET: "target"}
@@ -133,13 +133,13 @@ def _given(config: Config, suite: str, key: str, path: str) -> str | Pending:
     kind, allowed = KINDS[config.eval[suite]["handler"]], _allowed(config, suite)
     own = f"{name} is {path!r}, {{}}: a model is not its own reference. Give another."
     if Path(path).is_file():
-        return str(Log(path, kind, name).file)
+        return str(BaselineLog(path, kind, name).file)
     output = Path(config.paths.output_dir)
     if any(same(path, folder) for folder in (output, output / "evals")):
         raise InputError(own.format("the folder that this run is written to"))
     if Path(path).is_dir():
         if (log := log_in(Path(path), kind)) is not None:
-            return str(Log(log, kind, name).file)
+            return str(BaselineLog(log, kind, name).file)
         try:
             Lineage.read(path)
         except InputError as error:

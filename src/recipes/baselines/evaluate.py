@@ -17,7 +17,7 @@ from unlora.evals.passes.batching import rank_and_size
 from unlora.model import ResolvedModel, get_model, load_tokenizer, resolve_model
 from unlora.model.fingerprints import identities
 from unlora.model.guards import Probe, evaluation_is_pure
-from unlora.results.eval_log import KEYS
+from unlora.results.baseline_log import KEYS
 from unlora.runs.run import Run
 
 RETAIN, TARGET = KEYS["reference"], KEYS["target"]
