@@ -30,7 +30,18 @@ MAY_IMPORT = {
     "recipes": BASICS
     | {"config", "data", "evals", "model", "report", "results", "runs", "trainer"},
     "studies": BASICS
-    | {"cli", "config", "data", "evals", "model", "recipes", "report", "runs", "trainer"},
+    | {
+        "cli",
+        "config",
+        "data",
+        "evals",
+        "model",
+        "recipes",
+        "report",
+        "results",
+        "runs",
+        "trainer",
+    },
     "api": BASICS
     | {"cli", "config", "data", "evals", "model", "recipes", "results", "runs", "trainer"},
     "train": {"cli", "recipes"},

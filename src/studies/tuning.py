@@ -16,6 +16,7 @@ from typing import Any
 
 from unlora.errors import InputError
 from unlora.registry import unknown
+from unlora.results.eval_log import KINDS, EvalLog
 from unlora.studies import scheduler
 from unlora.studies.config import EVERY, Study
 from unlora.studies.fingerprints import digest
@@ -225,11 +226,13 @@ class Method:
 
 def summary(stage: Stage) -> dict[str, Any]:
     """metric -> value, over all suites of an evaluation that is finished."""
-    found: dict[str, Any] = {}
-    for file in sorted(Path(stage.evals).glob("*_SUMMARY.json")):
-        content = json.loads(file.read_text("utf-8"))
-        found |= {k: v for k, v in content.items() if v is None or isinstance(v, (int, float))}
-    return found
+    logs = (EvalLog.written_in(Path(stage.evals), kind) for kind in KINDS)
+    return {
+        name: entry.value
+        for log in logs
+        for name, entry in log.items()
+        if not entry.content.get("not_computed")
+    }
 
 
 def budget(study: Study) -> str:
