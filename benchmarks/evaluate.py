@@ -99,18 +99,18 @@ def seconds_of_products(model: Any, evaluation: Evaluation) -> float:
 
 def timed_passes() -> dict[str, float]:
     """What is to hold the seconds of each pass of ours."""
-    from unlora.evals.runner import Questioner
+    from unlora.evals.runner import PassRunner
 
     seconds: dict[str, float] = {}
-    ask = Questioner._asked
+    ask = PassRunner._run
 
-    def asked(self: Questioner, name: str, data: Sequence[str]) -> Any:
+    def asked(self: PassRunner, name: str, data: Sequence[str]) -> Any:
         begin = time.perf_counter()
         found = ask(self, name, data)
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begin
         return found
 
-    Questioner._asked = asked  # type: ignore[method-assign]
+    PassRunner._run = asked  # type: ignore[method-assign]
     return seconds
 
 

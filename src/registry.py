@@ -33,6 +33,7 @@ class Registry(Generic[Entry]):
     def __init__(self, kind: str, package: str):
         self.kind, self.package = kind, package
         self._entries: dict[str, Entry] = {}
+        self._is_complete = False
 
     def add(self, name: str, entry: Entry) -> None:
         if name in self._entries:
@@ -56,6 +57,8 @@ class Registry(Generic[Entry]):
         return iter(sorted(self._entries))
 
     def _import_all(self) -> None:
+        if self._is_complete:
+            return
         for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
             try:
                 importlib.import_module(f"{self.package}.{module.name}")
@@ -67,6 +70,7 @@ class Registry(Generic[Entry]):
                     "more). docs/architecture.md says where things are; the types of an objective "
                     "are in unlora.forward.outputs."
                 ) from error
+        self._is_complete = True
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ from unlora.config.resolve import model_section
 from unlora.data.chat import Chat
 from unlora.errors import InputError
 from unlora.evals.passes.text_classifier import legible
-from unlora.evals.result_cache import Kept
+from unlora.evals.result_cache import ResultCache
 from unlora.model import get_model, load_tokenizer, resolve_model
 from unlora.model.lineage import Lineage
 from unlora.recipes.baselines.retain_model import start_of
@@ -213,7 +213,7 @@ def test_a_pickled_classifier_is_refused(model, bait):
 
 
 def test_a_pickle_in_the_kept_answers_is_not_read(tmp_path, bait):
-    kept = Kept(tmp_path)
+    kept = ResultCache(tmp_path)
     kept.write("ab" * 32, {"x": np.zeros(2)})
     file = next(tmp_path.glob("*/*.answers"))
     import hashlib

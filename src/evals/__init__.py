@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from unlora.errors import InputError
-from unlora.evals.eval_model import Subject
+from unlora.evals.eval_model import LazyModel
 from unlora.evals.harness import HANDLER, HarnessSuite, check_harness
 from unlora.evals.progress import Bar
 from unlora.evals.suite import KINDS, Suite, check_suite
@@ -85,7 +85,7 @@ def build_suites(
 
 def evaluate_all(
     suites: Sequence[Suite | HarnessSuite],
-    model: nn.Module | Subject,
+    model: nn.Module | LazyModel,
     folder: str | Path | None = None,
     *,
     quiet: bool = False,
@@ -106,4 +106,4 @@ def evaluate_all(
     return summary
 
 
-__all__ = ["HarnessSuite", "Subject", "Suite", "build_suites", "check", "evaluate_all"]
+__all__ = ["HarnessSuite", "LazyModel", "Suite", "build_suites", "check", "evaluate_all"]

@@ -196,10 +196,10 @@ class Source:
         prefixes = [str(row[self.config["prefix_key"]]) for row in self.rows]
         return [text_prompt(self.chat.control, prefix, room=room) for prefix in prefixes]
 
-    def first_row(self, name: str) -> dict[str, list[str]]:
+    def first_row(self, *, prompts: bool) -> dict[str, list[str]]:
         """The first example as tokens, as a pass reads it: what is scored, or gone on from."""
         tokenizer = self.chat.tokenizer
-        if name in ("generate", "reread", "legible"):
+        if prompts:
             return {"gone on from": pieces(tokenizer, self._cut_prompts[0])["read"]}
         scored = (row for answers in self.answers for row in answers if row.input_ids)
         return pieces(tokenizer, next(scored, Encoded([], [])))

@@ -25,7 +25,7 @@ SPLIT = (
 
 
 @dataclass(frozen=True)
-class Subject:
+class LazyModel:
     """A model that is loaded when it is first asked something new.
 
     Attributes:
@@ -45,9 +45,9 @@ class Subject:
     is_target: bool = False
 
     @classmethod
-    def of(cls, model: "nn.Module | Subject") -> "Subject":
+    def of(cls, model: "nn.Module | LazyModel") -> "LazyModel":
         """A model that is there already; what it says is not kept, as it may yet be trained."""
-        if isinstance(model, Subject):
+        if isinstance(model, LazyModel):
             return model
         no_gradients = SPLIT if needs_all_processes(model) else None
         return cls(lambda: model, no_root=_no_root(model), no_gradients=no_gradients)

@@ -20,13 +20,13 @@ from transformers import PreTrainedTokenizerBase
 from unlora.data.cache import cache_folder
 from unlora.data.template import Template
 from unlora.errors import InputError
-from unlora.evals.eval_model import Subject
+from unlora.evals.eval_model import LazyModel
 from unlora.evals.harness_model import Harnessed, Planned
 from unlora.evals.harness_silence import in_silence
 from unlora.evals.harness_tasks import Tasks, load_tasks
 from unlora.evals.passes.batching import rank_and_size
 from unlora.evals.progress import Bar
-from unlora.evals.result_cache import Kept
+from unlora.evals.result_cache import ResultCache
 from unlora.registry import unknown
 from unlora.results.eval_log import write_log
 from unlora.results.value import Value
@@ -134,18 +134,18 @@ class HarnessSuite:
         """The metrics that will have no value, whatever the model says -> why."""
         return {f"{task}/acc": self.missing for task in self.config["tasks"] if self.missing}
 
-    def not_computable_for(self, subject: Subject | None) -> dict[str, str]:
+    def not_computable_for(self, subject: LazyModel | None) -> dict[str, str]:
         """The same: no model makes a difference."""
         return self.not_computable
 
-    def plan(self, model: nn.Module | Subject) -> list[dict[str, Any]]:
+    def plan(self, model: nn.Module | LazyModel) -> list[dict[str, Any]]:
         """What an evaluation would ask the model: pass, task, requests, tokens, whether it is kept.
 
         Nothing is asked. The requests are made, which takes a while where the tasks are large.
         """
         if self.tasks is None:
             return []
-        asker = self._asker(Subject.of(model), Bar(quiet=True))
+        asker = self._asker(LazyModel.of(model), Bar(quiet=True))
 
         def stop(request: str, instances: Sequence[Any]) -> list[Any]:
             raise Planned
@@ -158,7 +158,7 @@ class HarnessSuite:
 
     def evaluate(
         self,
-        model: nn.Module | Subject,
+        model: nn.Module | LazyModel,
         output_dir: str | Path | None = None,
         *,
         panel: bool = False,
@@ -179,7 +179,7 @@ class HarnessSuite:
         values = {name: Value.missing(why) for name, why in self.not_computable.items()}
         if self.tasks:
             with bar or Bar() as shown:
-                values = self._values(Subject.of(model), self.tasks, shown)
+                values = self._values(LazyModel.of(model), self.tasks, shown)
         for name, value in values.items():
             if value.not_scored:
                 logger.warning("%s: %s has no value: %s", self.name, name, value.not_scored)
@@ -204,11 +204,11 @@ class HarnessSuite:
             given["system_instruction"] = template_args.get("system_prompt")
         return given
 
-    def _asker(self, subject: Subject, bar: Bar) -> Harnessed:
+    def _asker(self, subject: LazyModel, bar: Bar) -> Harnessed:
         seeds = [self.args.get(key) for key in ("torch_random_seed", "gen_kwargs")]
         return Harnessed(
             subject, self.tokenizer,
-            Kept(cache_folder() / "answers" if self.config.get("cache", True) else None),
+            ResultCache(cache_folder() / "answers" if self.config.get("cache", True) else None),
             batch_size=self.batch_size, drawing=seeds, kind=KIND, bar=bar,
             template_args=self.template_args,
         )  # fmt: skip
@@ -226,7 +226,7 @@ class HarnessSuite:
                 **self.args,
             )
 
-    def _values(self, subject: Subject, tasks: Tasks, bar: Bar) -> dict[str, Value]:
+    def _values(self, subject: LazyModel, tasks: Tasks, bar: Bar) -> dict[str, Value]:
         found = self._run(self._asker(subject, bar), tasks)
         # every process has asked, but only the first of each machine is told the result
         values = [values_of(found) if found else None]

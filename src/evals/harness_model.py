@@ -13,12 +13,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from unlora.data.chat import Encoded
-from unlora.evals.eval_model import Subject
+from unlora.evals.eval_model import LazyModel
 from unlora.evals.harness_silence import quiet
 from unlora.evals.passes import score
 from unlora.evals.progress import Bar
 from unlora.evals.random_state import RandomStateApart
-from unlora.evals.result_cache import Arrays, Kept, digest
+from unlora.evals.result_cache import Arrays, ResultCache, digest
 from unlora.forward.modes import device_of, evaluating, unwrapped
 from unlora.forward.outputs import IGNORE_INDEX
 
@@ -58,9 +58,9 @@ class Harnessed:
 
     def __init__(
         self,
-        subject: Subject,
+        subject: LazyModel,
         tokenizer: PreTrainedTokenizerBase,
-        kept: Kept,
+        kept: ResultCache,
         *,
         batch_size: int | str | None,
         drawing: Any,

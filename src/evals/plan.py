@@ -6,23 +6,10 @@ from typing import Any, get_args
 
 from unlora.errors import InputError
 from unlora.evals.metrics import METRICS, Metric
+from unlora.evals.passes.registry import PASSES, pass_of
 from unlora.registry import unknown
 from unlora.results.value import Value
 
-# where an input comes from -> the pass that answers it
-PASSES = {
-    "score": "score",
-    "score_each": "score",
-    "score_root": "score_root",
-    "hidden": "hidden",
-    "hidden_root": "hidden_root",
-    "gradient_norm": "gradient_norm",
-    "generate": "generate",
-    "reread": "reread",
-    "legible": "legible",
-}
-# a pass that looks at what another pass has found
-AFTER = {"reread": "generate", "legible": "generate"}
 LOGS = ("reference", "target")  # inputs that stand in a log, not in this evaluation
 Question = tuple[str, str]
 Why = Callable[[str, str], str | None]
@@ -143,14 +130,13 @@ def needed(requests: Iterable[Request], names: Iterable[str]) -> list[Request]:
 def questions(requests: Iterable[Request]) -> list[Question]:
     """The (pass, data) pairs that must be run, each once, in an order in which they can be run."""
     asked = {
-        (PASSES[kind], source)
+        (asked_pass.name, source)
         for request in requests
         for kind, source in request.sources()
-        if kind in PASSES
+        if (asked_pass := pass_of(kind))
     }
-    asked |= {(AFTER[name], source) for name, source in asked if name in AFTER}
-    order = list(dict.fromkeys(PASSES.values()))
-    return sorted(asked, key=lambda question: (order.index(question[0]), question[1]))
+    asked |= {(after, source) for name, source in asked if (after := PASSES[name].after)}
+    return sorted(asked, key=lambda question: (PASSES[question[0]].order, question[1]))
 
 
 def not_computable(
@@ -172,8 +158,8 @@ def not_computable(
             for source in [given] if isinstance(given, str) else given or ():
                 if kind in LOGS:
                     why = log(kind, source).not_computed
-                elif kind in PASSES:
-                    why = missing(PASSES[kind], source)
+                elif asked_pass := pass_of(kind):
+                    why = missing(asked_pass.name, source)
                 else:
                     why = reasons.get(source)
                 if why and slot not in request.metric.optional:
@@ -202,8 +188,8 @@ def evaluate(
         """What stands for one name, None where there is nothing."""
         if kind in LOGS:
             found = log(kind, source)
-        elif kind in PASSES:
-            return answers.get((PASSES[kind], source))
+        elif asked_pass := pass_of(kind):
+            return answers.get((asked_pass.name, source))
         else:
             found = values[source]
         return None if found.not_computed else found

@@ -30,7 +30,7 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class Kept:
+class ResultCache:
     """The answers that are kept in a folder; without one, none are."""
 
     def __init__(self, folder: Path | None):

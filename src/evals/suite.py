@@ -13,12 +13,11 @@ from unlora.data.cache import cache_folder
 from unlora.data.chat import Chat
 from unlora.errors import InputError
 from unlora.evals.datasets import ReadRows, Source, check_apart, check_source
-from unlora.evals.eval_model import Subject
+from unlora.evals.eval_model import LazyModel
 from unlora.evals.log_checks import check_logs
+from unlora.evals.passes.registry import PASSES, Settings, pass_of
 from unlora.evals.plan import (
-    AFTER,
     LOGS,
-    PASSES,
     Question,
     Request,
     evaluate,
@@ -28,8 +27,8 @@ from unlora.evals.plan import (
     read_request,
 )
 from unlora.evals.progress import Bar
-from unlora.evals.result_cache import Kept
-from unlora.evals.runner import OF_ROOT, Questioner, Settings
+from unlora.evals.result_cache import ResultCache
+from unlora.evals.runner import PassRunner
 from unlora.evals.target import doubt
 from unlora.registry import unknown
 from unlora.results.baseline_log import BaselineLog
@@ -51,10 +50,8 @@ OWN_KEYS = (
 # read by interpolations in ``data`` only
 OTHER_KEYS = ("path", "forget_split", "holdout_split", "question_key", "answer_key", "data_split",
               "subject")  # fmt: skip
-# passes that take one answer for each example
 MISSED_FIRST = ("collapsed", "forget_quality", "privleak")
 NAMED = 3  # metrics without a value that are named in a line
-OF_ONE_ANSWER = ("score", "score_root", "hidden", "hidden_root", "gradient_norm")
 logger = logging.getLogger(__name__)
 
 
@@ -115,12 +112,12 @@ def check_suite(name: str, config: Mapping[str, Any]) -> list[Request]:
         problems.append(f"eval.{name} has no metrics. Add some under eval.{name}.metrics.")
     requests = [collect(read_request, metric, metrics[metric]) for metric in sorted(metrics)]
     known = [request for request in requests if request is not None]
-    asks = any(kind in PASSES for request in known for kind, _ in request.sources())
+    asks = any(pass_of(kind) for request in known for kind, _ in request.sources())
     if asks and not data:
         problems.append(f"eval.{name} has no data sets. Name some under eval.{name}.data.")
     for request in known if data else ():
         for kind, source in request.sources():
-            if kind in PASSES and source not in data:
+            if pass_of(kind) and source not in data:
                 missing = unknown("data set", source, data)
                 problems.append(f"eval.{name}: metric {request.name}: {missing}")
     if len(known) == len(requests):
@@ -208,7 +205,8 @@ class Suite:
         for asked, name in questions(self.requests):
             if name not in self.missing:
                 source = self.sources[name]
-                _ = source.prompts if asked == "generate" else source.answers
+                generates = PASSES[asked].reads == "prompts" and not PASSES[asked].after
+                _ = source.prompts if generates else source.answers
 
     @property
     def output_dir(self) -> Path:
@@ -229,37 +227,37 @@ class Suite:
         """The metrics that will have no value, whatever the model says -> why."""
         return self.not_computable_for(None)
 
-    def not_computable_for(self, subject: Subject | None) -> dict[str, str]:
+    def not_computable_for(self, subject: LazyModel | None) -> dict[str, str]:
         """The metrics that will have no value for this model, whatever it says -> why."""
         return not_computable(
             self.requests, self._log, lambda name, data: self._why(name, data, subject)
         )
 
-    def plan(self, model: nn.Module | Subject) -> list[dict[str, Any]]:
+    def plan(self, model: nn.Module | LazyModel) -> list[dict[str, Any]]:
         """What an evaluation would ask the model: pass, data, rows, tokens, whether it is kept.
 
         Nothing is asked. What a pass reads of another's answers is not known before those are.
         """
-        subject = Subject.of(model)
-        questioner = self._questioner(subject, self._chosen(None))
+        subject = LazyModel.of(model)
+        runner = self._runner(subject, self._chosen(None))
         planned = []
         for name, data in self._asked(self.requests, subject):
-            ahead = name in AFTER
+            ahead = PASSES[name].after is not None
             planned.append(
                 {
                     "pass": name,
                     "data": data,
                     "rows": self._num_rows(name, data),
-                    "tokens": questioner.num_tokens(name, data),
-                    "kept": not ahead and questioner.kept.has(questioner.key(name, data)),
-                    "first": self.sources[data].first_row(name),
+                    "tokens": runner.num_tokens(name, data),
+                    "kept": not ahead and runner.cache.has(runner.key(name, data)),
+                    "first": self.sources[data].first_row(prompts=PASSES[name].reads == "prompts"),
                 }
             )
         return planned
 
     def evaluate(
         self,
-        model: nn.Module | Subject,
+        model: nn.Module | LazyModel,
         output_dir: str | Path | None = None,
         *,
         panel: bool = False,
@@ -287,19 +285,19 @@ class Suite:
         if panel:
             requests = needed(self.requests, [*(self.config.get("panel") or ()), *also])
             limit = self.config["panel_rows"]
-        subject, chosen = Subject.of(model), self._chosen(limit)
+        subject, chosen = LazyModel.of(model), self._chosen(limit)
         asked = self._asked(requests, subject)
         with bar or Bar() as shown:
-            questioner = self._questioner(subject, chosen, shown)
-            shown.expect(self.kind, sum(questioner.num_tokens(*q) for q in questioner.new(asked)))
-            answers = questioner.answer(asked)
+            runner = self._runner(subject, chosen, shown)
+            shown.expect(self.kind, sum(runner.num_tokens(*q) for q in runner.new(asked)))
+            answers = runner.answer(asked)
 
         def why(name: str, data: str) -> str | None:
             return self._why(name, data, subject)
 
         values = evaluate(requests, answers, self._log, why)
         for request in requests:
-            cut = questioner.num_cut(questions([request]))
+            cut = runner.num_cut(questions([request]))
             values[request.name] = replace(values[request.name], cut=cut)
         self._warn(values, output_dir)
         if output_dir is not None and is_main_process():
@@ -338,17 +336,17 @@ class Suite:
                 where if output_dir is not None else "unlora eval ... --plan",
             )  # fmt: skip
 
-    def _questioner(
-        self, subject: Subject, chosen: Mapping[str, Sequence[int]], bar: Bar | None = None
-    ) -> Questioner:
+    def _runner(
+        self, subject: LazyModel, chosen: Mapping[str, Sequence[int]], bar: Bar | None = None
+    ) -> PassRunner:
         folder = cache_folder() / "answers" if self.config.get("cache", True) else None
         told = bar.done if bar else lambda name, done: None
-        return Questioner(subject, self.sources, chosen, self.settings, Kept(folder), told)
+        return PassRunner(subject, self.sources, chosen, self.settings, ResultCache(folder), told)
 
     def _chosen(self, limit: int | None) -> dict[str, list[int]]:
         return {name: _spread(len(source), limit) for name, source in self.sources.items()}
 
-    def _asked(self, requests: Sequence[Request], subject: Subject) -> list[Question]:
+    def _asked(self, requests: Sequence[Request], subject: LazyModel) -> list[Question]:
         """The questions that can be asked, and that something is computed from."""
         hopeless = not_computable(
             requests, self._log, lambda name, data: self._why(name, data, subject)
@@ -356,27 +354,21 @@ class Suite:
         useful = [request for request in requests if request.name not in hopeless]
         return [q for q in questions(useful) if not self._why(*q, subject)]
 
-    def _why(self, name: str, data: str, subject: Subject | None = None) -> str | None:
+    def _why(self, name: str, data: str, subject: LazyModel | None = None) -> str | None:
         """Why a question cannot be asked, where that is so."""
         if data in self.missing:
             return self.missing[data]
-        if name == "legible" and not self.settings.classifier:
-            return (
-                f"no classifier is given. Set eval.{self.name}.fluency_classifier to a folder or "
-                "hub repository of a text classifier"
-            )
-        if subject is None:
-            return None
-        if name == "gradient_norm":
-            return subject.no_gradients
-        return subject.no_root if name in OF_ROOT else None
+        asked = PASSES[name]
+        if asked.model == "root" and subject is not None and subject.no_root:
+            return subject.no_root
+        return asked.why_not(self.name, self.settings, subject)
 
     def _log(self, which: str, name: str) -> Value:
         return self.logs[which].value(name)
 
     def _num_rows(self, name: str, data: str) -> int:
         source = self.sources[data]
-        if name in ("generate", "reread", "legible"):
+        if PASSES[name].reads == "prompts":
             return len(source)
         return sum(len(answers) for answers in source.answers)
 
@@ -399,13 +391,14 @@ class Suite:
                 missing[name] = f"the data set {name} has no column {column!r}"
         for request in self.requests:
             for kind, name in request.sources():
-                if kind in ("score_each", *OF_ONE_ANSWER) and name not in missing:
-                    if self.sources[name].several != (kind == "score_each"):
+                asked = pass_of(kind)
+                if asked and asked.reads == "answers" and name not in missing:
+                    several = kind != asked.name
+                    if self.sources[name].several != several:
                         raise InputError(
                             f"eval.{self.name}: metric {request.name}: {request.handler} wants "
-                            f"{'several answers' if kind == 'score_each' else 'one answer'} per "
-                            f"row, and the data set {name} has "
-                            f"{'one' if kind == 'score_each' else 'several'}."
+                            f"{'several answers' if several else 'one answer'} per row, and the "
+                            f"data set {name} has {'one' if several else 'several'}."
                         )
         return missing
 

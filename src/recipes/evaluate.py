@@ -72,7 +72,7 @@ def _lazy_model(config: Any, resolved: Any, stack: ExitStack) -> Any:
     """The model under evaluation, loaded when it is first asked; ``stack`` guards its weights."""
     import torch
 
-    from unlora.evals import Subject
+    from unlora.evals import LazyModel
     from unlora.evals.eval_model import NO_ADAPTERS
     from unlora.model import get_model
     from unlora.model.fingerprints import identities
@@ -90,7 +90,7 @@ def _lazy_model(config: Any, resolved: Any, stack: ExitStack) -> Any:
         return model
 
     without_root = None if resolved.lineage.links else NO_ADAPTERS
-    return Subject(load, key, root_key, without_root, is_target=not made_to_forget(config))
+    return LazyModel(load, key, root_key, without_root, is_target=not made_to_forget(config))
 
 
 def _show_plan(suites: Sequence[Any], subject: Any, *, as_json: bool) -> None:

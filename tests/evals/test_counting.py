@@ -9,11 +9,18 @@ import small_tofu
 import tiny
 import torch
 
-from unlora.evals import build_suites, passes
-from unlora.evals.eval_model import Subject
-from unlora.evals.passes import loglikelihood
+from unlora.evals import build_suites
+from unlora.evals.eval_model import LazyModel
+from unlora.evals.passes import (
+    generation,
+    gradients,
+    hidden_states,
+    loglikelihood,
+    score_passes,
+    text_classifier,
+)
 from unlora.evals.plan import questions
-from unlora.evals.runner import Questioner
+from unlora.evals.runner import PassRunner
 from unlora.forward import vocab_stats
 from unlora.model.guards import evaluation_is_pure
 
@@ -41,13 +48,13 @@ def model():
 def asked(monkeypatch):
     """The questions in the order in which they were answered by a model."""
     found = []
-    original = Questioner._asked
+    original = PassRunner._run
 
     def watched(self, name, data):
         found.extend((name, one) for one in data)
         return original(self, name, data)
 
-    monkeypatch.setattr(Questioner, "_asked", watched)
+    monkeypatch.setattr(PassRunner, "_run", watched)
     return found
 
 
@@ -70,10 +77,12 @@ def test_every_question_is_asked_exactly_once(suite, model, asked, tmp_path):
 
 def test_each_pass_is_one_call_whatever_the_number_of_its_data(suite, model, monkeypatch):
     calls = []
-    for name in ("score", "generate", "gradient_norm", "hidden", "legible"):
-        original = getattr(passes, name)
+    modules = {"score": score_passes, "generate": generation, "gradient_norm": gradients,
+               "hidden": hidden_states, "legible": text_classifier}  # fmt: skip
+    for name, module in modules.items():
+        original = getattr(module, name)
         monkeypatch.setattr(
-            passes,
+            module,
             name,
             lambda *args, _name=name, _original=original, **kwargs: (
                 calls.append(_name) or _original(*args, **kwargs)
@@ -180,7 +189,7 @@ def test_an_evaluation_with_every_pass_changes_nothing(suite, model):
 
 
 def test_a_plan_says_what_would_be_asked(suite, model, asked):
-    planned = suite.plan(Subject.of(model))
+    planned = suite.plan(LazyModel.of(model))
     assert [(row["pass"], row["data"]) for row in planned] == questions(suite.requests)
     assert asked == [] and not any(row["kept"] for row in planned)
     by_question = {(row["pass"], row["data"]): row for row in planned}

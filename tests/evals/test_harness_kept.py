@@ -12,7 +12,7 @@ import torch
 from small_harness import QUESTIONS
 
 from unlora.evals import build_suites, evaluate_all, harness_model
-from unlora.evals.eval_model import Subject
+from unlora.evals.eval_model import LazyModel
 from unlora.evals.harness_model import Harnessed
 from unlora.model.guards import evaluation_is_pure
 
@@ -77,7 +77,7 @@ def refuse():
 
 
 def subject(key="model"):
-    return Subject(lambda: tiny.llama(max_position_embeddings=512), key)
+    return LazyModel(lambda: tiny.llama(max_position_embeddings=512), key)
 
 
 def test_a_second_evaluation_asks_nothing_and_loads_no_model(
@@ -90,7 +90,7 @@ def test_a_second_evaluation_asks_nothing_and_loads_no_model(
     assert sorted(asked) == [("bakers", 15), ("prose", 5), ("reply", 5), ("rivers", 56)]
     asked.clear()
     suites = [build(tokenizer, folder, tasks=tasks)]
-    again = evaluate_all(suites, Subject(refuse, "model"), tmp_path / "two", quiet=True)
+    again = evaluate_all(suites, LazyModel(refuse, "model"), tmp_path / "two", quiet=True)
     assert asked == [] and again == first and len(set(first.values())) > 3
     one, two = ((tmp_path / n / "LMEval_EVAL.json").read_bytes() for n in ("one", "two"))
     assert one == two
@@ -101,7 +101,7 @@ def test_the_plan_has_rows_and_tokens_of_each_task_and_asks_nothing(
 ):
     tasks = (*TASKS, "reply", "prose")
     suite = build(tokenizer, folder, tasks=tasks, limit=3)
-    plan = suite.plan(Subject(refuse, "model"))
+    plan = suite.plan(LazyModel(refuse, "model"))
     # one token for each byte; a choice comes after a space and its question
     letters = {
         name: sum(len(f"{q} {one}") for q, choices, _ in QUESTIONS[name][:3] for one in choices)
@@ -117,8 +117,8 @@ def test_the_plan_has_rows_and_tokens_of_each_task_and_asks_nothing(
     }
     assert not any(row["kept"] for row in plan) and asked == []
     suite.evaluate(subject())
-    assert all(row["kept"] for row in suite.plan(Subject(refuse, "model")))
-    assert not any(row["kept"] for row in suite.plan(Subject(refuse, "other")))
+    assert all(row["kept"] for row in suite.plan(LazyModel(refuse, "model")))
+    assert not any(row["kept"] for row in suite.plan(LazyModel(refuse, "other")))
 
 
 def changed(place, value):
@@ -222,7 +222,7 @@ def test_a_model_is_loaded_with_the_random_state_of_the_run(tokenizer, folder, l
         return model
 
     before = (torch.get_rng_state(), random.getstate())
-    suite.evaluate(Subject(load, "model"))
+    suite.evaluate(LazyModel(load, "model"))
     assert torch.equal(states[0][0], before[0]) and states[0][1] == before[1]
     assert guards[0].__exit__(None, None, None) is False  # it raises where something has changed
 

@@ -15,7 +15,8 @@ from unlora.evals.metrics.mia import mia_gradnorm
 from unlora.evals.metrics.privacy import privleak, privleak_bounded
 from unlora.evals.metrics.rouge import rouge, rouge_ascii
 from unlora.evals.metrics.tofu import forget_quality, forget_quality_ks, forget_quality_log10
-from unlora.evals.plan import PASSES, read_request
+from unlora.evals.passes.registry import pass_of
+from unlora.evals.plan import read_request
 from unlora.evals.records import Generated, Scored
 from unlora.results.baseline_log import BaselineLog, find_log
 from unlora.results.eval_log import LogEntry
@@ -192,7 +193,7 @@ def test_the_shipped_metrics_give_the_published_values(logs, suite, which, refer
     for name in known:
         request = read_request(name, metrics[name])
         sources = request.sources()
-        if any(kind in PASSES for kind, _ in sources):
+        if any(pass_of(kind) for kind, _ in sources):
             inputs = records(request, log)
         else:
             inputs = [(retain if kind == "reference" else log).value(of) for kind, of in sources]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unlora.evals.result_cache import Kept, digest
+from unlora.evals.result_cache import ResultCache, digest
 
 KEY = digest("one")
 ARRAYS = {"logp": np.array([-1.5, float("nan")], dtype=np.float32), "cut": np.array(3)}
@@ -17,7 +17,7 @@ ARRAYS = {"logp": np.array([-1.5, float("nan")], dtype=np.float32), "cut": np.ar
 
 @pytest.fixture
 def kept(tmp_path):
-    return Kept(tmp_path / "answers")
+    return ResultCache(tmp_path / "answers")
 
 
 def file_of(kept, key=KEY):
@@ -44,7 +44,7 @@ def test_what_is_kept_comes_back_bit_for_bit(kept):
 def test_without_a_folder_or_a_key_nothing_is_kept(kept):
     kept.write(None, ARRAYS)
     assert not kept.has(None) and kept.read(None) is None and not kept.folder.exists()
-    nowhere = Kept(None)
+    nowhere = ResultCache(None)
     nowhere.write(KEY, ARRAYS)
     assert not nowhere.has(KEY) and nowhere.read(KEY) is None
 
@@ -87,7 +87,7 @@ def test_objects_are_neither_kept_nor_read(kept):
 
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     (tmp_path / "file").write_text("not a folder")
-    kept = Kept(tmp_path / "file" / "answers")
+    kept = ResultCache(tmp_path / "file" / "answers")
     with caplog.at_level(logging.WARNING):
         kept.write(KEY, ARRAYS)
     assert "Answers are not kept" in caplog.text and not kept.has(KEY)
@@ -122,7 +122,7 @@ def test_only_the_main_process_writes(kept, monkeypatch):
 
 def write_often(folder, number):
     for _ in range(40):
-        Kept(folder).write(KEY, {"x": np.full(200_000, number)})
+        ResultCache(folder).write(KEY, {"x": np.full(200_000, number)})
 
 
 def test_two_writers_at_once_leave_a_whole_file(kept, caplog):

@@ -3,16 +3,18 @@
 import copy
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import small_tofu
 import tiny
 import torch
 
-from unlora.evals import build_suites, passes, runner
-from unlora.evals.eval_model import Subject
-from unlora.evals.plan import PASSES
-from unlora.evals.runner import Questioner
+from unlora.evals import build_suites
+from unlora.evals.eval_model import LazyModel
+from unlora.evals.passes import text_classifier
+from unlora.evals.passes.registry import PASSES
+from unlora.evals.runner import PassRunner
 
 METRICS = (
     "forget_Q_A_Prob", "forget_Q_A_PERT_Prob", "forget_Q_A_ROUGE", "mia_loss", "mia_gradnorm",
@@ -52,7 +54,7 @@ class Bench:
         return suite
 
     def subject(self, key="model", root_key="root"):
-        return Subject(lambda: self.model, key, root_key)
+        return LazyModel(lambda: self.model, key, root_key)
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +78,13 @@ def bench(base, own_cache, tmp_path):
 @pytest.fixture
 def asked(monkeypatch):
     found = []
-    original = Questioner._asked
+    original = PassRunner._run
 
     def watched(self, name, data):
         found.extend((name, one) for one in data)
         return original(self, name, data)
 
-    monkeypatch.setattr(Questioner, "_asked", watched)
+    monkeypatch.setattr(PassRunner, "_run", watched)
     return found
 
 
@@ -91,7 +93,7 @@ def refuse():
 
 
 def test_a_second_evaluation_asks_no_model_and_writes_the_same_log(bench, asked, tmp_path):
-    subject = Subject(refuse, "model", "root")
+    subject = LazyModel(refuse, "model", "root")
     plan = bench.suite().plan(subject)
     assert {row["pass"] for row in plan if not row["kept"]} == {"reread", "legible"}
     bench.suite().evaluate(subject, tmp_path / "again")
@@ -106,7 +108,7 @@ def test_a_retain_log_added_later_changes_metrics_and_asks_nothing(bench, asked,
     before = json.loads((bench.folder / "log" / "TOFU_SUMMARY.json").read_text())
     assert "privleak_bounded" in before["not_computed"]
     suite = bench.suite(retain_logs_path=str(bench.folder / "log"))
-    after = suite.evaluate(Subject(refuse, "model", "root"))
+    after = suite.evaluate(LazyModel(refuse, "model", "root"))
     assert asked == [] and after["privleak_bounded"] == 1
     assert {k: v for k, v in after.items() if k in before} == {
         k: v for k, v in before.items() if k in after
@@ -205,13 +207,13 @@ def test_what_depends_on_a_change_is_asked_again_and_nothing_else(name, bench, a
 
 
 def test_another_commit_of_a_classifier_is_asked_again(bench, asked, monkeypatch):
-    said = passes.legible
+    said = text_classifier.legible
     local = lambda name, *args, **kwargs: said(bench.classifier, *args, **kwargs)  # noqa: E731
-    monkeypatch.setattr(passes, "legible", local)
+    monkeypatch.setattr(text_classifier, "legible", local)
     suite = bench.suite(fluency_classifier="someone/clean")
     for commit, expected in (("a", 1), ("a", 0), ("b", 1), (None, 1), (None, 1)):
         known = commit and f"someone/clean@{commit}"
-        monkeypatch.setattr(passes, "identity_of", lambda name, known=known: known)
+        monkeypatch.setattr(text_classifier, "identity_of", lambda name, known=known: known)
         asked.clear()
         suite.evaluate(bench.subject())
         assert asked == [("legible", "forget")] * expected
@@ -226,23 +228,24 @@ def test_other_weights_are_asked_again(bench, asked):
     assert set(asked) == OF_ROOT
 
 
-def test_every_pass_has_a_version():
-    assert set(runner.VERSIONS) == set(PASSES.values()) == {name for name, _ in ALL}
+def test_every_pass_is_asked_here():
+    assert set(PASSES) == {name for name, _ in ALL}
 
 
-@pytest.mark.parametrize("name", runner.VERSIONS)
+@pytest.mark.parametrize("name", PASSES)
 def test_a_pass_that_comes_to_answer_something_else_is_asked_again_alone(
     name, bench, asked, monkeypatch
 ):
-    monkeypatch.setitem(runner.VERSIONS, name, runner.VERSIONS[name] + 1)
+    newer = replace(PASSES[name], version=PASSES[name].version + 1)
+    monkeypatch.setitem(PASSES._entries, name, newer)
     bench.suite().evaluate(bench.subject())
     assert set(asked) == answers_of(name) != set()
 
 
 def test_a_damaged_answer_is_asked_again_alone(bench, asked, tmp_path, caplog):
     suite = bench.suite()
-    questioner = suite._questioner(bench.subject(), suite._chosen(None))
-    file = questioner.kept._file(questioner.key("score", "holdout"))
+    runner = suite._runner(bench.subject(), suite._chosen(None))
+    file = runner.cache._file(runner.key("score", "holdout"))
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
@@ -256,7 +259,7 @@ def test_a_damaged_answer_is_asked_again_alone(bench, asked, tmp_path, caplog):
     assert new.pop("not_computed") == old.pop("not_computed")
     assert new == pytest.approx(old, rel=1e-5)
     asked.clear()
-    bench.suite().evaluate(Subject(refuse, "model", "root"))
+    bench.suite().evaluate(LazyModel(refuse, "model", "root"))
     assert asked == []
 
 
@@ -264,8 +267,8 @@ def test_a_panel_asks_about_rows_of_its_own_and_keeps_them(bench, asked):
     suite = bench.suite(panel_rows=2)
     first = suite.evaluate(bench.subject(), panel=True)
     assert asked == [("score", "forget")]
-    assert suite.evaluate(Subject(refuse, "model", "root"), panel=True) == first
-    whole = bench.suite(panel_rows=5).evaluate(Subject(refuse, "model", "root"), panel=True)
+    assert suite.evaluate(LazyModel(refuse, "model", "root"), panel=True) == first
+    whole = bench.suite(panel_rows=5).evaluate(LazyModel(refuse, "model", "root"), panel=True)
     assert len(asked) == 1 and whole != first
 
 
@@ -287,16 +290,16 @@ def test_rows_without_any_answer_are_counted_and_not_fatal(bench, tmp_path):
     suite.evaluate(bench.subject(), tmp_path / "log")
     entry = json.loads((tmp_path / "log" / "TOFU_EVAL.json").read_text())["forget_Q_A_PERT_Prob"]
     assert entry["agg_value"] is None and entry["unscored"] == 5
-    suite.evaluate(Subject(refuse, "model", "root"))
+    suite.evaluate(LazyModel(refuse, "model", "root"))
 
 
 def test_a_dead_models_answers_are_kept_as_they_are(bench, asked, tmp_path):
     model = copy.deepcopy(bench.model)
     model.get_output_embeddings().weight.data.fill_(float("nan"))
-    subject = Subject(lambda: model, "dead", "dead root")
+    subject = LazyModel(lambda: model, "dead", "dead root")
     bench.suite().evaluate(subject, tmp_path / "one")
     asked.clear()
-    bench.suite().evaluate(Subject(refuse, "dead", "dead root"), tmp_path / "two")
+    bench.suite().evaluate(LazyModel(refuse, "dead", "dead root"), tmp_path / "two")
     assert asked == []
     one, two = ((tmp_path / name / "TOFU_EVAL.json").read_bytes() for name in ("one", "two"))
     assert one == two and b'"unscored": 5' in one

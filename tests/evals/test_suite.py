@@ -15,7 +15,7 @@ from small_tofu import TEMPLATE_ARGS, eval_config, qa, write_splits
 from unlora.cli.compose import composed
 from unlora.config.metrics import shipped_metrics
 from unlora.errors import InputError
-from unlora.evals import Subject, build_suites, check, passes
+from unlora.evals import LazyModel, build_suites, check, passes
 from unlora.evals.passes.decoding import decoding_of
 from unlora.evals.suite import check_suite
 
@@ -241,7 +241,7 @@ def test_metrics_without_their_reference_are_known_before_there_is_a_model(
     assert set(reasons) == NEED_RETAIN_LOG | {"agg_utility"}
     assert "retain_logs_path" in reasons["forget_quality"]
     assert "target_logs_path" in reasons["agg_utility"]
-    without_root = suite.not_computable_for(Subject.of(model))
+    without_root = suite.not_computable_for(LazyModel.of(model))
     assert set(without_root) == NEED_RETAIN_LOG | NEED_ROOT
     assert "no adapter" in without_root["mia_reference"]
     suite.evaluate(model, tmp_path)
@@ -259,7 +259,7 @@ def test_nothing_is_left_to_wish_for_with_a_retain_log_and_a_target_log(
     build(folder, tokenizer).evaluate(adapted, tmp_path)
     logs = [f"eval.tofu.{which}_logs_path={tmp_path}" for which in ("retain", "target")]
     suite = build(folder, tokenizer, *logs)
-    assert suite.not_computable == suite.not_computable_for(Subject.of(adapted)) == {}
+    assert suite.not_computable == suite.not_computable_for(LazyModel.of(adapted)) == {}
 
 
 def test_a_question_key_that_some_data_lack(folder, tokenizer, model):

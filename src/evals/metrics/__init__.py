@@ -2,7 +2,8 @@
 
 One file per idea. The signature is the declaration:
 
-* *positional* parameters are the inputs, and their type says where they come from (``SOURCES``);
+* *positional* parameters are the inputs, and their type says where they come from
+  (a pass of :mod:`unlora.evals.passes`, or one of ``OTHER_INPUTS``);
 * *keyword-only* parameters are the settings that a config may change.
 
 A metric says its range, which end is better, and what it does with nothing to score.
@@ -14,31 +15,13 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any, get_args
 
-from unlora.evals.records import (
-    Generated,
-    GradientNorms,
-    Legible,
-    Reference,
-    Reread,
-    RootScored,
-    RootStates,
-    Scored,
-    States,
-    Target,
-)
+from unlora.evals.passes.registry import record_kinds
+from unlora.evals.records import Reference, Target
 from unlora.registry import Registry
 from unlora.results.value import Value
 
-SOURCES: dict[Any, str] = {
-    list[Scored]: "score",  # the pass that scores one answer per example
-    list[list[Scored]]: "score_each",  # the same, several answers per example
-    RootScored: "score_root",  # the same by the root model
-    list[Generated]: "generate",  # greedy generation
-    Reread: "reread",  # what was generated, scored by the root model
-    Legible: "legible",  # what was generated, judged by a classifier
-    GradientNorms: "gradient_norm",
-    States: "hidden",
-    RootStates: "hidden_root",
+# beside the records of the passes
+OTHER_INPUTS: dict[Any, str] = {
     Value: "metric",  # another metric of the suite
     list[Value]: "metrics",  # several of them
     Reference: "reference",  # a metric in the log of the retain model
@@ -51,7 +34,8 @@ class Metric:
     """A metric and what it declares by its signature.
 
     Attributes:
-        inputs: name of an input -> where it comes from, a value of ``SOURCES``.
+        inputs: name of an input -> where it comes from, see ``OTHER_INPUTS`` and
+            :func:`unlora.evals.passes.registry.record_kinds`.
         optional: the inputs that may be None (``X | None``): the metric does without.
         settings: name -> its type; a ``Literal`` lists what is allowed.
         higher_is_better: None where the best value is neither end of the range.
@@ -77,8 +61,9 @@ def metric(
         parameters = inspect.signature(fn).parameters.values()
         given = {p.name: p.annotation for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
         optional = {name for name, kind in given.items() if NoneType in get_args(kind)}
+        kinds = record_kinds() | OTHER_INPUTS
         inputs = {
-            name: SOURCES[get_args(kind)[0] if name in optional else kind]
+            name: kinds[get_args(kind)[0] if name in optional else kind]
             for name, kind in given.items()
         }
         settings = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}

@@ -14,6 +14,16 @@ from transformers import PreTrainedTokenizerBase
 from unlora.evals.passes.batching import Budget, Progress, answer_all
 from unlora.evals.passes.decoding import decoding_of, select_rows
 from unlora.evals.passes.loglikelihood import warn_of_dead
+from unlora.evals.passes.registry import (
+    Arrays,
+    Pass,
+    PassInput,
+    register,
+    split,
+    text_array,
+    texts_of,
+)
+from unlora.evals.records import Generated
 from unlora.forward.modes import device_of, evaluating, unwrapped
 
 KEYS_AND_VALUES = 4.0  # a token that is only remembered needs less memory than one that is read
@@ -222,3 +232,52 @@ class _Draw:
         number = self.numbers[rows, step].to(below)[:, None] * below[:, -1:]
         token = torch.searchsorted(below, number, right=True).clamp(max=p.shape[-1] - 1)
         return token.squeeze(-1)
+
+
+def _run(model: nn.Module, inputs: Sequence[PassInput], **limits: Any) -> list[list[str | None]]:
+    """Prompts that are continued to the same length and stop strings go through together."""
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for n, data in enumerate(inputs):
+        alike.setdefault((data.max_new_tokens, *data.source.stop), []).append(n)
+    results: dict[int, list[str | None]] = {}
+    for (most, *stop), group in alike.items():
+        prompts = [inputs[n].prompts for n in group]
+        chat = inputs[group[0]].source.chat
+        texts = generate(
+            model, [prompt for some in prompts for prompt in some], chat.tokenizer,
+            end_ids=inputs[group[0]].end_ids, max_new_tokens=most, stop=stop,
+            answer_of=chat.without_thought, **limits,
+        )  # fmt: skip
+        results |= zip(group, split(texts, prompts), strict=True)
+    return [results[n] for n in range(len(inputs))]
+
+
+def _pack(texts: Sequence[str | None], data: PassInput) -> Arrays:
+    prompts = [data.source.prompt_texts[i] for i in data.rows]
+    cut = np.array(data.source.num_cut(data.rows, prompts=True))
+    return {"said": text_array(texts), "asked": text_array(prompts), "cut": cut}
+
+
+def _unpack(arrays: Arrays, data: PassInput) -> list[Generated]:
+    columns = zip(data.rows, texts_of(arrays["asked"]), texts_of(arrays["said"]), strict=True)
+    return [
+        Generated(prompt, data.source.references[i], _before_stop(text, data.source.stop))
+        for i, prompt, text in columns
+    ]
+
+
+def _before_stop(text: str | None, stop: Sequence[str]) -> str | None:
+    if text is None:
+        return None
+    for string in stop:
+        text = text.split(string)[0]
+    return text.strip()
+
+
+register(
+    Pass(
+        "generate", version=2, order=6, record=list[Generated], reads="prompts",
+        run=_run, pack=_pack, unpack=_unpack,
+        setting=lambda data: [data.max_new_tokens, data.end_ids, list(data.source.stop)],
+    )
+)  # fmt: skip

@@ -1,6 +1,7 @@
 """What the layers make of an answer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 from unlora.data.chat import Encoded
 from unlora.data.collate import collate
 from unlora.evals.passes.batching import Budget, Progress, answer_all
-from unlora.evals.records import States
+from unlora.evals.passes.registry import Arrays, Pass, PassInput, register, split, text_array
+from unlora.evals.records import RootStates, States
 from unlora.forward.modes import device_of, evaluating, unwrapped
 from unlora.forward.outputs import IGNORE_INDEX, output_embedding
 
@@ -72,3 +74,27 @@ def hidden(
     for i, state in zip(kept, found, strict=True):
         states[i] = state if np.isfinite(state).all() else states[i]
     return States(states)
+
+
+def _run(model: nn.Module, inputs: Sequence[PassInput], **limits: Any) -> list[list[np.ndarray]]:
+    rows = [data.answers for data in inputs]
+    pad_id = inputs[0].source.chat.tokenizer.pad_token_id
+    states = hidden(model, [row for some in rows for row in some], pad_id=pad_id, **limits)
+    return split(states, rows)
+
+
+def _pack(states: Sequence[np.ndarray], data: PassInput) -> Arrays:
+    return {"value": np.array(states), "cut": data.num_cut, "texts": text_array(data.texts)}
+
+
+def _unpack(arrays: Arrays, data: PassInput) -> States:
+    return States(list(arrays["value"]))
+
+
+register(
+    Pass("hidden", version=1, order=3, record=States, run=_run, pack=_pack, unpack=_unpack),
+    Pass(
+        "hidden_root", version=1, order=4, record=RootStates, model="root",
+        run=_run, pack=_pack, unpack=_unpack,
+    ),
+)  # fmt: skip

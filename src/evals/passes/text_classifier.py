@@ -2,17 +2,29 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig
 
 from unlora.errors import InputError
 from unlora.evals.passes.batching import Budget, Progress, answer_all
+from unlora.evals.passes.registry import (
+    NOT_CACHED,
+    Pass,
+    PassInput,
+    Settings,
+    register,
+    split,
+)
 from unlora.evals.records import Legible
 from unlora.model.lineage import fingerprint
 from unlora.model.load import commit_of, read_whole
 from unlora.runs.safe_loading import refuse_pickle
+
+if TYPE_CHECKING:
+    from unlora.evals.eval_model import LazyModel
 
 CLEAN = ("clean", "LABEL_0")  # what classifiers of gibberish call text that is none
 
@@ -108,3 +120,36 @@ def _column(classifier: str, known: dict[str, int], label: str | None) -> int:
             f"fluency_label to one of: {', '.join(known)}."
         )
     return known[wanted]
+
+
+def _run(model: None, inputs: Sequence[PassInput], **limits: Any) -> list[list[float]]:
+    settings = inputs[0].settings
+    assert settings.classifier is not None  # without one it is not asked
+    texts = [[one.text for one in data.generated] for data in inputs]
+    joined = [text for some in texts for text in some]
+    return split(legible(settings.classifier, joined, label=settings.label, **limits), texts)
+
+
+def _setting(data: PassInput) -> Any:
+    identity = identity_of(str(data.settings.classifier))
+    return NOT_CACHED if identity is None else [identity, data.settings.label]
+
+
+def _why_not(suite: str, settings: Settings, model: "LazyModel | None") -> str | None:
+    if settings.classifier:
+        return None
+    return (
+        f"no classifier is given. Set eval.{suite}.fluency_classifier to a folder or hub "
+        "repository of a text classifier"
+    )
+
+
+register(
+    Pass(
+        "legible", version=1, order=8, record=Legible, model="none", reads="prompts",
+        after="generate", run=_run,
+        pack=lambda p, data: {"value": np.array(p), "cut": np.array(0)},
+        unpack=lambda arrays, data: Legible(arrays["value"].tolist()),
+        setting=_setting, why_not=_why_not,
+    )
+)  # fmt: skip

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from unlora.config.schema import Config, ModelSection
 from unlora.errors import InputError
-from unlora.evals import Subject, build_suites, evaluate_all
+from unlora.evals import LazyModel, build_suites, evaluate_all
 from unlora.evals.eval_model import NO_ADAPTERS
 from unlora.evals.passes.batching import rank_and_size
 from unlora.model import ResolvedModel, get_model, load_tokenizer, resolve_model
@@ -48,7 +48,7 @@ def evaluate(config: Config, model: str, folders: Mapping[str, Path]) -> None:
             guard.enter_context(evaluation_is_pure(loaded))
             return loaded
 
-        subject = Subject(load, key, root_key, None if resolved.lineage.links else NO_ADAPTERS)
+        subject = LazyModel(load, key, root_key, None if resolved.lineage.links else NO_ADAPTERS)
         summary = evaluate_all(suites, subject, quiet=config.output != "lines")
         del subject
     for record in records:

@@ -1,0 +1,176 @@
+"""What a pass is: who is asked about what, and how the answers are kept.
+
+A pass is written and registered in one file of this package; the plan, the runner and the metrics
+know it by what it declares here.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+
+from unlora.data.chat import Encoded
+from unlora.evals.datasets import Source
+from unlora.evals.records import Generated
+from unlora.registry import Registry
+
+if TYPE_CHECKING:  # it asks whether weights are split, as passes do
+    from unlora.evals.eval_model import LazyModel
+
+Arrays = dict[str, np.ndarray]
+Result = TypeVar("Result")
+NOT_CACHED = object()  # a setting without a name to keep answers under
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a suite sets for its passes.
+
+    Attributes:
+        batch_size, tokens: limits of a batch; they change no answer.
+        max_new_tokens: where the data do not say.
+        gradient_modules: see :func:`unlora.evals.passes.gradient_norm`.
+        classifier, label: see :func:`unlora.evals.passes.legible`.
+    """
+
+    max_new_tokens: int = 200
+    batch_size: int | None = None
+    tokens: int | None = None
+    gradient_modules: str | Sequence[str] = "all-linear"
+    classifier: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class PassInput:
+    """Some rows of one data set, as a pass reads them.
+
+    Attributes:
+        rows: the numbers of the examples.
+        generated: what the model wrote on these rows, for a pass after ``generate``.
+    """
+
+    source: Source
+    rows: Sequence[int]
+    settings: Settings
+    generated: Sequence[Generated] = ()
+
+    @property
+    def answers(self) -> list[Encoded]:
+        """Every answer of the rows as tokens."""
+        return [answer for i in self.rows for answer in self.source.answers[i]]
+
+    @property
+    def generated_answers(self) -> list[Encoded]:
+        """What was generated, as if it were the answer."""
+        texts = zip(self.rows, self.generated, strict=True)
+        return self.source.encode([(i, one.text or "") for i, one in texts])
+
+    @property
+    def texts(self) -> list[str]:
+        """The scored text of every answer."""
+        return [text for i in self.rows for text in self.source.texts[i]]
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """The tokens that generation continues."""
+        return [self.source.prompts[i] for i in self.rows]
+
+    @property
+    def max_new_tokens(self) -> int:
+        """How much is generated."""
+        return self.source.config.get("max_new_tokens", self.settings.max_new_tokens)
+
+    @property
+    def end_ids(self) -> list[int]:
+        """The tokens that end a generation."""
+        chat = self.source.chat
+        return sorted({chat.end_id, chat.tokenizer.eos_token_id} - {None})
+
+    @property
+    def num_cut(self) -> np.ndarray:
+        """The number of examples with an answer that was cut."""
+        return np.array(self.source.num_cut(self.rows))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One way to question a model, run at most once per (model, data) in an evaluation.
+
+    Attributes:
+        name: in plans, and in the names of cached answers.
+        version: raise it when the pass comes to answer something else: its cached answers are
+            asked again, those of the others are kept.
+        order: place among the passes of a plan.
+        record: the type by which a metric asks for the answers.
+        record_each: the type for several answers per row, where the pass takes them.
+        run: (model, inputs, batch_size, tokens, progress) -> the result of each input.
+        pack: (result, input) -> the arrays of the cached answer, with ``cut``: the number of
+            examples that were cut.
+        unpack: (arrays, input) -> the records that a metric sees.
+        model: which model answers: the evaluated one, its root (every adapter off), or none.
+        reads: answers of the data, or prompts that are continued.
+        after: the pass whose answers this one reads.
+        setting: input -> all that the answer depends on beside model and data;
+            :data:`NOT_CACHED` where that has no name.
+        why_not: (suite, settings, model) -> why the pass cannot be run, where that is so.
+    """
+
+    name: str
+    version: int
+    order: int
+    record: Any
+    run: Callable[..., Sequence[Any]]
+    pack: Callable[[Any, PassInput], Arrays]
+    unpack: Callable[[Arrays, PassInput], Any]
+    record_each: Any = None
+    model: Literal["self", "root", "none"] = "self"
+    reads: Literal["answers", "prompts"] = "answers"
+    after: str | None = None
+    setting: Callable[[PassInput], Any] = lambda data: None
+    why_not: "Callable[[str, Settings, LazyModel | None], str | None]" = field(
+        default=lambda suite, settings, model: None
+    )
+
+    @property
+    def records(self) -> dict[Any, str]:
+        """Type of a metric's input -> what the plan calls it."""
+        each = {self.record_each: f"{self.name}_each"} if self.record_each else {}
+        return {self.record: self.name, **each}
+
+
+PASSES: Registry[Pass] = Registry("pass", __package__ or "")
+
+
+def register(*passes: Pass) -> None:
+    """Make passes known to plans and metrics."""
+    for one in passes:
+        PASSES.add(one.name, one)
+
+
+def record_kinds() -> dict[Any, str]:
+    """Type of a metric's input -> what the plan calls it, of all passes."""
+    return {record: kind for name in PASSES for record, kind in PASSES[name].records.items()}
+
+
+def pass_of(kind: str) -> Pass | None:
+    """The pass that answers an input of this kind; None where it is not asked of a model."""
+    return next((PASSES[name] for name in PASSES if kind in PASSES[name].records.values()), None)
+
+
+def split(results: Iterable[Result], rows: Sequence[Sequence[Any]]) -> list[list[Result]]:
+    """Results of the rows of several inputs, which went through the model together, by input."""
+    remaining = iter(results)
+    return [[next(remaining) for _ in some] for some in rows]
+
+
+def text_array(texts: Sequence[str | None]) -> np.ndarray:
+    """Texts as an array of bytes."""
+    return np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)
+
+
+def texts_of(array: np.ndarray) -> list[Any]:
+    """The texts of :func:`text_array`."""
+    return json.loads(array.tobytes())
