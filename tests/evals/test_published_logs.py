@@ -19,7 +19,6 @@ from unlora.evals.passes.registry import pass_of
 from unlora.evals.plan import read_request
 from unlora.evals.records import Generated, Scored
 from unlora.results.baseline_log import BaselineLog, find_log
-from unlora.results.eval_log import LogEntry
 from unlora.results.value import Value
 
 FULL = "tofu_Llama-3.2-1B-Instruct_full/evals_forget10"
@@ -54,7 +53,7 @@ def test_tofu_aggregates_recompute(logs, which):
     value = log.value
     for name, entry in log.entries.items():
         if name.endswith("_Prob"):
-            found = LogEntry(entry).as_value()
+            found = entry.as_value()
             assert_recomputes(log, name, Value.mean(found.per_example, "prob"))
             for row in found.per_example:
                 expected = np.exp(-np.array(row["avg_loss"]))

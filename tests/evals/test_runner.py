@@ -4,17 +4,23 @@ import copy
 import json
 import shutil
 from dataclasses import replace
+from typing import NewType
 
+import numpy as np
 import pytest
 import small_tofu
 import tiny
 import torch
 
-from unlora.evals import build_suites
+from unlora.evals import build_suites, passes
 from unlora.evals.eval_model import LazyModel
+from unlora.evals.metrics import METRICS as HANDLERS
+from unlora.evals.metrics import metric
 from unlora.evals.passes import text_classifier
-from unlora.evals.passes.registry import PASSES
+from unlora.evals.passes.registry import PASSES, Pass, register
+from unlora.evals.result_cache import digest
 from unlora.evals.runner import PassRunner
+from unlora.results.value import Value
 
 METRICS = (
     "forget_Q_A_Prob", "forget_Q_A_PERT_Prob", "forget_Q_A_ROUGE", "mia_loss", "mia_gradnorm",
@@ -240,6 +246,70 @@ def test_a_pass_that_comes_to_answer_something_else_is_asked_again_alone(
     monkeypatch.setitem(PASSES._entries, name, newer)
     bench.suite().evaluate(bench.subject())
     assert set(asked) == answers_of(name) != set()
+
+
+# version and model of each pass as its answers have been cached since 0.1, and the arrays of a file
+CACHED = {
+    "score": (1, "model", "logp hit mean var lengths ended cut texts"),
+    "score_root": (1, "root", "logp hit mean var lengths ended cut texts"),
+    "reread": (1, "root", "logp hit mean var lengths ended cut texts"),
+    "generate": (2, "model", "said asked cut"),
+    "legible": (1, "model", "value cut"),
+    "gradient_norm": (1, "model", "value cut texts"),
+    "hidden": (1, "model", "value cut texts"),
+    "hidden_root": (1, "root", "value cut texts"),
+}
+
+
+@pytest.mark.parametrize("name, data", sorted(ALL))
+def test_answers_that_were_cached_before_are_found_under_their_keys(name, data, bench):
+    suite = bench.suite()
+    runner = suite._runner(LazyModel(refuse, "model", "root"), suite._chosen(None))
+    runner.answer([("generate", "forget")])
+    version, model, arrays = CACHED[name]
+    source = suite.sources[data]
+    chat, rows = source.chat, suite._chosen(None)[data]
+    setting = {
+        "generate": [8, sorted({chat.end_id, chat.tokenizer.eos_token_id} - {None}), []],
+        "legible": [passes.identity_of(bench.classifier), None],
+        "gradient_norm": "all-linear",
+    }.get(name)
+    content = source.fingerprint(rows)
+    if name in ("reread", "legible"):
+        texts = [one.text for one in runner.answers["generate", "forget"]]
+        content = [content, digest(texts)]
+    key = digest(version, name, model, setting, content)
+    assert runner.key(name, data) == key
+    assert list(runner.cache.read(key)) == arrays.split()
+
+
+Lengths = NewType("Lengths", list)
+
+
+def test_a_new_pass_is_one_object_that_plan_cache_and_metrics_know(bench, asked, monkeypatch):
+    counted = Pass(
+        "length", version=1, order=9, record=Lengths,
+        run=lambda model, inputs, **limits: [
+            [len(row.input_ids) for row in data.answers] for data in inputs
+        ],
+        pack=lambda lengths, data: {"value": np.array(lengths), "cut": data.num_cut},
+        unpack=lambda arrays, data: Lengths(arrays["value"].tolist()),
+    )  # fmt: skip
+    for registry in (PASSES, HANDLERS):
+        monkeypatch.setattr(registry, "_entries", {name: registry[name] for name in registry})
+    register(counted)
+
+    @metric("mean_length", higher_is_better=None)
+    def mean_length(lengths: Lengths) -> Value:
+        return Value(float(np.mean(lengths)))
+
+    metrics = {"length": {"handler": "mean_length", "inputs": {"lengths": "forget"}}}
+    [planned] = bench.suite(metrics=metrics, panel=[]).plan(bench.subject())
+    assert (planned["pass"], planned["rows"], planned["kept"]) == ("length", 5, False)
+    found = bench.suite(metrics=metrics, panel=[]).evaluate(bench.subject())
+    assert asked == [("length", "forget")] and found["length"] == planned["tokens"] / 5
+    again = bench.suite(metrics=metrics, panel=[])
+    assert again.evaluate(LazyModel(refuse, "model", "root")) == found
 
 
 def test_a_damaged_answer_is_asked_again_alone(bench, asked, tmp_path, caplog):

@@ -15,7 +15,8 @@ from small_tofu import TEMPLATE_ARGS, eval_config, qa, write_splits
 from unlora.cli.compose import composed
 from unlora.config.metrics import shipped_metrics
 from unlora.errors import InputError
-from unlora.evals import LazyModel, build_suites, check, passes
+from unlora.evals import LazyModel, build_suites, check
+from unlora.evals.passes import generation, gradients, hidden_states, score_passes
 from unlora.evals.passes.decoding import decoding_of
 from unlora.evals.suite import check_suite
 
@@ -106,10 +107,12 @@ def test_the_log_has_the_published_names_and_shape(folder, tokenizer, adapted, t
 
 def test_each_question_reaches_the_model_once(folder, tokenizer, adapted, monkeypatch):
     seen = []
-    for name in ("score", "generate", "gradient_norm", "hidden"):
-        original = getattr(passes, name)
+    modules = {"score": score_passes, "generate": generation, "gradient_norm": gradients,
+               "hidden": hidden_states}  # fmt: skip
+    for name, module in modules.items():
+        original = getattr(module, name)
         monkeypatch.setattr(
-            passes,
+            module,
             name,
             lambda *args, _name=name, _original=original, **kwargs: (
                 seen.append((_name, len(args[1]))) or _original(*args, **kwargs)

@@ -6,6 +6,10 @@
 * :func:`hidden`: what the layers make of the answers;
 * :func:`legible`: what a classifier thinks of written text.
 
+Each of them is registered where it is written (:mod:`unlora.evals.passes.registry`), with who is
+asked (the model, its root, none), about what (answers, prompts), its version, and how its answers
+are cached; a new one is a new file of this package.
+
 A pass leaves the model as it was: modes, generation settings and random state. Rows are batched
 under a token budget that is halved when memory runs out, and shared out over the processes of a
 run; neither batches nor order change a result beyond float rounding. The batches themselves do
