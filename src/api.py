@@ -488,9 +488,9 @@ def _value(value: Any) -> str:
 
 
 def _read(folder: Path, values: Mapping[str, float]) -> Evaluation:
-    from unlora.results.eval_log import EvalLog
+    from unlora.results.eval_log import read_written
 
-    log = EvalLog.written_in(folder, "OWN")
+    log, _ = read_written(folder, "OWN")
     intervals = {name: e.written_interval for name, e in log.items() if e.written_interval}
     examples = {name: entry.rows for name, entry in log.items() if entry.rows}
     reasons = {n: r for n, e in log.items() if (r := e.content.get("not_computed"))}

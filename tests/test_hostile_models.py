@@ -27,8 +27,8 @@ from unlora.model import get_model, load_tokenizer, resolve_model
 from unlora.model.lineage import Lineage
 from unlora.recipes.baselines.retain_model import start_of
 from unlora.report.run_roles import entries_of, read_study
-from unlora.results.run_result import read_mapping, read_records
-from unlora.runs.safe_loading import near, refuse_pickle
+from unlora.results.run_result import read_records
+from unlora.runs.safe_loading import near, read_mapping, refuse_pickle
 from unlora.trainer.arguments import training_arguments
 from unlora.trainer.checkpoints import checkpoint_to_resume
 

@@ -92,7 +92,7 @@ class PassRunner:
 
     def _input(self, name: str, data: str) -> PassInput:
         after = PASSES[name].after
-        generated = self.answers.get((after, data), ()) if after else ()
+        generated = self.answers[after, data] if after else None
         return PassInput(self.sources[data], self.chosen[data], self.settings, generated)
 
     def _content(self, name: str, data: str) -> Any:

@@ -147,13 +147,13 @@ def figures(summary: Mapping[str, float], logs: Sequence[tuple[Any, str]]) -> tu
     Args:
         logs: folder and kind of each log that the figures stand in.
     """
-    from unlora.results.eval_log import EvalLog
+    from unlora.results.eval_log import read_written
 
-    written = [EvalLog.written_in(Path(folder), kind) for folder, kind in logs]
-    entries = {name: entry for log in written for name, entry in log.items()}
+    written = [read_written(Path(folder), kind) for folder, kind in logs]
+    entries = {name: entry for log, _ in written for name, entry in log.items()}
     bounds = {name: e.written_interval for name, e in entries.items() if e.written_interval}
     notes = {name: entry.note for name, entry in entries.items() if entry.note}
-    return " ".join(filter(None, (log.note for log in written))), lines(summary, bounds, notes)
+    return " ".join(filter(None, (note for _, note in written))), lines(summary, bounds, notes)
 
 
 def as_text(planned: Sequence[Mapping[str, Any]]) -> str:

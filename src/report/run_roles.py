@@ -9,8 +9,9 @@ from typing import Any
 
 from unlora.errors import InputError
 from unlora.report.runs import Entry, Role
-from unlora.results.run_result import find_logs, read_mapping, read_records
-from unlora.runs.safe_loading import near
+from unlora.results.eval_log import REMEDY
+from unlora.results.run_result import find_logs, read_records
+from unlora.runs.safe_loading import near, read_mapping
 
 STUDY = "study.json"
 # a folder that only holds logs is called by the one above it
@@ -37,7 +38,7 @@ def read_study(folder: Path) -> Study:
         InputError: its ``study.json`` is broken.
     """
     file = folder / STUDY
-    content = read_mapping(file)
+    content = read_mapping(file, remedy=REMEDY)
     try:
         entries = tuple(
             Entry(

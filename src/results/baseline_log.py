@@ -7,7 +7,7 @@ from typing import Any
 
 from unlora.errors import InputError
 from unlora.registry import unknown
-from unlora.results.eval_log import EvalLog, LogEntry
+from unlora.results.eval_log import EvalLog, read_log
 from unlora.results.value import Value
 
 # what stands in a log and not in an evaluation -> the key of the config that names the log
@@ -73,8 +73,8 @@ class BaselineLog:
                 f"{key} {str(self.file)!r} is a log of {other[1]}, and this evaluation is of "
                 f"{kind}. Give the {kind}_EVAL.json of {WHOSE[key]}."
             )
-        self.entries: Mapping[str, LogEntry] = (
-            EvalLog.read(self.file, f"{key} ", f"Give a {kind}_EVAL.json.") if self.file else {}
+        self.entries: EvalLog = (
+            read_log(self.file, key=key, remedy=f"Give a {kind}_EVAL.json.") if self.file else {}
         )
 
     @classmethod

@@ -10,7 +10,7 @@ what a reader should know.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from unlora.errors import InputError
 from unlora.runs.run import write_json
-from unlora.runs.safe_loading import read_json
+from unlora.runs.safe_loading import read_json, read_mapping
 
 if TYPE_CHECKING:  # numpy takes longer to import than a report to say what is wrong
     from unlora.results.value import Value
 
 KINDS = ("TOFU", "MUSE", "RWKU", "OWN", "LMEval")
 Interval = tuple[float, float]
+REMEDY = "Was the run interrupted? Repeat it, or leave it out of the report."
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class LogEntry:
     def written_interval(self) -> Interval | None:
         """The 95 % interval that the log gives."""
         bounds = self.content.get("interval95")
-        if isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_float, bounds)):
+        if isinstance(bounds, list) and [*map(type, bounds)] == [float, float]:
             return bounds[0], bounds[1]
         return None
 
@@ -118,68 +119,35 @@ class LogEntry:
         return Value(value, per_example, unscored, interval=self.written_interval)
 
 
-@dataclass(frozen=True)
-class EvalLog(Mapping[str, LogEntry]):
-    """An evaluation log: metric -> its entry.
+EvalLog = Mapping[str, LogEntry]  # metric -> its entry
 
-    Attributes:
-        file: ``<kind>_EVAL.json``.
+
+def read_log(file: Path, *, key: str = "", remedy: str = REMEDY) -> EvalLog:
+    """Read a log, ours or one of Open-Unlearning.
+
+    Args:
+        key: of the config that names the file, for the message.
+        remedy: what to do about a file that is none.
+
+    Raises:
+        InputError: it is no JSON, or no log.
     """
+    log = _log(read_mapping(file, key=key, remedy=remedy))
+    if not any("agg_value" in entry.content for entry in log.values()):
+        name = f"{key} {str(file)!r}".lstrip()
+        raise InputError(f"{name} is no evaluation log: it has no entry with agg_value. {remedy}")
+    return log
 
-    file: Path
-    entries: Mapping[str, LogEntry]
 
-    @classmethod
-    def read(cls, file: Path, key: str = "", remedy: str = "") -> "EvalLog":
-        """Read a log, ours or one of Open-Unlearning.
+def read_written(folder: Path, kind: str) -> tuple[EvalLog, str | None]:
+    """What :func:`write_log` wrote: the log and its note; nothing where it wrote none."""
+    files = (folder / f"{kind}_EVAL.json", folder / f"{kind}_SUMMARY.json")
+    log, summary = (read_json(file) if file.is_file() else {} for file in files)
+    return _log(log), summary.get("note") or None
 
-        Args:
-            key: of the config that names the file, for the message.
-            remedy: what to do about a file that is none.
 
-        Raises:
-            InputError: it is no JSON, or no log.
-        """
-        name = f"{key}{str(file)!r}"
-        try:
-            content = read_json(file)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{name} is not JSON: {error}. {remedy}".rstrip()) from error
-        if not isinstance(content, dict):
-            raise InputError(f"{name} is no evaluation log: it holds no mapping. {remedy}".rstrip())
-        log = cls.of(file, content)
-        if not any("agg_value" in entry.content for entry in log.values()):
-            raise InputError(
-                f"{name} is no evaluation log: it has no entry with agg_value. {remedy}".rstrip()
-            )
-        return log
-
-    @classmethod
-    def of(cls, file: Path, content: Mapping[str, Any]) -> "EvalLog":
-        """The log of a file that holds this."""
-        entries = {name: LogEntry(e) for name, e in content.items() if isinstance(e, dict)}
-        return cls(file, entries)
-
-    @classmethod
-    def written_in(cls, folder: Path, kind: str) -> "EvalLog":
-        """The log that :func:`write_log` wrote; without entries where it wrote none."""
-        file = folder / f"{kind}_EVAL.json"
-        return cls.of(file, read_json(file) if file.is_file() else {})
-
-    @property
-    def note(self) -> str | None:
-        """What a reader should know before any figure, by the summary beside the log."""
-        summary = self.file.with_name(self.file.name.replace("_EVAL.json", "_SUMMARY.json"))
-        return (read_json(summary).get("note") or None) if summary.is_file() else None
-
-    def __getitem__(self, metric: str) -> LogEntry:
-        return self.entries[metric]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
+def _log(content: Mapping[str, Any]) -> EvalLog:
+    return {name: LogEntry(entry) for name, entry in content.items() if isinstance(entry, dict)}
 
 
 def write_log(
@@ -216,10 +184,6 @@ def _with_nan(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {key: v if isinstance(v, str) else _number(v) for key, v in row.items()} for row in rows
     ]
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, float)
 
 
 def _finite(value: Any) -> float | None:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from unlora.errors import InputError
-from unlora.results.eval_log import KINDS, EvalLog, LogEntry
-from unlora.runs.safe_loading import read_json
+from unlora.results.eval_log import KINDS, REMEDY, EvalLog, LogEntry, read_log
+from unlora.runs.safe_loading import read_mapping
 
 RECORDS = ("manifest", "run_config", "eval_manifest", "eval_config", "lineage")
-REMEDY = "Was the run interrupted? Repeat it, or leave it out."
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def read_run(folder: str | Path) -> RunResult:
     """
     folder = Path(folder).expanduser()
     files = find_logs(folder)
-    logs = {kind: EvalLog.read(file, remedy=REMEDY) for kind, file in files.items()}
+    logs = {kind: read_log(file) for kind, file in files.items()}
     run = RunResult(folder, logs, read_records(folder, *files.values()))
     if not logs and not run.records:
         raise InputError(
@@ -117,7 +116,7 @@ def read_records(folder: Path, *logs: Path) -> dict[str, Mapping[str, Any]]:
     for name in RECORDS:
         for home in (folder, *(log.parent for log in logs)):
             if name not in records and (home / f"{name}.json").is_file():
-                records[name] = read_mapping(home / f"{name}.json")
+                records[name] = read_mapping(home / f"{name}.json", remedy=REMEDY)
     if "run_config" not in records:
         for home in (folder, *folder.parents[:1]):
             if (home / ".hydra" / "config.yaml").is_file():
@@ -129,23 +128,9 @@ def read_records(folder: Path, *logs: Path) -> dict[str, Mapping[str, Any]]:
             key=lambda file: _number_of(file.parent),
         )
         if states:
-            history = read_mapping(states[-1]).get("log_history") or []
+            history = read_mapping(states[-1], remedy=REMEDY).get("log_history") or []
             records["manifest"] = {**records.get("manifest", {}), "training": history}
     return records
-
-
-def read_mapping(file: Path) -> Mapping[str, Any]:
-    """Raises InputError if the file is no JSON with a mapping."""
-    try:
-        content = read_json(file)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{str(file)!r} is not JSON: {error}. Was the run interrupted? Repeat it, or leave it "
-            "out of the report."
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"{str(file)!r} holds no mapping. Leave that run out of the report.")
-    return content
 
 
 def _read_yaml(file: Path) -> Mapping[str, Any]:

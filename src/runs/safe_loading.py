@@ -91,20 +91,25 @@ def read_json(file: Path) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def read_mapping(file: Path) -> Mapping[str, Any]:
+def read_mapping(
+    file: Path, *, key: str = "", remedy: str = "Download or copy it again."
+) -> Mapping[str, Any]:
     """What a JSON file says that holds keys.
+
+    Args:
+        key: of the config that names the file, for the message.
+        remedy: what to do about it.
 
     Raises:
         InputError: it does not.
     """
+    name = f"{key} {str(file)!r}".lstrip()
     try:
         content = read_json(file)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{str(file)!r} is not JSON ({error}). Download or copy it again."
-        ) from error
+        raise InputError(f"{name} is not JSON: {error}. {remedy}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{str(file)!r} holds no keys and values.")
+        raise InputError(f"{name} holds no mapping. {remedy}")
     return content
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from unlora.errors import InputError
 from unlora.registry import unknown
-from unlora.results.eval_log import KINDS, EvalLog
+from unlora.results.eval_log import KINDS, read_written
 from unlora.studies import scheduler
 from unlora.studies.config import EVERY, Study
 from unlora.studies.fingerprints import digest
@@ -226,7 +226,7 @@ class Method:
 
 def summary(stage: Stage) -> dict[str, Any]:
     """metric -> value, over all suites of an evaluation that is finished."""
-    logs = (EvalLog.written_in(Path(stage.evals), kind) for kind in KINDS)
+    logs = (read_written(Path(stage.evals), kind)[0] for kind in KINDS)
     return {
         name: entry.value
         for log in logs

@@ -292,7 +292,7 @@ def test_a_new_pass_is_one_object_that_plan_cache_and_metrics_know(bench, asked,
         run=lambda model, inputs, **limits: [
             [len(row.input_ids) for row in data.answers] for data in inputs
         ],
-        pack=lambda lengths, data: {"value": np.array(lengths), "cut": data.num_cut},
+        pack=lambda lengths, data: {"value": np.array(lengths)} | data.facts,
         unpack=lambda arrays, data: Lengths(arrays["value"].tolist()),
     )  # fmt: skip
     for registry in (PASSES, HANDLERS):

@@ -12,7 +12,7 @@ from unlora.evals import target
 from unlora.evals.records import Scored
 from unlora.recipes.evaluate import figures
 from unlora.results.baseline_log import BaselineLog
-from unlora.results.eval_log import EvalLog, write_log
+from unlora.results.eval_log import read_written, write_log
 from unlora.results.value import Value
 
 FIRST = types.SimpleNamespace(global_step=0)
@@ -108,10 +108,10 @@ def test_the_summary_says_so_first_and_the_screen_shows_notes(tmp_path):
     write_log(tmp_path, "OWN", values, "Nothing can be said.")
     summary = json.loads((tmp_path / "OWN_SUMMARY.json").read_text())
     assert list(summary.items())[0] == ("note", "Nothing can be said.")
-    assert EvalLog.written_in(tmp_path, "OWN").note == "Nothing can be said."
+    assert read_written(tmp_path, "OWN")[1] == "Nothing can be said."
     assert figures({"collapsed": 1.0}, [(tmp_path, "OWN")]) == (
         "Nothing can be said.",
         "collapsed  1  (utility 0.01 is below 0.5 of the target's 0.6)",
     )
     assert figures({}, [(tmp_path / "elsewhere", "OWN")]) == ("", "")
-    assert dict(EvalLog.written_in(tmp_path / "elsewhere", "OWN")) == {}
+    assert read_written(tmp_path / "elsewhere", "OWN") == ({}, None)

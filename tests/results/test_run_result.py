@@ -5,7 +5,7 @@ from report_runs import make, write_json
 
 import unlora
 from unlora.errors import InputError
-from unlora.results.eval_log import KINDS, EvalLog, LogEntry, write_log
+from unlora.results.eval_log import KINDS, LogEntry, read_log, read_written, write_log
 from unlora.results.run_result import read_run
 from unlora.results.value import Value
 
@@ -54,8 +54,8 @@ def test_what_is_written_is_read_again(kind, tmp_path):
         "nothing": Value.missing("no log"),
     }  # fmt: skip
     write_log(tmp_path, kind, values, "Read this first.")
-    log = EvalLog.read(tmp_path / f"{kind}_EVAL.json")
-    assert dict(log) == dict(EvalLog.written_in(tmp_path, kind)) and log.note == "Read this first."
+    log = read_log(tmp_path / f"{kind}_EVAL.json")
+    assert read_written(tmp_path, kind) == (log, "Read this first.")
     for name, value in values.items():
         again = log[name].as_value()
         assert repr(again.value) == repr(value.value) and again.interval == value.interval

@@ -18,6 +18,7 @@ from unlora.evals.passes.registry import (
     Arrays,
     Pass,
     PassInput,
+    joined,
     register,
     split,
     text_array,
@@ -244,7 +245,7 @@ def _run(model: nn.Module, inputs: Sequence[PassInput], **limits: Any) -> list[l
         prompts = [inputs[n].prompts for n in group]
         chat = inputs[group[0]].source.chat
         texts = generate(
-            model, [prompt for some in prompts for prompt in some], chat.tokenizer,
+            model, joined(prompts), chat.tokenizer,
             end_ids=inputs[group[0]].end_ids, max_new_tokens=most, stop=stop,
             answer_of=chat.without_thought, **limits,
         )  # fmt: skip

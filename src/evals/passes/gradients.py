@@ -23,7 +23,7 @@ from unlora.evals.passes.batching import (
     needs_all_processes,
 )
 from unlora.evals.passes.loglikelihood import takes_blocks, warn_of_dead
-from unlora.evals.passes.registry import Arrays, Pass, PassInput, register, split, text_array
+from unlora.evals.passes.registry import Pass, PassInput, joined, register, split
 from unlora.evals.records import GradientNorms
 from unlora.forward.lm_head import factors
 from unlora.forward.modes import device_of, evaluating, in_full, unwrapped
@@ -218,20 +218,17 @@ def _square(
 def _run(model: nn.Module, inputs: Sequence[PassInput], **limits: Any) -> list[list[float]]:
     rows = [data.answers for data in inputs]
     norms = gradient_norm(
-        model, [row for some in rows for row in some],
+        model, joined(rows),
         pad_id=inputs[0].source.chat.tokenizer.pad_token_id,
         modules=inputs[0].settings.gradient_modules, **limits,
     )  # fmt: skip
     return split(norms, rows)
 
 
-def _pack(norms: Sequence[float], data: PassInput) -> Arrays:
-    return {"value": np.array(norms), "cut": data.num_cut, "texts": text_array(data.texts)}
-
-
 register(
     Pass(
-        "gradient_norm", version=1, order=5, record=GradientNorms, run=_run, pack=_pack,
+        "gradient_norm", version=1, order=5, record=GradientNorms, run=_run,
+        pack=lambda norms, data: {"value": np.array(norms)} | data.facts,
         unpack=lambda arrays, data: GradientNorms(arrays["value"].tolist()),
         setting=lambda data: data.settings.gradient_modules,
         why_not=lambda suite, settings, model: None if model is None else model.no_gradients,

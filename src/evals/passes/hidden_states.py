@@ -11,7 +11,7 @@ from torch import nn
 from unlora.data.chat import Encoded
 from unlora.data.collate import collate
 from unlora.evals.passes.batching import Budget, Progress, answer_all
-from unlora.evals.passes.registry import Arrays, Pass, PassInput, register, split, text_array
+from unlora.evals.passes.registry import Arrays, Pass, PassInput, joined, register, split
 from unlora.evals.records import RootStates, States
 from unlora.forward.modes import device_of, evaluating, unwrapped
 from unlora.forward.outputs import IGNORE_INDEX, output_embedding
@@ -79,12 +79,11 @@ def hidden(
 def _run(model: nn.Module, inputs: Sequence[PassInput], **limits: Any) -> list[list[np.ndarray]]:
     rows = [data.answers for data in inputs]
     pad_id = inputs[0].source.chat.tokenizer.pad_token_id
-    states = hidden(model, [row for some in rows for row in some], pad_id=pad_id, **limits)
-    return split(states, rows)
+    return split(hidden(model, joined(rows), pad_id=pad_id, **limits), rows)
 
 
 def _pack(states: Sequence[np.ndarray], data: PassInput) -> Arrays:
-    return {"value": np.array(states), "cut": data.num_cut, "texts": text_array(data.texts)}
+    return {"value": np.array(states)} | data.facts
 
 
 def _unpack(arrays: Arrays, data: PassInput) -> States:

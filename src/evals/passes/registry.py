@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # it asks whether weights are split, as passes do
     from unlora.evals.eval_model import LazyModel
 
 Arrays = dict[str, np.ndarray]
-Result = TypeVar("Result")
+Item = TypeVar("Item")
 NOT_CACHED = object()  # a setting without a name to keep answers under
 
 
@@ -49,29 +49,35 @@ class PassInput:
 
     Attributes:
         rows: the numbers of the examples.
-        generated: what the model wrote on these rows, for a pass after ``generate``.
+        generated: what the model wrote on these rows, for a pass after ``generate``: the answers
+            are those then.
     """
 
     source: Source
     rows: Sequence[int]
     settings: Settings
-    generated: Sequence[Generated] = ()
+    generated: Sequence[Generated] | None = None
 
     @property
     def answers(self) -> list[Encoded]:
         """Every answer of the rows as tokens."""
+        if self.generated is not None:
+            return self.source.encode(zip(self.rows, self.texts, strict=True))
         return [answer for i in self.rows for answer in self.source.answers[i]]
 
     @property
-    def generated_answers(self) -> list[Encoded]:
-        """What was generated, as if it were the answer."""
-        texts = zip(self.rows, self.generated, strict=True)
-        return self.source.encode([(i, one.text or "") for i, one in texts])
+    def texts(self) -> list[str]:
+        """The text of every answer."""
+        if self.generated is not None:
+            return [one.text or "" for one in self.generated]
+        return [text for i in self.rows for text in self.source.texts[i]]
 
     @property
-    def texts(self) -> list[str]:
-        """The scored text of every answer."""
-        return [text for i in self.rows for text in self.source.texts[i]]
+    def facts(self) -> Arrays:
+        """What is cached beside the results of answers: how many were cut, and their texts."""
+        return {
+            "cut": np.array(self.source.num_cut(self.rows)), "texts": text_array(self.texts)
+        }  # fmt: skip
 
     @property
     def prompts(self) -> list[list[int]]:
@@ -88,11 +94,6 @@ class PassInput:
         """The tokens that end a generation."""
         chat = self.source.chat
         return sorted({chat.end_id, chat.tokenizer.eos_token_id} - {None})
-
-    @property
-    def num_cut(self) -> np.ndarray:
-        """The number of examples with an answer that was cut."""
-        return np.array(self.source.num_cut(self.rows))
 
 
 @dataclass(frozen=True)
@@ -160,10 +161,15 @@ def pass_of(kind: str) -> Pass | None:
     return next((PASSES[name] for name in PASSES if kind in PASSES[name].records.values()), None)
 
 
-def split(results: Iterable[Result], rows: Sequence[Sequence[Any]]) -> list[list[Result]]:
-    """Results of the rows of several inputs, which went through the model together, by input."""
+def joined(parts: Iterable[Iterable[Item]]) -> list[Item]:
+    """The rows of several inputs in one list, to go through the model together."""
+    return [item for part in parts for item in part]
+
+
+def split(results: Iterable[Item], parts: Sequence[Sequence[Any]]) -> list[list[Item]]:
+    """Results of joined rows, by input."""
     remaining = iter(results)
-    return [[next(remaining) for _ in some] for some in rows]
+    return [[next(remaining) for _ in part] for part in parts]
 
 
 def text_array(texts: Sequence[str | None]) -> np.ndarray:

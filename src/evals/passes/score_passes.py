@@ -1,20 +1,19 @@
 """Score answers by log-likelihood: the data's answers, or what the model generated."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from unlora.data.chat import Encoded
 from unlora.evals.passes.loglikelihood import score
 from unlora.evals.passes.registry import (
     Arrays,
     Pass,
     PassInput,
+    joined,
     register,
     split,
-    text_array,
     texts_of,
 )
 from unlora.evals.records import Reread, RootScored, Scored
@@ -22,47 +21,24 @@ from unlora.evals.records import Reread, RootScored, Scored
 COLUMNS = ("logp", "hit", "mean", "var")
 
 
-def _score_answers(model: nn.Module, inputs: Sequence[PassInput], **limits: Any) -> Any:
-    return _score(model, inputs, [data.answers for data in inputs], limits)
-
-
-def _score_generated(model: nn.Module, inputs: Sequence[PassInput], **limits: Any) -> Any:
-    return _score(model, inputs, [data.generated_answers for data in inputs], limits)
-
-
-def _score(
-    model: nn.Module,
-    inputs: Sequence[PassInput],
-    rows: Sequence[Sequence[Encoded]],
-    limits: Mapping[str, Any],
-) -> list[list[Scored]]:
-    chat, joined = inputs[0].source.chat, [row for some in rows for row in some]
-    records = score(
-        model, joined, [""] * len(joined), pad_id=chat.tokenizer.pad_token_id, end_id=chat.end_id,
-        **limits,
-    )  # fmt: skip
+def _run(model: nn.Module, inputs: Sequence[PassInput], **limits: Any) -> list[list[Scored]]:
+    chat, rows = inputs[0].source.chat, [data.answers for data in inputs]
+    texts = [""] * sum(map(len, rows))
+    pad_id, end_id = chat.tokenizer.pad_token_id, chat.end_id
+    records = score(model, joined(rows), texts, pad_id=pad_id, end_id=end_id, **limits)
     return split(records, rows)
 
 
-def _pack_answers(records: Sequence[Scored], data: PassInput) -> Arrays:
-    return _pack(records) | {"cut": data.num_cut, "texts": text_array(data.texts)}
-
-
-def _pack_generated(records: Sequence[Scored], data: PassInput) -> Arrays:
-    texts = [one.text or "" for one in data.generated]
-    return _pack(records) | {"cut": data.num_cut, "texts": text_array(texts)}
-
-
-def _pack(records: Sequence[Scored]) -> Arrays:
+def _pack(records: Sequence[Scored], data: PassInput) -> Arrays:
     if not records:  # an example may have no answers, and so may all of them
-        return {"lengths": np.zeros(0, dtype=np.int64)}
+        return {"lengths": np.zeros(0, dtype=np.int64)} | data.facts
     columns = {
         column: np.concatenate([getattr(one, column) for one in records]) for column in COLUMNS
     }
     return columns | {
         "lengths": np.array([len(one.logp) for one in records]),
         "ended": np.array([one.ended for one in records]),
-    }
+    } | data.facts  # fmt: skip
 
 
 def _unpack(arrays: Arrays, data: PassInput) -> list[Scored]:
@@ -85,21 +61,21 @@ def _unpack_each(arrays: Arrays, data: PassInput) -> list[Any]:
 
 
 def _unpack_generated(arrays: Arrays, data: PassInput) -> list[Scored | None]:
-    records = zip(_unpack(arrays, data), data.generated, strict=True)
+    records = zip(_unpack(arrays, data), data.generated or (), strict=True)
     return [scored if one.text is not None else None for scored, one in records]
 
 
 register(
     Pass(
         "score", version=1, order=1, record=list[Scored], record_each=list[list[Scored]],
-        run=_score_answers, pack=_pack_answers, unpack=_unpack_each,
+        run=_run, pack=_pack, unpack=_unpack_each,
     ),
     Pass(
         "score_root", version=1, order=2, record=RootScored, model="root",
-        run=_score_answers, pack=_pack_answers, unpack=_unpack,
+        run=_run, pack=_pack, unpack=_unpack,
     ),
     Pass(
         "reread", version=1, order=7, record=Reread, model="root", reads="prompts",
-        after="generate", run=_score_generated, pack=_pack_generated, unpack=_unpack_generated,
+        after="generate", run=_run, pack=_pack, unpack=_unpack_generated,
     ),
 )  # fmt: skip

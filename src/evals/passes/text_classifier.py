@@ -15,6 +15,7 @@ from unlora.evals.passes.registry import (
     Pass,
     PassInput,
     Settings,
+    joined,
     register,
     split,
 )
@@ -125,9 +126,8 @@ def _column(classifier: str, known: dict[str, int], label: str | None) -> int:
 def _run(model: None, inputs: Sequence[PassInput], **limits: Any) -> list[list[float]]:
     settings = inputs[0].settings
     assert settings.classifier is not None  # without one it is not asked
-    texts = [[one.text for one in data.generated] for data in inputs]
-    joined = [text for some in texts for text in some]
-    return split(legible(settings.classifier, joined, label=settings.label, **limits), texts)
+    texts = [[one.text for one in data.generated or ()] for data in inputs]
+    return split(legible(settings.classifier, joined(texts), label=settings.label, **limits), texts)
 
 
 def _setting(data: PassInput) -> Any:
