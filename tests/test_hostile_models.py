@@ -21,7 +21,7 @@ from unlora.cli import main
 from unlora.config.resolve import model_section
 from unlora.data.chat import Chat
 from unlora.errors import InputError
-from unlora.evals.passes.text_classifier import legible
+from unlora.evals.passes.text_classifier import fluency_prob
 from unlora.evals.result_cache import ResultCache
 from unlora.model import get_model, load_tokenizer, resolve_model
 from unlora.model.lineage import Lineage
@@ -209,7 +209,7 @@ def test_a_pickled_classifier_is_refused(model, bait):
     (model / "model.safetensors").unlink()
     pickled(model / "pytorch_model.bin", bait)
     with pytest.raises(InputError, match="pickled"):
-        legible(str(model), ["A text."])
+        fluency_prob(str(model), ["A text."])
 
 
 def test_a_pickle_in_the_kept_answers_is_not_read(tmp_path, bait):

@@ -21,7 +21,7 @@ from unlora.data.cache import cache_folder
 from unlora.data.template import Template
 from unlora.errors import InputError
 from unlora.evals.eval_model import LazyModel
-from unlora.evals.harness_model import Harnessed, Planned
+from unlora.evals.harness_model import HarnessModel, Planned
 from unlora.evals.harness_silence import in_silence
 from unlora.evals.harness_tasks import Tasks, load_tasks
 from unlora.evals.passes.batching import rank_and_size
@@ -204,16 +204,16 @@ class HarnessSuite:
             given["system_instruction"] = template_args.get("system_prompt")
         return given
 
-    def _asker(self, subject: LazyModel, bar: Bar) -> Harnessed:
+    def _asker(self, subject: LazyModel, bar: Bar) -> HarnessModel:
         seeds = [self.args.get(key) for key in ("torch_random_seed", "gen_kwargs")]
-        return Harnessed(
+        return HarnessModel(
             subject, self.tokenizer,
             ResultCache(cache_folder() / "answers" if self.config.get("cache", True) else None),
             batch_size=self.batch_size, drawing=seeds, kind=KIND, bar=bar,
             template_args=self.template_args,
         )  # fmt: skip
 
-    def _run(self, asker: Harnessed, tasks: Tasks) -> dict[str, Any] | None:
+    def _run(self, asker: HarnessModel, tasks: Tasks) -> dict[str, Any] | None:
         """What lm-eval makes of the answers; None in all processes of a machine but the first."""
         from lm_eval import simple_evaluate
 

@@ -36,7 +36,7 @@ class Planned(Exception):
     """All requests are known, and nobody is to answer them."""
 
 
-class Harnessed:
+class HarnessModel:
     """Answers the requests of lm-eval: from the disk where they are kept, else from the model.
 
     What is kept is named by the model, the tokenizer, lm-eval's version and the very texts of the
@@ -60,7 +60,7 @@ class Harnessed:
         self,
         subject: LazyModel,
         tokenizer: PreTrainedTokenizerBase,
-        kept: ResultCache,
+        cache: ResultCache,
         *,
         batch_size: int | str | None,
         drawing: Any,
@@ -68,7 +68,7 @@ class Harnessed:
         bar: Bar,
         template_args: Mapping[str, Any],
     ):
-        self.subject, self.tokenizer, self.kept = subject, tokenizer, kept
+        self.subject, self.tokenizer, self.cache = subject, tokenizer, cache
         self.batch_size, self.drawing, self.kind, self.bar = batch_size, drawing, kind, bar
         self.lm = _without_model(tokenizer, batch_size, template_args)
         self.random_state = RandomStateApart()
@@ -84,13 +84,13 @@ class Harnessed:
         """The answer to each request; those of all tasks go through the model together."""
         tasks = _by_task(instances)
         keys = {task: self.key(request, asked) for task, asked in tasks.items()}
-        found = {task: self.kept.read(key) for task, key in keys.items()}
+        found = {task: self.cache.read(key) for task, key in keys.items()}
         new = [one for task in tasks if found[task] is None for one in tasks[task]]
         answered = iter(self._ask(request, new) if new else [])
         for task, asked in tasks.items():
             if found[task] is None:
                 arrays = found[task] = _packed([next(answered) for _ in asked])
-                self.kept.write(keys[task], arrays)
+                self.cache.write(keys[task], arrays)
         said = {task: iter(_unpacked(arrays)) for task, arrays in found.items()}
         return [next(said[one.task_name]) for one in instances]
 
@@ -106,7 +106,7 @@ class Harnessed:
                         "data": task,
                         "rows": len(asked),
                         "tokens": self._num_tokens(request, asked),
-                        "kept": self.kept.has(self.key(request, asked)),
+                        "kept": self.cache.has(self.key(request, asked)),
                     }
                 )
         return planned

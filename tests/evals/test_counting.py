@@ -78,7 +78,7 @@ def test_every_question_is_asked_exactly_once(suite, model, asked, tmp_path):
 def test_each_pass_is_one_call_whatever_the_number_of_its_data(suite, model, monkeypatch):
     calls = []
     modules = {"score": score_passes, "generate": generation, "gradient_norm": gradients,
-               "hidden": hidden_states, "legible": text_classifier}  # fmt: skip
+               "hidden": hidden_states, "fluency_prob": text_classifier}  # fmt: skip
     for name, module in modules.items():
         original = getattr(module, name)
         monkeypatch.setattr(
@@ -91,7 +91,7 @@ def test_each_pass_is_one_call_whatever_the_number_of_its_data(suite, model, mon
     suite.evaluate(model)
     # answers; those under the root; texts under the root. Two models are looked into.
     assert sorted(calls) == sorted(
-        ["score"] * 3 + ["hidden"] * 2 + ["generate", "gradient_norm", "legible"]
+        ["score"] * 3 + ["hidden"] * 2 + ["generate", "gradient_norm", "fluency_prob"]
     )
 
 

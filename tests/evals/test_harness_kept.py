@@ -13,7 +13,7 @@ from small_harness import QUESTIONS
 
 from unlora.evals import build_suites, evaluate_all, harness_model
 from unlora.evals.eval_model import LazyModel
-from unlora.evals.harness_model import Harnessed
+from unlora.evals.harness_model import HarnessModel
 from unlora.model.guards import evaluation_is_pure
 
 TASKS = ("bakers", "rivers")
@@ -50,14 +50,14 @@ def folder(tmp_path_factory):
 def asked(monkeypatch):
     """The (task, number of requests) that a model is asked."""
     found = []
-    original = Harnessed._ask
+    original = HarnessModel._ask
 
     def watched(self, request, instances):
         for task in dict.fromkeys(one.task_name for one in instances):
             found.append((task, sum(one.task_name == task for one in instances)))
         return original(self, request, instances)
 
-    monkeypatch.setattr(Harnessed, "_ask", watched)
+    monkeypatch.setattr(HarnessModel, "_ask", watched)
     return found
 
 

@@ -213,9 +213,9 @@ def test_what_depends_on_a_change_is_asked_again_and_nothing_else(name, bench, a
 
 
 def test_another_commit_of_a_classifier_is_asked_again(bench, asked, monkeypatch):
-    said = text_classifier.legible
+    said = text_classifier.fluency_prob
     local = lambda name, *args, **kwargs: said(bench.classifier, *args, **kwargs)  # noqa: E731
-    monkeypatch.setattr(text_classifier, "legible", local)
+    monkeypatch.setattr(text_classifier, "fluency_prob", local)
     suite = bench.suite(fluency_classifier="someone/clean")
     for commit, expected in (("a", 1), ("a", 0), ("b", 1), (None, 1), (None, 1)):
         known = commit and f"someone/clean@{commit}"

@@ -4,7 +4,7 @@
 * :func:`generate`: what the model writes itself;
 * :func:`gradient_norm`: how strongly each answer would change the weights;
 * :func:`hidden`: what the layers make of the answers;
-* :func:`legible`: what a classifier thinks of written text.
+* :func:`fluency_prob`: what a classifier thinks of written text.
 
 Each of them is registered where it is written (:mod:`unlora.evals.passes.registry`), with who is
 asked (the model, its root, none), about what (answers, prompts), its version, and how its answers
@@ -20,6 +20,8 @@ from unlora.evals.passes.generation import Sampling, generate
 from unlora.evals.passes.gradients import gradient_norm
 from unlora.evals.passes.hidden_states import hidden
 from unlora.evals.passes.loglikelihood import score
-from unlora.evals.passes.text_classifier import identity_of, legible
+from unlora.evals.passes.text_classifier import fluency_prob, identity_of
 
-__all__ = ["Sampling", "generate", "gradient_norm", "hidden", "identity_of", "legible", "score"]
+__all__ = [
+    "Sampling", "fluency_prob", "generate", "gradient_norm", "hidden", "identity_of", "score",
+]  # fmt: skip

@@ -32,7 +32,7 @@ class Settings:
         batch_size, tokens: limits of a batch; they change no answer.
         max_new_tokens: where the data do not say.
         gradient_modules: see :func:`unlora.evals.passes.gradient_norm`.
-        classifier, label: see :func:`unlora.evals.passes.legible`.
+        classifier, label: see :func:`unlora.evals.passes.fluency_prob`.
     """
 
     max_new_tokens: int = 200

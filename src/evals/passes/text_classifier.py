@@ -31,7 +31,7 @@ CLEAN = ("clean", "LABEL_0")  # what classifiers of gibberish call text that is 
 
 
 @torch.no_grad()
-def legible(
+def fluency_prob(
     classifier: str,
     texts: Sequence[str | None],
     *,
@@ -127,7 +127,9 @@ def _run(model: None, inputs: Sequence[PassInput], **limits: Any) -> list[list[f
     settings = inputs[0].settings
     assert settings.classifier is not None  # without one it is not asked
     texts = [[one.text for one in data.generated or ()] for data in inputs]
-    return split(legible(settings.classifier, joined(texts), label=settings.label, **limits), texts)
+    return split(
+        fluency_prob(settings.classifier, joined(texts), label=settings.label, **limits), texts
+    )
 
 
 def _setting(data: PassInput) -> Any:

@@ -13,7 +13,7 @@ import transformers
 from transformers import BertForSequenceClassification
 
 from unlora.errors import InputError
-from unlora.evals.passes import batching, identity_of, legible
+from unlora.evals.passes import batching, fluency_prob, identity_of
 
 TEXTS = ["The river.", None, "x" * 90, "", "Bread is old, and so is this.", "  ", "A river"]
 WRITTEN = [0, 2, 4, 6]
@@ -41,13 +41,13 @@ def with_memory_for(monkeypatch, rows):
 
 
 def test_batches_change_no_probability_and_keep_within_their_budget(classifier, monkeypatch):
-    expected = legible(classifier, TEXTS, batch_size=1)
+    expected = fluency_prob(classifier, TEXTS, batch_size=1)
     assert [i for i, p in enumerate(expected) if not np.isnan(p)] == WRITTEN
     assert len({round(expected[i], 6) for i in WRITTEN}) == len(WRITTEN)
     shapes = with_memory_for(monkeypatch, 100)
     done = []
     for cut in ({}, {"batch_size": 2}, {"tokens": 60}):
-        found = legible(classifier, TEXTS, progress=done.append, **cut)
+        found = fluency_prob(classifier, TEXTS, progress=done.append, **cut)
         np.testing.assert_allclose(found, expected, rtol=0, atol=5e-6)
     assert shapes[0] == (4, 90) and shapes[1][0] == shapes[2][0] == 2
     # the longest alone, the three others (of 29 tokens at most) as far as 60 tokens go
@@ -58,20 +58,20 @@ def test_batches_change_no_probability_and_keep_within_their_budget(classifier, 
 def test_where_memory_runs_out_batches_are_halved_and_no_text_is_lost(
     classifier, monkeypatch, caplog
 ):
-    expected = legible(classifier, TEXTS)
+    expected = fluency_prob(classifier, TEXTS)
     shapes = with_memory_for(monkeypatch, 1)
     with caplog.at_level(logging.WARNING):
-        found = legible(classifier, TEXTS)
+        found = fluency_prob(classifier, TEXTS)
     np.testing.assert_allclose(found, expected, rtol=0, atol=5e-6)
     assert [rows for rows, _ in shapes] == [4, 2, 1, 1, 1, 1]
     assert "Memory ran out on 4 rows" in caplog.text
     with_memory_for(monkeypatch, 0)
     with pytest.raises(InputError, match="a single row of 90 tokens"):
-        legible(classifier, TEXTS)
+        fluency_prob(classifier, TEXTS)
 
 
 def test_processes_share_the_texts_out(classifier, monkeypatch):
-    expected = legible(classifier, TEXTS, batch_size=1)
+    expected = fluency_prob(classifier, TEXTS, batch_size=1)
     shapes = with_memory_for(monkeypatch, 100)
     shares = []
     for rank in (0, 1):
@@ -80,7 +80,7 @@ def test_processes_share_the_texts_out(classifier, monkeypatch):
             batching, "gathered",
             lambda found: shares.append(found) or {k: 0.0 for k in range(4)} | found,
         )  # fmt: skip
-        legible(classifier, TEXTS, batch_size=1)
+        fluency_prob(classifier, TEXTS, batch_size=1)
     assert len(shapes) == 4 and [len(share) for share in shares] == [2, 2]
     together = shares[0] | shares[1]
     assert [together[k] for k in range(4)] == [expected[i] for i in WRITTEN]
@@ -88,8 +88,8 @@ def test_processes_share_the_texts_out(classifier, monkeypatch):
 
 def test_nothing_written_is_nothing_asked(classifier, monkeypatch):
     shapes = with_memory_for(monkeypatch, 0)
-    assert np.isnan(legible(classifier, [None, " "])).all() and shapes == []
-    assert list(legible(classifier, [])) == []
+    assert np.isnan(fluency_prob(classifier, [None, " "])).all() and shapes == []
+    assert list(fluency_prob(classifier, [])) == []
 
 
 @pytest.fixture
