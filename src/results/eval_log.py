@@ -132,7 +132,7 @@ def read_log(file: Path, *, key: str = "", remedy: str = REMEDY) -> EvalLog:
     Raises:
         InputError: it is no JSON, or no log.
     """
-    log = _log(read_mapping(file, key=key, remedy=remedy))
+    log = _log(read_mapping(file, key=key, what="evaluation log", remedy=remedy))
     if not any("agg_value" in entry.content for entry in log.values()):
         name = f"{key} {str(file)!r}".lstrip()
         raise InputError(f"{name} is no evaluation log: it has no entry with agg_value. {remedy}")

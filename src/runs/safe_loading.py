@@ -92,12 +92,13 @@ def read_json(file: Path) -> Any:
 
 
 def read_mapping(
-    file: Path, *, key: str = "", remedy: str = "Download or copy it again."
+    file: Path, *, key: str = "", what: str = "", remedy: str = "Download or copy it again."
 ) -> Mapping[str, Any]:
     """What a JSON file says that holds keys.
 
     Args:
         key: of the config that names the file, for the message.
+        what: it should be, likewise.
         remedy: what to do about it.
 
     Raises:
@@ -109,7 +110,8 @@ def read_mapping(
     except (OSError, ValueError) as error:
         raise InputError(f"{name} is not JSON: {error}. {remedy}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{name} holds no mapping. {remedy}")
+        why = f"is no {what}: it holds no mapping" if what else "holds no mapping"
+        raise InputError(f"{name} {why}. {remedy}")
     return content
 
 
