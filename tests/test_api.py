@@ -66,6 +66,7 @@ def test_the_page_works(root, elsewhere, capsys):
     assert "forget_Q_A_Prob" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_is_what_its_command_makes(root, elsewhere):
     run = forget(root)
     assert run.manifest["command"] == run.command

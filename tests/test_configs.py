@@ -5,10 +5,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from transformers import TrainingArguments
 
+from unlora.cli import compose
 from unlora.config import read
 from unlora.config.resolve import model_section
 from unlora.data import HANDLERS
@@ -58,14 +58,9 @@ PROMISED_LORA = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def hydra():
-    with initialize_config_module("unlora.configs", version_base=None):
-        yield
-
-
 def composed(experiment: str, *overrides: str):
-    return compose(CONFIG_OF[experiment.split("/")[0]], [f"experiment={experiment}", *overrides])
+    name = CONFIG_OF[experiment.split("/")[0]]
+    return compose.composed(name, [f"experiment={experiment}", *overrides])
 
 
 @cache

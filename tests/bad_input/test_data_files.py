@@ -162,6 +162,7 @@ def test_a_row_that_cannot_be_asked_about_is_one_sentence(check, content, expect
     check(EVAL, "mine.jsonl", content, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, expected", [("forgot.jsonl", "no such file"),
                                             ("mine.jsonl", "not UTF-8 text")])  # fmt: skip
 def test_a_process_ends_with_code_2_and_one_sentence(models, tmp_path, name, expected):

@@ -1,6 +1,6 @@
 """Config fuzzing: whatever is typed either is a config or ends in a message with exit code 2.
 
-25 examples in the default tests; `make fuzz` tries 2,000 (UNLORA_EXAMPLES=2000).
+10 examples in the default tests; `make fuzz` tries 2,000 (UNLORA_EXAMPLES=2000).
 """
 
 import os
@@ -124,7 +124,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @settings(
-    max_examples=int(os.environ.get("UNLORA_EXAMPLES", "25")),
+    max_examples=int(os.environ.get("UNLORA_EXAMPLES", "10")),
     derandomize=True,
     deadline=None,
     database=None,

@@ -41,6 +41,7 @@ def loaded(folder):
     return AutoModelForCausalLM.from_pretrained(folder / "model").eval(), tokenizer
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_both_sides_have_the_same_figures(evaluate, prepared):
     model, tokenizer = loaded(prepared)

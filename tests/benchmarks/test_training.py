@@ -39,7 +39,10 @@ def data(scripts):
 
 
 @pytest.mark.filterwarnings("ignore")  # of a tied head
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(name, marks=[] if name == "NPO" else pytest.mark.slow) for name in METHODS],
+)
 def test_both_sides_of_a_step_have_the_same_losses(scripts, data, method, tmp_path, monkeypatch):
     monkeypatch.setenv("UNLORA_CACHE", str(tmp_path / "cache"))
     training = scripts.training

@@ -19,6 +19,7 @@ from unlora.cli.main import launch, main, normalised
 from unlora.cli.overrides import EXPERIMENTS, SHORT, choices
 from unlora.errors import GuardError, InputError
 
+SLOW = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 LORA = "experiment=unlearn/wmdp/lora"  # composes fastest
 
@@ -296,6 +297,7 @@ def test_bugs_keep_their_traceback():
         launch(run, "unlearn", [LORA])
 
 
+@pytest.mark.slow
 def test_jobs_of_a_multirun_never_share_a_folder(elsewhere):
     seen = []
     launch(
@@ -309,9 +311,9 @@ def test_jobs_of_a_multirun_never_share_a_folder(elsewhere):
 @pytest.mark.parametrize(
     "typed, folders",
     [
-        ("task_name=a,b", ["./saves/unlearn/a", "./saves/unlearn/b"]),
-        ("paths.output_dir=a,b", ["a", "b"]),
-        ("task_name=a,b paths.output_dir=x", ["x/0", "x/1"]),
+        pytest.param("task_name=a,b", ["./saves/unlearn/a", "./saves/unlearn/b"], marks=SLOW),
+        pytest.param("paths.output_dir=a,b", ["a", "b"], marks=SLOW),
+        pytest.param("task_name=a,b paths.output_dir=x", ["x/0", "x/1"], marks=SLOW),
         ("paths.output_dir=a,b trainer=NPO,DPO", ["a/0", "a/1", "b/2", "b/3"]),
     ],
 )

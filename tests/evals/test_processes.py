@@ -59,6 +59,7 @@ def kept(folder, name):
     return {file.name: file.read_bytes() for file in files}
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(run):
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     started = [evaluate(run, "one"), evaluate(run, "two", *torchrun)]

@@ -54,7 +54,11 @@ def run_folder(folder, model):
 
 
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern")  # of plain peft
-@pytest.mark.parametrize("architecture", [MIXTRAL, QWEN3, GEMMA3], ids=lambda a: a.model_type)
+@pytest.mark.parametrize(
+    "architecture",
+    [QWEN3, *(pytest.param(other, marks=pytest.mark.slow) for other in (MIXTRAL, GEMMA3))],
+    ids=lambda a: a.model_type,
+)
 def test_everything_linear_goes_the_whole_way(tmp_path, architecture):
     """Train, save, read back, go on in every way, export both ways, reload with plain libraries."""
     root = make_root(tmp_path / "root", model_of(architecture))

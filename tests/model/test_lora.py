@@ -40,8 +40,14 @@ def run_folder(tmp_path, name, model):
     return folder
 
 
-@pytest.fixture(params=[("llama", llama, True), ("llama-untied", llama, False),
-                        ("qwen2", qwen2, True)], ids=lambda p: p[0])  # fmt: skip
+ROOTS = [
+    ("llama", llama, True),
+    ("llama-untied", llama, False),
+    pytest.param(("qwen2", qwen2, True), marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(params=ROOTS, ids=["llama", "llama-untied", "qwen2"])
 def root(request, tmp_path):
     _, make, tied = request.param
     make(tied=tied).save_pretrained(tmp_path / "root")

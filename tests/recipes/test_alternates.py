@@ -156,6 +156,7 @@ def test_rows_are_those_of_an_unlearning_run_in_its_order(tmp_path, chat):
     ]
 
 
+@pytest.mark.slow
 def test_from_the_command_line_to_a_step_of_altpo(folder):
     start = ("model.model_args.pretrained_model_name_or_path=root", *SMALL)
     settings = ("alternates.max_new_tokens=100", "alternates.repeats=2", "task_name=mine")
@@ -197,6 +198,7 @@ def test_from_the_command_line_to_a_step_of_altpo(folder):
         train.run(cfg)
 
 
+@pytest.mark.slow
 def test_the_root_answers_with_the_adapters_off(folder):
     finetune = composed("train", "experiment=finetune/pocket/lora", *SMALL[:1], *SMALL[2:],
                         "model.model_args.pretrained_model_name_or_path=root", "task_name=full",

@@ -102,6 +102,7 @@ def test_finetune_unlearn_and_evaluate(folder, caplog):
     assert (folder / "saves" / "eval" / "npo" / "eval_manifest.json").is_file()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_where_it_was(folder):
     finetune("task_name=full")
     save = ("trainer.args.save_strategy=steps", "trainer.args.save_steps=2")
@@ -171,6 +172,7 @@ def test_divergence_ends_the_run_in_words(folder):
                  "trainer.args.max_grad_norm=0.0")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_where_memory_runs_out_log_and_manifest_say_so_and_the_result_is_the_same(
     folder, monkeypatch, caplog
 ):

@@ -63,6 +63,7 @@ def main(*words):
     return 0
 
 
+@pytest.mark.slow
 def test_no_secret_is_in_anything_that_a_train_an_evaluation_and_a_report_leave(planted, capfd):
     llama(max_position_embeddings=512).save_pretrained("root")
     tokenizer().save_pretrained("root")
@@ -243,6 +244,7 @@ def test_no_mistake_and_no_config_that_is_shown_holds_a_secret(words, planted, c
     assert not files_with_it(planted)
 
 
+@pytest.mark.slow
 def test_a_multirun_that_ends_early_leaves_no_secret(planted, capfd):
     secret = f"model.model_args.token='{TYPED} x'"
     assert main("unlearn", LORA, "task_name=y,z", secret, "trainer.args.seed=x", "--multirun") == 2

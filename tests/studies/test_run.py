@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from tiny import llama, tokenizer
 
 REPOSITORY = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow  # studies with several processes
 SHIPPED = REPOSITORY / "configs" / "metrics" / "tofu.yaml"
 METRICS = ("forget_Q_A_Prob", "forget_Q_A_ROUGE", "retain_Q_A_Prob", "exact_memorization")
 TRAINING = (

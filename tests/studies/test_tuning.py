@@ -76,6 +76,7 @@ def test_every_method_has_the_same_number_of_trials_and_the_best_is_kept(go):
     assert all(t["feasible"] and t["state"] == "complete" for t in trials)
 
 
+@pytest.mark.slow
 def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(go, pretended, tmp_path):
     class Stop(BaseException):
         pass
