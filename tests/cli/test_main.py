@@ -570,7 +570,8 @@ QUICK = [
 ]
 
 
-def test_help_and_mistakes_do_not_wait_for_torch():
+@pytest.mark.parametrize("commands", [QUICK[::6], pytest.param(QUICK, marks=SLOW)], ids=len)
+def test_help_and_mistakes_do_not_wait_for_torch(commands):
     """Each in a process of its own, two at a time."""
     code = (
         "import sys, unlora.cli.main\n"
@@ -581,10 +582,10 @@ def test_help_and_mistakes_do_not_wait_for_torch():
         "print(f'code {code}', found)"
     )
     with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda typed: program("-c", code, *typed.split()), QUICK))
+        done = list(pool.map(lambda typed: program("-c", code, *typed.split()), commands))
     last = [one.stdout.splitlines()[-1] for one in done]
-    wanted = [f"code {0 if '--help' in typed else 2} []" for typed in QUICK]
-    assert dict(zip(QUICK, last, strict=True)) == dict(zip(QUICK, wanted, strict=True))
+    wanted = [f"code {0 if '--help' in typed else 2} []" for typed in commands]
+    assert dict(zip(commands, last, strict=True)) == dict(zip(commands, wanted, strict=True))
 
 
 def test_a_mistake_in_a_config_costs_little_time():
