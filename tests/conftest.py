@@ -56,3 +56,25 @@ def streams_stay_open():
 def imported_for_good():
     """Trainer collects garbage before every run, and the libraries are most of what it looks at."""
     gc.freeze()
+
+
+BUDGET = 2.0  # seconds of CPU time that a default test may take on an idle core
+CONTENTION = 4  # a busy core, or one that is shared, counts up to so many times as many
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Fail a default test that takes long, so that the default tests stay a coffee long."""
+    marker = item.get_closest_marker("budget")
+    seconds = marker.args[0] if marker else BUDGET
+    before = os.times()
+    result = yield
+    after = os.times()
+    took = sum(after[:4]) - sum(before[:4])
+    nightly = any(item.get_closest_marker(name) for name in ("slow", "faults", "gpu"))
+    if took > CONTENTION * seconds and not nightly:
+        pytest.fail(
+            f"{took:.1f} s of CPU time; {seconds:g} s are allowed, {CONTENTION} times as many on a "
+            "busy machine. Make it smaller, or mark it slow."
+        )
+    return result

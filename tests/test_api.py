@@ -50,6 +50,7 @@ def forget(model, *overrides, forget=FORGET, retain=RETAIN, **settings):
     return unlearn(model, forget, retain, overrides=words, **{**QUICK, **settings})
 
 
+@pytest.mark.budget(5)
 def test_the_page_works(root, elsewhere, capsys):
     (elsewhere / "my-model").symlink_to(root)
     said = {}

@@ -123,6 +123,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
+@pytest.mark.budget(5)
 @settings(
     max_examples=int(os.environ.get("UNLORA_EXAMPLES", "10")),
     derandomize=True,

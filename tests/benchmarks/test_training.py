@@ -38,6 +38,7 @@ def data(scripts):
     return scripts.training.data(scripts.training.SIZES["tiny"])
 
 
+@pytest.mark.budget(5)
 @pytest.mark.filterwarnings("ignore")  # of a tied head
 @pytest.mark.parametrize(
     "method",

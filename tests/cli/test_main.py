@@ -308,6 +308,7 @@ def test_jobs_of_a_multirun_never_share_a_folder(elsewhere):
     assert seen == [("GradAscent", "./saves/unlearn/x/0"), ("NPO", "./saves/unlearn/x/1")]
 
 
+@pytest.mark.budget(5)
 @pytest.mark.parametrize(
     "typed, folders",
     [
@@ -368,6 +369,7 @@ def test_of_several_processes_the_first_talks_and_the_others_say_what_went_wrong
     assert [os.environ.get(name) for name in bars] == ([None] if rank == "0" else ["1"]) * 2
 
 
+@pytest.mark.budget(5)
 def test_a_failed_job_does_not_stop_the_others(capsys):
     seen = []
 
@@ -570,6 +572,7 @@ QUICK = [
 ]
 
 
+@pytest.mark.budget(5)
 @pytest.mark.parametrize("commands", [QUICK[::6], pytest.param(QUICK, marks=SLOW)], ids=len)
 def test_help_and_mistakes_do_not_wait_for_torch(commands):
     """Each in a process of its own, two at a time."""

@@ -65,6 +65,7 @@ def manifest(path):
     return json.loads((path / "manifest.json").read_text())
 
 
+@pytest.mark.budget(5)
 def test_finetune_unlearn_and_evaluate(folder, caplog):
     caplog.set_level("INFO")
     finetune("task_name=full", "eval=null")
@@ -157,6 +158,7 @@ def test_a_failure_before_training_leaves_the_earlier_run_alone(folder):
     assert not (folder / "saves" / "finetune" / "full.previous-1").exists()
 
 
+@pytest.mark.budget(5)
 def test_what_an_earlier_run_left_is_never_taken_for_this_ones(folder):
     finetune("task_name=full")
     run = folder / "saves" / "finetune" / "full"
