@@ -34,7 +34,7 @@ def run(cfg: Any) -> dict[str, float]:
     from unlora.evals.progress import without_library_bars
     from unlora.model import resolve_model
     from unlora.recipes import baselines
-    from unlora.recipes.baselines.evaluate import build
+    from unlora.recipes.baselines.evaluation import build
     from unlora.runs.run import Run, alone, full_disk_in_words, is_main_process
 
     quiet, folder = config.output != "lines", config.paths.output_dir

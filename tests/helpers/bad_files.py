@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 import tiny
 
+from unlora.cli.compose import composed
 from unlora.cli.main import main
+from unlora.cli.overrides import given
+from unlora.config.unused_keys import unused
+from unlora.errors import InputError, system_in_words
 from unlora.model import get_model
 from unlora.model.lora import save_adapter
 
@@ -83,13 +87,15 @@ def refuse_weights(monkeypatch) -> None:
 def refused(words, expected: str, capsys, monkeypatch) -> None:
     """A command ends with this one sentence and exit code 2; every file is then as it was.
 
-    It goes through the entry point; whatever is raised but SystemExit would be a traceback.
+    It goes through the entry point; whatever is raised but SystemExit would be a traceback. The
+    same words are composed once in a session: what differs between tests is what files hold.
 
     Args:
         expected: a regular expression that is found in the sentence.
     """
     said: list[str] = []
     monkeypatch.setattr("unlora.cli.main._say", lambda error: said.append(str(error)))
+    monkeypatch.setattr("unlora.cli.main._run_hydra", _run_composed)
     here, before = Path.cwd(), contents(Path.cwd())
     with pytest.raises(SystemExit) as exit_:
         main(list(words))
@@ -99,6 +105,14 @@ def refused(words, expected: str, capsys, monkeypatch) -> None:
     assert is_one_line(said[0]), said[0]
     assert "Traceback" not in "".join(capsys.readouterr())
     assert contents(here) == before, {k for k in contents(here).keys() ^ before.keys()}
+
+
+def _run_composed(run, default, name, args, typed) -> None:
+    config = composed(name, args)
+    if wrong := unused(config, given(args)):
+        raise InputError("\n".join(wrong))
+    with system_in_words():
+        run(config)
 
 
 def is_one_line(text: str) -> bool:

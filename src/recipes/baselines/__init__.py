@@ -25,7 +25,7 @@ from unlora.evals.suite import KINDS
 from unlora.model.lineage import FILE, Lineage, looks_local
 from unlora.recipes.baselines.advice import how_to_make_gold
 from unlora.recipes.baselines.doubts import doubts
-from unlora.recipes.baselines.evaluate import RETAIN, TARGET, evaluate, own_path, why_unusable
+from unlora.recipes.baselines.evaluation import RETAIN, TARGET, evaluate, own_path, why_unusable
 from unlora.recipes.baselines.logs import fitting_log, log_in
 from unlora.recipes.baselines.retain_model import RUN_CONFIG, History, find_gold, same, start_of
 from unlora.results.baseline_log import WHOSE, BaselineLog

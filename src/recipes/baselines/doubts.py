@@ -7,7 +7,7 @@ from typing import Any
 from unlora.config.schema import Config
 from unlora.errors import InputError
 from unlora.evals.datasets import ReadRows
-from unlora.recipes.baselines.evaluate import RETAIN, own_path
+from unlora.recipes.baselines.evaluation import RETAIN, own_path
 from unlora.recipes.baselines.retain_model import RUN_CONFIG, History, Unseen, same, same_origin
 from unlora.runs.safe_loading import read_json
 

@@ -8,7 +8,7 @@ from unlora.config.schema import Config
 from unlora.errors import InputError
 from unlora.evals.suite import KINDS
 from unlora.model import resolve_model
-from unlora.recipes.baselines.evaluate import RETAIN, TARGET, build
+from unlora.recipes.baselines.evaluation import RETAIN, TARGET, build
 from unlora.recipes.baselines.retain_model import RUN_CONFIG
 from unlora.results.baseline_log import KEYS, find_log
 from unlora.runs.safe_loading import read_json
