@@ -428,7 +428,7 @@ def test_training_evaluates_its_references_before_its_model_is_loaded(home, monk
         alive.append(weakref.ref(model))
         return model, words
 
-    for module in ("training_plan", "baselines.evaluate"):
+    for module in ("training_plan", "baselines.evaluation"):
         monkeypatch.setattr(import_module(f"unlora.recipes.{module}"), "get_model", get_model)
     summary = train.run(
         unlearn_config("retain_logs_path=auto", "eval.tofu.target_logs_path=root", "task_name=new")
