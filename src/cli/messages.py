@@ -12,6 +12,7 @@ from unlora.cli.overrides import (
     VALUED_FLAGS,
     choices,
     config_folders,
+    is_group,
 )
 from unlora.errors import InputError
 from unlora.registry import unknown
@@ -135,7 +136,7 @@ def missing_config(path: str, name: str, args: Sequence[str]) -> str:
     if group == "hydra":
         return f"Hydra has no config {wanted!r} in its group hydra. Leave it out."
     inner = f"{group}/{wanted.partition('/')[0]}"
-    if group != "experiment" and any((x / inner).is_dir() for x in config_folders(args)):
+    if group != "experiment" and is_group(inner, config_folders(args)):
         group, wanted = inner, wanted.partition("/")[2]
     more = " Or give a folder, or owner/name on the hub." if group == "model" else ""
     return unknown(group, wanted, choices(group, name, args)) + more

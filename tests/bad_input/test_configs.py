@@ -38,7 +38,9 @@ CASES = {
     "several runs without a name": (UNLEARN + "-m task_name=???", "task_name has no value. Give"),
     "unknown key of LoRA": (UNLEARN + LORA + "lora_alhpa=8", "Did you mean 'lora_alpha'?"),
     "unknown data set": (UNLEARN + "data/datasets@data.forget=TOFU_frget", "TOFU_"),
-    "unknown metric": (EVAL + "+eval/tofu_metrics=[forget_Q_A_Probb]", "forget_Q_A_Prob"),
+    "unknown metric": (
+        EVAL + "+eval/tofu_metrics=[forget_Q_A_Probb]", "Did you mean 'forget_Q_A_Prob'?"
+    ),
     "unknown dtype": (UNLEARN + "model.model_args.torch_dtype=bfloat61", "'bfloat16'"),
     "unknown side": (UNLEARN + "model.tokenizer_args.padding_side=foo", "Known: left, right."),
     "unknown device map": (UNLEARN + "model.model_args.device_map=atuo", "auto"),
