@@ -22,6 +22,7 @@ def target(*more):
     return [*study()["target"], *more]
 
 
+@pytest.mark.budget(5)
 def test_a_setting_that_is_learnt_changes_it_and_one_that_is_shown_does_not():
     before = keys("seed0-target-train")
     assert keys("seed0-target-train", target=target("trainer.args.learning_rate=0.5")) != before
@@ -58,6 +59,7 @@ def test_a_retain_log_of_ones_own_counts_by_its_content():
     assert keys("given-target-eval", **changes) != before
 
 
+@pytest.mark.slow
 def test_how_weights_are_quantised_counts_and_by_which_version(monkeypatch):
     version, installed = metadata.version, ["0.50.2"]
 

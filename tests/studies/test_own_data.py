@@ -70,6 +70,7 @@ def test_rows_count_by_their_content_and_a_data_set_without_a_path_has_none(file
     assert sorted(one["path"] for one in found) == ["y", "z"]
 
 
+@pytest.mark.budget(5)
 def test_what_is_wrong_in_an_evaluation_is_said_before_anything_is_trained(files):
     for words, said in (
         (["eval.own.max_new_tokens=0"], "max_new_tokens is 0"),
