@@ -59,7 +59,7 @@ def imported_for_good():
 
 
 BUDGET = 2.0  # seconds of CPU time that a default test may take on an idle core
-CONTENTION = 4  # a busy core, or one that is shared, counts up to so many times as many
+CONTENTION = 8  # a slow core, or one that is shared, counts up to so many times as many
 
 
 @pytest.hookimpl(wrapper=True)
