@@ -33,6 +33,7 @@ def added(tmp_path, monkeypatch):
     monkeypatch.setattr(
         objectives, "__path__", [*objectives.__path__, str(tmp_path / "objectives")]
     )
+    monkeypatch.setattr(TERMS, "_is_complete", False)  # it may have looked before
     yield tmp_path
     TERMS._entries.pop("ChanceLevel")
 

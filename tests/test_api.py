@@ -148,6 +148,7 @@ TAKES = {
 }  # fmt: skip
 
 
+@pytest.mark.budget(5)
 @pytest.mark.parametrize("function", TAKES)
 def test_an_argument_of_any_kind_is_used_or_refused_in_a_sentence(
     function, root, elsewhere, monkeypatch

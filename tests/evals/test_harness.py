@@ -15,7 +15,6 @@ import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 
-import unlora.evals
 from unlora.cli.compose import composed
 from unlora.cli.main import normalised
 from unlora.errors import InputError
@@ -24,7 +23,7 @@ from unlora.evals.harness import values_of
 from unlora.evals.passes import loglikelihood
 from unlora.evals.processes import joined
 from unlora.model.guards import GuardError, evaluation_is_pure
-from unlora.recipes import train
+from unlora.recipes import train, training
 
 CONFIG = {"handler": "LMEvalEvaluator", "tasks": ["rivers"]}
 
@@ -308,9 +307,9 @@ def test_unlearning_wmdp_ends_with_its_accuracy(tasks, lm_eval, tmp_path, monkey
         f"eval.lm_eval.simple_evaluate_args.include_path={tasks}",
     ]  # fmt: skip
     trained = []
-    evaluate_all = unlora.evals.evaluate_all
+    evaluate_all = training.evaluate_all
     monkeypatch.setattr(
-        unlora.evals,
+        training,
         "evaluate_all",
         lambda suites, model, *args: trained.append(model) or evaluate_all(suites, model, *args),
     )
@@ -357,6 +356,7 @@ def counted(folder, output_dir):
     return json.dumps([len(batches), summary])
 
 
+@pytest.mark.budget(5)
 def test_two_processes_say_what_one_says(tasks, lm_eval, tmp_path, monkeypatch):
     batches, expected = json.loads(counted(tasks, tmp_path / "one"))
     assert 0 < expected["town/acc"] < 1
