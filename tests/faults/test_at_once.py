@@ -72,7 +72,7 @@ def test_the_lock_goes_with_the_process(zygote, tmp_path):
 def test_it_is_one_sentence_on_the_command_line(zygote, tmp_path):
     """The same as above, with processes that a shell would start."""
     folder = prepared(tmp_path / "both")
-    entry = str(ZYGOTE.parents[1] / "src" / "train.py")
+    entry = str(ZYGOTE.parents[2] / "src" / "train.py")
     words = [sys.executable, entry, "--config-name=unlearn", *command("NPO")[1:]]
     settings = {"cwd": folder, "env": environment(folder), "text": True}
     first = subprocess.Popen(
