@@ -16,14 +16,14 @@ def text_table(comparison: Comparison) -> str:
     """
     findings = comparison.findings
     headings = {metric: head for suite in SUITES.values() for metric, head in suite.main.items()}
-    shown = {metric for one in findings for metric in one.main}
-    metrics = [metric for metric in headings if metric in shown]
+    lines = [line for one in findings for line in one.lines]
+    metrics = [metric for metric in headings if any(metric in line.cells for line in lines)]
     rows = [["", *(headings[metric] for metric in metrics), ""]]
     for row in comparison.rows:
-        lines = [line for one in findings for line in one.lines if line.name == row.name]
-        cells = {metric: cell for line in lines for metric, cell in line.cells.items()}
+        own = [line for line in lines if line.name == row.name]
+        cells = {metric: cell for line in own for metric, cell in line.cells.items()}
         values = [_decimal(cells.get(metric, Cell()).mean) for metric in metrics]
-        collapsed = any(line.collapsed for line in lines)
+        collapsed = any(line.collapsed for line in own)
         rows.append([safe(row.name), *values, "collapsed" if collapsed else ""])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines_of_text = [
