@@ -65,6 +65,21 @@ class Generated:
     text: str | None
 
 
+@dataclass(frozen=True)
+class Samples:
+    """Texts drawn from a model after one prompt.
+
+    Attributes:
+        question: the prompt without special tokens.
+        reference: what should come after it.
+        texts: the draws; None where the logits were not finite.
+    """
+
+    question: str
+    reference: str
+    texts: tuple[str | None, ...]
+
+
 # What a metric may ask for beside ``list[Scored]``, ``list[list[Scored]]`` and ``list[Generated]``.
 # A new type says who is asked, or what: the records themselves look alike.
 
@@ -81,6 +96,9 @@ Reread = NewType("Reread", list)
 """list[Scored | None]: what the root model makes of the texts that the model has written.
 
 None where it has written none, as its logits were not finite."""
+
+Sampled = NewType("Sampled", list)
+"""list[Samples]: texts that the model has drawn after each prompt, and what should have come."""
 
 Legible = NewType("Legible", list)
 """list[float]: a classifier's probability that what the model has written is clean text."""
