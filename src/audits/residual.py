@@ -1,0 +1,136 @@
+"""What is left of what the target knew beyond a model that never saw it, with its interval.
+
+    residual(a) = mean_i[s_i(unlearned) - s_i(retain)] / mean_i[s_i(target) - s_i(retain)]
+
+over the forget rows i, all three under the same attack a: 0 as if never seen, 1 as before, below 0
+beyond the retain model. HELD is the largest residual over the attacks. Its interval is a bootstrap
+over rows in which the largest is taken anew in each draw, so that it pays for the choice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from unlora.audits.attack import Scores
+
+DRAWS = 2000
+LEVEL = (2.5, 97.5)  # percentiles of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of the same rows under one form of one attack; NaN where a row has none.
+
+    Attributes:
+        name: of the form, such as ``relearn: learning rate 0.001, step 20``.
+        attack: name of the attack in the config.
+        counts: whether it has a part in HELD.
+    """
+
+    name: str
+    attack: str
+    unlearned: Scores
+    target: Scores
+    retain: Scores
+    counts: bool = True
+
+    @property
+    def scored(self) -> np.ndarray:
+        """bool [rows]: the rows that all three have a score for."""
+        return np.isfinite(self.unlearned) & np.isfinite(self.target) & np.isfinite(self.retain)
+
+
+@dataclass(frozen=True)
+class Residual:
+    """One form of one attack.
+
+    Attributes:
+        interval: 95 %; None for fewer than two rows.
+        tells: whether target and retain model differ beyond their interval: an attack that teaches
+            both, or reaches neither, says nothing of the unlearned one.
+        means: mean score of unlearned model, target and retain model.
+    """
+
+    name: str
+    attack: str
+    value: float
+    interval: tuple[float, float] | None
+    tells: bool
+    counts: bool
+    rows: int
+    means: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Held:
+    """The largest residual over all attacks that tell and count.
+
+    Attributes:
+        worst: the name of the form that reaches it.
+        forms: how many forms it is the largest of.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    worst: str
+    forms: int
+
+
+def draws_of(rows: int, seed: int = 0, draws: int = DRAWS) -> Float[np.ndarray, "draws rows"]:
+    """How often each row is in each bootstrap draw of as many rows."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(rows, np.full(rows, 1 / rows), size=draws).astype(np.float64)
+
+
+def residual(of: Comparison, draws: Float[np.ndarray, "draws rows"]) -> Residual:
+    """The residual of one form of an attack, with its percentile bootstrap over rows."""
+    scored = of.scored
+    rows = int(scored.sum())
+    if not rows:
+        nothing = (float("nan"),) * 3
+        return Residual(of.name, of.attack, float("nan"), None, False, of.counts, 0, nothing)
+    unlearned, target, retain = (s[scored] for s in (of.unlearned, of.target, of.retain))
+    value = _ratio(float((unlearned - retain).sum()), float((target - retain).sum()))
+    interval, tells = None, False
+    if rows > 1:
+        tells = bool(np.percentile(_weighted(of, of.target, draws), LEVEL[0]) > 0)
+        drawn = _drawn(of, draws)
+        if np.isfinite(drawn).any():
+            low, high = np.nanpercentile(drawn, LEVEL)
+            interval = float(low), float(high)
+    means = (float(unlearned.mean()), float(target.mean()), float(retain.mean()))
+    return Residual(of.name, of.attack, value, interval, tells, of.counts, rows, means)
+
+
+def held(
+    comparisons: Sequence[Comparison], draws: Float[np.ndarray, "draws rows"]
+) -> Held | None:
+    """The largest residual; None where no attack tells target and retain model apart."""
+    counted = [one for one in comparisons if one.counts]
+    found = [(residual(one, draws), one) for one in counted]
+    telling = [(value, one) for value, one in found if value.tells]
+    if not telling:
+        return None
+    worst = max(telling, key=lambda pair: pair[0].value)[0]
+    largest = np.nanmax(np.stack([_drawn(one, draws) for _, one in telling]), axis=0)
+    low, high = np.nanpercentile(largest, LEVEL)
+    return Held(worst.value, (float(low), float(high)), worst.name, len(telling))
+
+
+def _drawn(of: Comparison, draws: np.ndarray) -> Float[np.ndarray, " draws"]:
+    """The residual in each draw; NaN where the target is not above the retain model there."""
+    above, known = _weighted(of, of.unlearned, draws), _weighted(of, of.target, draws)
+    return np.divide(above, known, out=np.full(len(draws), np.nan), where=known > 0)
+
+
+def _weighted(of: Comparison, scores: Scores, draws: np.ndarray) -> Float[np.ndarray, " draws"]:
+    """Sum over the rows of each draw of how far these scores are above the retain model's."""
+    scored = of.scored
+    drawn: Float[np.ndarray, " draws"] = draws[:, scored] @ (scores - of.retain)[scored]
+    return drawn
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else float("nan")

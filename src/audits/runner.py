@@ -1,0 +1,239 @@
+"""Put the attacks to the models, each question once: answers are kept as those of evaluations."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from unlora.audits.attack import (
+    ATTACKS,
+    Attack,
+    Questions,
+    Scores,
+    ShortTraining,
+    TrainingData,
+)
+from unlora.audits.patching import answer_states, patched_logps
+from unlora.audits.relearning import Relearning
+from unlora.audits.residual import Comparison
+from unlora.audits.subject import AuditedModel, release, side_by_side
+from unlora.evals.datasets import Source
+from unlora.evals.eval_model import LazyModel
+from unlora.evals.passes.registry import Settings
+from unlora.evals.records import Scored
+from unlora.evals.result_cache import ResultCache, digest
+from unlora.evals.runner import PassRunner
+
+ROWS_AT_ONCE = 16  # whose inner states are in memory
+SAMPLING = {"samples": "samples", "temperature": "temperature", "top_p": "top_p",
+            "seed": "sample_seed"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AuditData:
+    """The rows of an audit.
+
+    Attributes:
+        forget, retain, holdout: tokenised; None where there are none.
+        declared: the section of each data set.
+        load: ``hf_args`` -> rows.
+    """
+
+    forget: Source
+    retain: Source | None
+    holdout: Source | None
+    declared: Mapping[str, Mapping[str, Any]]
+    load: Callable[..., list[dict[str, Any]]]
+
+    def asked(self, changes: Mapping[str, Any]) -> Source:
+        """The forget rows, asked otherwise."""
+        changes = dict(changes)
+        most = changes.pop("num_examples", None)
+        shown = changes.get("few_shot_dataset_hf_args")
+
+        def load(**hf_args: Any) -> list[dict[str, Any]]:
+            rows = self.load(**hf_args)
+            return rows[:most] if hf_args == shown else rows
+
+        declared = {**self.declared["forget"], **changes}
+        return Source("forget", declared, self.forget.chat, load)
+
+
+class AttackRunner:
+    """Asks a model under an attack.
+
+    Args:
+        target: whose reading of inner states counts, for attacks that patch them.
+        limits: of a batch, see :class:`unlora.evals.passes.registry.Settings`.
+    """
+
+    def __init__(
+        self, data: AuditData, target: AuditedModel, cache: ResultCache, limits: Settings
+    ) -> None:
+        self.data, self.target, self.cache, self.limits = data, target, cache, limits
+
+    def compare(
+        self,
+        name: str,
+        attack: Attack,
+        settings: Mapping[str, Any],
+        models: Sequence[AuditedModel],
+        *,
+        counts: bool,
+        done: Callable[[AuditedModel], Any] = lambda model: None,
+    ) -> list[Comparison]:
+        """Every form of one attack, on unlearned model, target and retain model."""
+        found: list[dict[str, Scores]] = []
+        for model in models:
+            plainly = attack.of_adapters and model.role != "unlearned"
+            asked, given = (ATTACKS["plain"], {}) if plainly else (attack, settings)
+            found.append(dict(self.scores(asked, given, model)))
+            release()
+            done(model)
+        unlearned, *others = found
+        return [
+            Comparison(
+                f"{name}: {form}" if form else name,
+                name,
+                scores,
+                *(other.get(form, other.get("", scores)) for other in others),
+                counts=counts,
+            )
+            for form, scores in unlearned.items()
+        ]
+
+    def scores(
+        self, attack: Attack, settings: Mapping[str, Any], model: AuditedModel
+    ) -> Iterator[tuple[str, Scores]]:
+        """Name of a form of the attack, empty where it has one alone -> scores of the forget rows."""
+        how = getattr(self, f"_{attack.kind}")
+        yield from how(attack, settings, model)
+
+    def records(self, model: LazyModel, source: Source) -> list[Scored]:
+        """The answers of a data set under a model."""
+        found: list[Scored] = self._ask("score", model, source, self.limits)
+        return found
+
+    def _ask(self, name: str, model: LazyModel, source: Source, settings: Settings) -> Any:
+        rows = {source.name: range(len(source))}
+        runner = PassRunner(model, {source.name: source}, rows, settings, self.cache)
+        return runner.answer([(name, source.name)])[name, source.name]
+
+    def _logps(self, model: LazyModel, source: Source | None = None) -> Scores:
+        records = self.records(model, source or self.data.forget)
+        return np.array([-record.loss for record in records])
+
+    def _score(
+        self, attack: Attack, settings: Mapping[str, Any], model: AuditedModel
+    ) -> Iterator[tuple[str, Scores]]:
+        yield from _named(attack.fn(self.records(model.plain(), self.data.forget), **settings))
+
+    def _sample(
+        self, attack: Attack, settings: Mapping[str, Any], model: AuditedModel
+    ) -> Iterator[tuple[str, Scores]]:
+        drawn = {ours: settings[key] for key, ours in SAMPLING.items() if key in settings}
+        limits = replace(self.limits, **drawn)
+        answers = self._ask("sample", model.plain(), self.data.forget, limits)
+        yield from _named(attack.fn(answers, **settings))
+
+    def _merged(
+        self, attack: Attack, settings: Mapping[str, Any], model: AuditedModel
+    ) -> Iterator[tuple[str, Scores]]:
+        yield "", self._logps(self.weights_changed(attack, settings, model))
+
+    _adapted = _merged
+
+    def weights_changed(
+        self, attack: Attack, settings: Mapping[str, Any], model: AuditedModel
+    ) -> LazyModel:
+        """A model after an attack on its weights."""
+
+        def changed() -> torch.nn.Module:
+            network = model.merged() if attack.kind == "merged" else model.load()
+            with torch.no_grad():
+                attack.fn(network, **settings)
+            return network
+
+        return model.changed(changed, attack.name, attack.version, settings)
+
+    def _questions(
+        self, attack: Attack, settings: Mapping[str, Any], model: AuditedModel
+    ) -> Iterator[tuple[str, Scores]]:
+        retain, declared = self.data.retain, self.data.declared
+        told = Questions(
+            tuple(self.data.forget.rows[0]),
+            self.data.forget.config,
+            declared["retain"]["hf_args"] if retain and retain.is_qa else None,
+        )
+        ways = attack.fn(told, **settings)
+        plain = model.plain()  # loaded once for all of them
+        asked = [self._logps(plain, self.data.asked(changes)) for changes in ways.values()]
+        if asked:
+            yield "", np.fmax.reduce(np.stack(asked))
+
+    def _training(
+        self, attack: Attack, settings: Mapping[str, Any], model: AuditedModel
+    ) -> Iterator[tuple[str, Scores]]:
+        sources = {"forget": self.data.forget, "retain": self.data.retain}
+        sizes = {name: len(source) if source else 0 for name, source in sources.items()}
+        for plan in attack.fn(TrainingData(**sizes), **settings):
+            source = sources[plan.data]
+            assert source is not None  # an attack on no rows is refused
+            yield from self._trained(attack, plan, source, model)
+
+    def _trained(
+        self, attack: Attack, plan: ShortTraining, source: Source, model: AuditedModel
+    ) -> Iterator[tuple[str, Scores]]:
+        rows = [row for n in plan.rows for row in source.answers[n]]
+        content = source.fingerprint(plan.rows)
+        training: list[Relearning] = []
+
+        def trained(step: int) -> torch.nn.Module:
+            if not training:
+                pad_id = source.chat.tokenizer.pad_token_id
+                training.append(Relearning(model.merged(), rows, plan, pad_id))
+            return training[0].at(step)
+
+        for step in plan.steps:
+            parts = (attack.name, attack.version, replace(plan, steps=()), content, step)
+            lazy = model.changed(lambda step=step: trained(step), *map(str, parts))
+            scores = self._logps(lazy)
+            if plan.data == "forget":
+                scores[list(plan.rows)] = np.nan
+            yield f"learning rate {plan.learning_rate:g}, step {step}", scores
+
+    def _patched(
+        self, attack: Attack, settings: Mapping[str, Any], model: AuditedModel
+    ) -> Iterator[tuple[str, Scores]]:
+        yield from _named(attack.fn(self._patched_logps(model), **settings))
+
+    def _patched_logps(self, model: AuditedModel) -> np.ndarray:
+        """[layers rows]: what the target says with the inner states of a model."""
+        source = self.data.forget
+        whole = source.fingerprint(range(len(source)))
+        keys = (model.key, self.target.key)
+        key = None if None in keys else digest("patched", 1, *keys, whole)
+        if (kept := self.cache.read(key)) is not None:
+            return kept["logps"]
+        rows = [answers[0] for answers in source.answers]
+        pad_id = source.chat.tokenizer.pad_token_id
+        scored = [n for n, row in enumerate(rows) if row.input_ids]
+        parts = []
+        with side_by_side(model, self.target) as (own, target):
+            for at in range(0, len(scored), ROWS_AT_ONCE):
+                some = [rows[n] for n in scored[at : at + ROWS_AT_ONCE]]
+                with own() as network:
+                    states = answer_states(network, some, pad_id)
+                with target() as network:
+                    parts.append(patched_logps(network, some, states, pad_id))
+        logps = np.full((len(parts[0]), len(rows)), np.nan)
+        logps[:, scored] = np.concatenate(parts, axis=1)
+        self.cache.write(key, {"logps": logps})
+        return logps
+
+
+def _named(scores: Any) -> Iterator[tuple[str, Scores]]:
+    """One score per row, or several kinds of them by name."""
+    yield from scores.items() if isinstance(scores, Mapping) else [("", scores)]

@@ -1,0 +1,107 @@
+"""The models of an audit, and what is made of them."""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from unlora.evals.eval_model import LazyModel
+from unlora.evals.result_cache import digest
+from unlora.model import ResolvedModel, get_model
+from unlora.model.attach import merge_adapters, put_on
+from unlora.model.fingerprints import identities
+from unlora.model.quantised import placed
+from unlora.model.reference import switched
+
+Asked = Callable[[], AbstractContextManager[nn.Module]]
+Role = Literal["unlearned", "target", "retain"]
+
+
+@dataclass(frozen=True)
+class AuditedModel:
+    """One of the three models of an audit, loaded when something new is to be asked of it.
+
+    Attributes:
+        path: as the user knows it.
+        key: names all that its answers depend on; None where that cannot be told.
+    """
+
+    role: Role
+    path: str
+    resolved: ResolvedModel
+    key: str | None
+
+    @classmethod
+    def of(cls, role: Role, path: str, resolved: ResolvedModel) -> "AuditedModel":
+        """A model by its run folder."""
+        return cls(role, path, resolved, identities(resolved)[0])
+
+    def load(self) -> nn.Module:
+        """The network with its adapters on it, unmerged."""
+        network, _ = get_model(self.resolved, trainable=False)
+        if torch.cuda.is_available() and not placed(network):
+            network.to("cuda")
+        return network
+
+    def merged(self) -> nn.Module:
+        """The plain network with its adapters in the weights."""
+        with torch.no_grad():
+            return merge_adapters(self.load()).requires_grad_(False).eval()
+
+    def plain(self) -> LazyModel:
+        """The model as it is; its answers are those of an evaluation."""
+        return LazyModel(self.load, self.key)
+
+    def changed(self, how: Callable[[], nn.Module], *parts: Any) -> LazyModel:
+        """The model after an attack.
+
+        Args:
+            how: makes it.
+            parts: all that the change depends on.
+        """
+        key = None if self.key is None else digest(self.key, "audit", *parts)
+        return LazyModel(how, key)
+
+
+@contextmanager
+def side_by_side(own: AuditedModel, other: AuditedModel) -> Iterator[tuple[Asked, Asked]]:
+    """Two models to be asked in turn; of one root they share its weights.
+
+    Yields:
+        For each a context in which the network in it answers as that model.
+    """
+    network = own.load()
+    if own.key is not None and own.key == other.key:
+        yield (lambda: nullcontext(network)), (lambda: nullcontext(network))
+        return
+    one, two = own.resolved, other.resolved
+    if one.lineage.root != two.lineage.root or one.load_kwargs != two.load_kwargs:
+        second = other.load()
+        yield (lambda: nullcontext(network)), (lambda: nullcontext(second))
+        return
+    names = [f"link{n}" for n in range(len(one.lineage.links))]
+    others = [f"other{n}" for n in range(len(two.lineage.links))]
+    adapted: Any = network
+    for name, link in zip(others, two.lineage.links, strict=True):
+        adapted = put_on(adapted, link.path, name)
+    if names:
+        adapted.base_model.set_adapter(names)
+    adapted.requires_grad_(False).eval()
+    yield (lambda: _as(adapted, names)), (lambda: _as(adapted, others))
+
+
+@contextmanager
+def _as(network: Any, names: list[str]) -> Iterator[nn.Module]:
+    with switched(network, names):
+        yield network
+
+
+def release() -> None:
+    """Give back the memory of models that nobody holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

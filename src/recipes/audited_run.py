@@ -1,0 +1,247 @@
+"""Find what an audit needs: the three models and the rows, from a run folder and what it names."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unlora.audits.runner import AuditData
+from unlora.audits.subject import AuditedModel, Role
+from unlora.config import read
+from unlora.config.audit import PARTS, AuditConfig
+from unlora.config.resolve import shipped
+from unlora.data.chat import Chat
+from unlora.errors import InputError
+from unlora.evals.datasets import ReadRows, Source, check_source
+from unlora.evals.suite import KINDS
+from unlora.model import ResolvedModel, load_tokenizer, resolve_model
+from unlora.recipes.baselines.retain_model import (
+    RUN_CONFIG,
+    History,
+    find_gold,
+    run_config,
+    same_origin,
+    start_of,
+)
+from unlora.runs.safe_loading import read_json
+
+ROOT = "the root model without adapters"
+NEVER_SAW = "a model that never saw the data"
+TRAINING_KEYS = ("hf_args", "question_key", "answer_key", "text_key", "max_length")
+
+
+@dataclass(frozen=True)
+class AuditedRun:
+    """A run with all that its audit needs.
+
+    Attributes:
+        config: of its training.
+        baseline: what the retain model is, in words.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    unlearned: AuditedModel
+    target: AuditedModel
+    retain: AuditedModel
+    data: AuditData
+    baseline: str
+
+    @property
+    def models(self) -> tuple[AuditedModel, AuditedModel, AuditedModel]:
+        """Unlearned model, target, retain model."""
+        return self.unlearned, self.target, self.retain
+
+
+def find_run(config: AuditConfig) -> AuditedRun:
+    """Look for everything; no weights are loaded.
+
+    Raises:
+        InputError: something is missing, or does not belong together.
+    """
+    folder = Path(config.run).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"There is no run folder {config.run!r}. Give one: saves/unlearn/NAME.")
+    trained = run_config(folder)
+    if trained is None:
+        raise InputError(
+            f"{config.run!r} has no {RUN_CONFIG} that says what it was made to forget. Give a run "
+            "folder of `unlora unlearn`."
+        )
+    unlearned = _model("unlearned", str(folder), trained)
+    target = _model("target", _target(config, folder, trained), trained)
+    given = config.retain_model
+    path = _auto_retain(folder, trained) if given == "auto" else given
+    if path is None:
+        retain, baseline = _root(unlearned, trained), ROOT
+    else:
+        retain, baseline = _model("retain", path, trained), NEVER_SAW
+        _refuse_another_root(unlearned, retain)
+    _refuse_the_same(unlearned, target, retain)
+    return AuditedRun(
+        folder, trained, unlearned, target, retain, _data(config, trained, unlearned), baseline
+    )
+
+
+def _model(role: Role, path: str, trained: Mapping[str, Any]) -> AuditedModel:
+    return AuditedModel.of(role, path, resolve_model(_section(path, trained)))
+
+
+def _section(path: str, trained: Mapping[str, Any]) -> Any:
+    """Any model, loaded as this machine loads the audited one."""
+    placed = {
+        key: trained["model"]["model_args"][key]
+        for key in ("device_map", "attn_implementation")
+        if key in trained["model"]["model_args"]
+    }
+    ours = {key: value for key, value in shipped("model/any.yaml").items() if key != "defaults"}
+    args = {"pretrained_model_name_or_path": path, **placed}
+    return {**ours, "model_args": args, "lora_config": dict(shipped("lora/default.yaml"))}
+
+
+def _target(config: AuditConfig, folder: Path, trained: Mapping[str, Any]) -> str:
+    if config.target != "auto":
+        return config.target
+    if trained.get("mode") != "unlearn":
+        raise InputError(
+            f"{config.run!r} was not made to forget ({trained.get('mode')}), so it names no model "
+            "from before. Give target=RUN, or the run folder of `unlora unlearn`."
+        )
+    return start_of(folder, trained)
+
+
+def _auto_retain(folder: Path, trained: Mapping[str, Any]) -> str | None:
+    """The model behind the run's retain log, or a run that never saw the rows; None without."""
+    for name in ("eval_config.json", RUN_CONFIG):
+        file = folder / name
+        content = read_json(file) if file.is_file() else {}
+        for suite in (content.get("eval") or {}).values():
+            log = suite.get("retain_logs_path")
+            if isinstance(log, str) and (found := _model_of_log(Path(log), folder)):
+                return found
+    beside = folder.parent / "gold"  # of a study
+    if run_config(beside):
+        return str(beside)
+    suites = [s for s in (trained.get("eval") or {}).values() if s.get("handler") in KINDS]
+    for suite in suites:
+        try:
+            gold = find_gold(read(trained), suite, History.of(str(folder)), lambda run: False)
+        except (InputError, KeyError, TypeError):  # its data are gone, or of another version
+            continue
+        if gold is not None:
+            return str(gold)
+    return None
+
+
+def _model_of_log(log: Path, folder: Path) -> str | None:
+    """The run folder that a log lies in."""
+    for place in (log, *log.parents[:2]):
+        if run_config(place) and place.resolve() != folder.resolve():
+            return str(place)
+    return None
+
+
+def _root(unlearned: AuditedModel, trained: Mapping[str, Any]) -> AuditedModel:
+    lineage = unlearned.resolved.lineage
+    if not lineage.links:
+        raise InputError(
+            f"{unlearned.path!r} has no adapters to switch off, so there is no model beside it that "
+            "never saw the forget rows. Train one without them, and give retain_model=RUN."
+        )
+    bare = resolve_model(_section(lineage.root, trained))
+    asked = unlearned.resolved.section  # in the same template
+    section = bare.section.model_copy(
+        update={"template_args": asked.template_args, "tokenizer_args": asked.tokenizer_args}
+    )
+    return AuditedModel.of("retain", lineage.root, ResolvedModel(section, bare.lineage))
+
+
+def _refuse_another_root(unlearned: AuditedModel, retain: AuditedModel) -> None:
+    ours, theirs = History.of(unlearned.path).origin, History.of(retain.path).origin
+    if not same_origin(ours, theirs):
+        raise InputError(
+            f"The retain model {retain.path!r} was made from {theirs!r}, and {unlearned.path!r} "
+            f"from {ours!r}: what one of them knows says nothing of the other. Give a "
+            "retain_model that was made from the same model, or retain_model=null."
+        )
+
+
+def _refuse_the_same(
+    unlearned: AuditedModel, target: AuditedModel, retain: AuditedModel
+) -> None:
+    if target.key is not None and target.key == retain.key:
+        raise InputError(
+            f"Target {target.path!r} and retain model {retain.path!r} are the same model. Give "
+            "target=RUN, the model before unlearning, and retain_model=RUN, one that never saw "
+            "the forget rows."
+        )
+
+
+def _data(
+    config: AuditConfig, trained: Mapping[str, Any], unlearned: AuditedModel
+) -> AuditData:
+    declared = {part: _declared(part, config, trained) for part in PARTS}
+    if declared["forget"] is None:
+        raise InputError(
+            f"{config.run!r} names no forget rows, neither in its section eval nor in data. Give "
+            "data.forget.hf_args.path=FILE."
+        )
+    resolved = unlearned.resolved
+    chat = Chat(load_tokenizer(resolved), resolved.section.template_args)
+    place = config.datasets_dir or (trained.get("paths") or {}).get("datasets_dir")
+    load = ReadRows(place)
+    sources: dict[str, Source | None] = {}
+    for part, section in declared.items():
+        try:
+            sources[part] = _source(part, section, chat, load)
+        except InputError as error:
+            raise InputError(f"The {part} rows of the audit: {error}") from error
+    forget = sources["forget"]
+    assert forget is not None
+    if forget.several:
+        raise InputError("The forget rows have several answers each. Give rows with one.")
+    known = {part: section for part, section in declared.items() if section is not None}
+    return AuditData(forget, sources["retain"], sources["holdout"], known, load)
+
+
+def _source(
+    part: str, section: Mapping[str, Any] | None, chat: Chat, load: ReadRows
+) -> Source | None:
+    if section is None:
+        return None
+    check_source(part, section)
+    source = Source(part, section, chat, load)
+    return None if source.missing or source.several and part != "forget" else source
+
+
+def _declared(
+    part: str, config: AuditConfig, trained: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The data set of a part: as given, as the run evaluates on it, or as it was trained on it."""
+    found: dict[str, Any] | None = None
+    suites = [s for s in (trained.get("eval") or {}).values() if s.get("handler") in KINDS]
+    for suite in suites:
+        section = (suite.get("data") or {}).get(part)
+        if section and (section.get("hf_args") or {}).get("path"):
+            longest = {"max_new_tokens": suite.get("max_new_tokens", 200)}
+            found = {k: v for k, v in (longest | section).items() if v is not None}
+            break
+    if found is None:
+        found = _as_trained((trained.get("data") or {}).get(part))
+    if part in config.data:
+        found = {**(found or {"handler": "QADataset", "question_key": "question",
+                              "answer_key": "answer"}), **config.data[part]}  # fmt: skip
+    if found and config.max_new_tokens is not None:
+        found["max_new_tokens"] = config.max_new_tokens
+    return found
+
+
+def _as_trained(sets: Any) -> dict[str, Any] | None:
+    """A data set of training as evaluation declares it."""
+    for declared in (sets or {}).values() if isinstance(sets, Mapping) else ():
+        args = {k: v for k, v in declared["args"].items() if k in TRAINING_KEYS}
+        if declared["handler"] == "QADataset":
+            return {"handler": "QADataset", "question_key": "question", "answer_key": "answer",
+                    "max_new_tokens": 200, **args}  # fmt: skip
+        return {"handler": "CompletionDataset", "text_key": "text", **args}
+    return None
