@@ -138,7 +138,9 @@ def attack(
         first = hints.get(parameters[0].name) if parameters else None
         if first not in KINDS:
             known = ", ".join(getattr(kind, "__name__", str(kind)) for kind in KINDS)
-            raise TypeError(f"the first parameter of {fn.__name__} must have one of the types {known}.")
+            raise TypeError(
+                f"the first parameter of {fn.__name__} must have one of the types {known}."
+            )
         settings = {p.name: p.default for p in parameters[1:]}
         ATTACKS.add(name, Attack(name, fn, KINDS[first], settings, of_adapters, version))
         return fn

@@ -104,9 +104,7 @@ def residual(of: Comparison, draws: Float[np.ndarray, "draws rows"]) -> Residual
     return Residual(of.name, of.attack, value, interval, tells, of.counts, rows, means)
 
 
-def held(
-    comparisons: Sequence[Comparison], draws: Float[np.ndarray, "draws rows"]
-) -> Held | None:
+def held(comparisons: Sequence[Comparison], draws: Float[np.ndarray, "draws rows"]) -> Held | None:
     """The largest residual; None where no attack tells target and retain model apart."""
     counted = [one for one in comparisons if one.counts]
     found = [(residual(one, draws), one) for one in counted]

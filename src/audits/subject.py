@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from unlora.evals.eval_model import LazyModel
 from unlora.evals.result_cache import digest
 from unlora.model import ResolvedModel, get_model
+from unlora.model.adapter_scale import scale_adapter
 from unlora.model.attach import merge_adapters, put_on
 from unlora.model.fingerprints import identities
 from unlora.model.quantised import placed
@@ -28,24 +29,38 @@ class AuditedModel:
     Attributes:
         path: as the user knows it.
         key: names all that its answers depend on; None where that cannot be told.
+        scale: of its last adapter.
     """
 
     role: Role
     path: str
     resolved: ResolvedModel
     key: str | None
+    scale: float = 1.0
 
     @classmethod
     def of(cls, role: Role, path: str, resolved: ResolvedModel) -> "AuditedModel":
         """A model by its run folder."""
         return cls(role, path, resolved, identities(resolved)[0])
 
+    def at(self, scale: float) -> "AuditedModel":
+        """The same with its last adapter scaled."""
+        key = self.key if scale == 1 or self.key is None else digest(self.key, "scale", scale)
+        return replace(self, scale=scale, key=key)
+
     def load(self) -> nn.Module:
         """The network with its adapters on it, unmerged."""
-        network, _ = get_model(self.resolved, trainable=False)
+        network: Any = get_model(self.resolved, trainable=False)[0]
         if torch.cuda.is_available() and not placed(network):
             network.to("cuda")
+        if self.scale != 1:
+            scale_adapter(network, self.last_adapter, self.scale)
         return network
+
+    @property
+    def last_adapter(self) -> str:
+        """The name of its last adapter on the loaded network."""
+        return f"link{len(self.resolved.lineage.links) - 1}"
 
     def merged(self) -> nn.Module:
         """The plain network with its adapters in the weights."""

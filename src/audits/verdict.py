@@ -71,8 +71,8 @@ def judge(
     if not plain.tells or held is None or plain.interval is None:
         return Verdict(
             "cannot be told",
-            f"The model before unlearning knows no more of the forget rows than {baseline}, so there "
-            "was nothing to forget.",
+            f"The model before unlearning knows no more of the forget rows than {baseline}, so "
+            "there was nothing to forget.",
         )
     if plain.value > thresholds.known:
         return Verdict(

@@ -90,6 +90,38 @@ COMMANDS = {
         ("report saves/unlearn/forgot saves/finetune/target", "report saves/study/pocket"),
         "RUN [RUN ...]",
     ),
+    "audit": Command(
+        "attack an unlearned model, and say how much is still there",
+        (
+            "audit saves/unlearn/forgot",
+            "audit saves/unlearn/forgot retain_model=saves/finetune/retain90",
+            "audit saves/unlearn/forgot audit=none '+audit.mine={handler: quantise, form: int4}'",
+        ),
+        "RUN [--json | --quiet] [key=value ...]",
+        (
+            "retain_model=RUN       a model that never saw the forget rows; null: the root model",
+            "target=RUN             the model before unlearning; else the one the run started from",
+            "audit=default          the attacks: default, full, or none; '~audit.sample' drops one",
+            "audit.relearn.rank=8   any setting of an attack: docs/audit.md",
+            "delivered=adapter      attacks that turn the adapter down count, too",
+        ),
+    ),
+    "dial": Command(
+        "scale the unlearning adapter of a run to where it does what is asked for",
+        (
+            "dial saves/unlearn/forgot",
+            "dial saves/unlearn/forgot --to plain",
+            "dial saves/unlearn/forgot --to utility=0.95 --output saves/unlearn/gentle",
+        ),
+        "RUN [--to WHAT] [--output FOLDER] [--json | --quiet] [key=value ...]",
+        (
+            "--to audit             the least scale at which the audit says held (the default)",
+            "--to plain             the least at which it knows no more than the retain model",
+            "--to utility=0.95      the largest that keeps this share of the retain answers",
+            "--output FOLDER        the new run; RUN-dial-SCALE if not given",
+            "The other words are those of `unlora audit`.",
+        ),
+    ),
     "alternates": Command(
         "write other answers for AltPO to prefer",
         (

@@ -1,6 +1,6 @@
 """Audit a run: put attacks to it, its target and its retain model, and judge what is left.
 
-    unlora audit saves/unlearn/NAME
+unlora audit saves/unlearn/NAME
 """
 
 import dataclasses
@@ -18,12 +18,14 @@ from tqdm import tqdm
 from unlora.audits.attack import ATTACKS, Attack
 from unlora.audits.residual import Comparison, Held, Residual, draws_of, held, residual
 from unlora.audits.runner import AttackRunner
+from unlora.audits.subject import release
 from unlora.audits.traces import membership, recognisable
 from unlora.audits.verdict import Thresholds, Verdict, judge
-from unlora.config.audit import AuditConfig
+from unlora.config.audit import PARTS, AuditConfig
 from unlora.data.cache import cache_folder
 from unlora.errors import InputError
 from unlora.evals.passes.registry import Settings
+from unlora.evals.records import Scored
 from unlora.evals.result_cache import ResultCache
 from unlora.recipes.audited_run import AuditedRun, find_run
 from unlora.registry import check_settings
@@ -33,7 +35,8 @@ from unlora.results.run_result import read_run
 from unlora.results.value import Value
 from unlora.runs.run import Run, alone, full_disk_in_words
 
-Answers = dict[str, dict[str, np.ndarray]]  # part of the data -> role -> mean log-probabilities
+Attacks = Mapping[str, tuple[Attack, dict[str, Any]]]
+Answers = dict[str, dict[str, list[Scored]]]  # part of the data -> role -> records
 logger = logging.getLogger("unlora.recipes.audit")
 
 
@@ -46,12 +49,12 @@ def run(config: AuditConfig) -> dict[str, Any]:
     Raises:
         InputError: something in the config, the models or the data can be put right.
     """
-    attacks, thresholds = _attacks(config), _thresholds(config)
+    attacks, thresholds = attacks_of(config), thresholds_of(config)
     found = find_run(config)
     folder = Path(config.output_dir or found.folder / FOLDER)
     with alone(folder, "audit"), full_disk_in_words(folder):
         record = Run(str(folder), config.model_dump(), kind="audit")
-        content = _audited(config, found, attacks, thresholds)
+        content = audited(config, found, attacks, thresholds)
         record.begin(fresh=False)
         file = write_audit(folder, content)
     record.finish(verdict=content["verdict"], cpu_seconds=content["cpu_seconds"])
@@ -59,7 +62,15 @@ def run(config: AuditConfig) -> dict[str, Any]:
     return content
 
 
-def _attacks(config: AuditConfig) -> dict[str, tuple[Attack, dict[str, Any]]]:
+def runner_for(config: AuditConfig, found: AuditedRun) -> AttackRunner:
+    """Asks the models of a run, as the config limits it."""
+    limits = {"batch_size": config.batch_size, "tokens": config.token_budget}
+    cache = ResultCache(cache_folder() / "answers" if config.cache else None)
+    settings = Settings(**{key: value for key, value in limits.items() if value})
+    return AttackRunner(found.data, found.target, cache, settings)
+
+
+def attacks_of(config: AuditConfig) -> Attacks:
     """Name -> attack and settings, the plain question first.
 
     Raises:
@@ -83,33 +94,27 @@ def _attacks(config: AuditConfig) -> dict[str, tuple[Attack, dict[str, Any]]]:
     return found
 
 
-def _thresholds(config: AuditConfig) -> Thresholds:
+def thresholds_of(config: AuditConfig) -> Thresholds:
     defaults = {k: float(v) for k, v in Thresholds().as_dict().items()}
     return Thresholds(**check_settings("thresholds", defaults, config.thresholds))  # type: ignore[arg-type]
 
 
-def _audited(
-    config: AuditConfig,
-    found: AuditedRun,
-    attacks: Mapping[str, tuple[Attack, dict[str, Any]]],
-    thresholds: Thresholds,
+def audited(
+    config: AuditConfig, found: AuditedRun, attacks: Attacks, thresholds: Thresholds
 ) -> dict[str, Any]:
+    """The content of ``AUDIT.json`` for a run."""
     before = time.process_time()
-    limits = {"batch_size": config.batch_size, "tokens": config.token_budget}
-    cache = ResultCache(cache_folder() / "answers" if config.cache else None)
-    runner = AttackRunner(
-        found.data, found.target, cache, Settings(**{k: v for k, v in limits.items() if v})
-    )
+    runner = runner_for(config, found)
+    answers = _answers(found, runner)
     comparisons, left_out = _compared(config, found, attacks, runner)
     draws = draws_of(len(found.data.forget))
-    answers = _answers(found, runner)
     residuals = [residual(one, draws) for one in comparisons]
     largest = held(comparisons, draws)
     share = _recognisable(answers)
     reasons = _collapsed(found, answers)
     plain = next(one for one in residuals if one.attack == "plain")
     verdict = judge(plain, largest, reasons, share, thresholds, found.baseline)
-    utility = {role: _probability(scores) for role, scores in answers["retain"].items()}
+    utility = {role: probability(records) for role, records in answers["retain"].items()}
     return {
         **_written(verdict, largest, residuals),
         "thresholds": thresholds.as_dict(),
@@ -119,7 +124,7 @@ def _audited(
         "delivered": config.delivered,
         "retain_probability": utility,
         "recognisable": _value(share),
-        "membership": _membership(found, runner),
+        "membership": _membership(answers),
         "not_run": left_out,
         "cpu_seconds": round(time.process_time() - before, 1),
     }
@@ -128,7 +133,7 @@ def _audited(
 def _compared(
     config: AuditConfig,
     found: AuditedRun,
-    attacks: Mapping[str, tuple[Attack, dict[str, Any]]],
+    attacks: Attacks,
     runner: AttackRunner,
 ) -> tuple[list[Comparison], dict[str, str]]:
     """Every form of every attack; and those that cannot be run -> why."""
@@ -162,23 +167,21 @@ def _why_not(attack: Attack, found: AuditedRun) -> str | None:
     changes = attack.kind in ("merged", "training")
     if changes and any(model.resolved.quantised for model in found.models):
         return "the weights are quantised already, and nothing can be merged into them"
-    if attack.kind == "training" and found.data.retain is None and attack.settings.get("on"):
-        return None
     return None
 
 
 def _answers(found: AuditedRun, runner: AttackRunner) -> Answers:
-    """Mean log-probabilities of the answers of every part, plainly asked."""
-    sources = {name: getattr(found.data, name) for name in ("forget", "retain", "holdout")}
-    return {
-        part: {
-            model.role: np.array([-one.loss for one in runner.records(model.plain(), source)])
-            for model in found.models
-        }
-        if source
-        else {}
-        for part, source in sources.items()
-    }
+    """What every model says of the answers of every part, plainly asked."""
+    answers: Answers = {part: {} for part in PARTS}
+    for model in found.models:
+        lazy = model.plain()  # loaded once for all parts
+        for part in PARTS:
+            source = getattr(found.data, part)
+            if source is not None:
+                answers[part][model.role] = runner.records(lazy, source)
+        del lazy
+        release()
+    return answers
 
 
 def _collapsed(found: AuditedRun, answers: Answers) -> list[str]:
@@ -192,7 +195,7 @@ def _collapsed(found: AuditedRun, answers: Answers) -> list[str]:
         entry = log.get("collapsed")
         if entry is not None and entry.value:
             reasons.append(entry.note or "its evaluation calls it collapsed")
-    retain = {role: _probability(scores) for role, scores in answers["retain"].items()}
+    retain = {role: probability(records) for role, records in answers["retain"].items()}
     if not reasons and retain:
         rule = CollapseRule(utility_floor=0.0)
         nan = float("nan")
@@ -204,31 +207,31 @@ def _collapsed(found: AuditedRun, answers: Answers) -> list[str]:
 def _recognisable(answers: Answers) -> Value | None:
     if not answers["holdout"]:
         return None
-    forget, holdout = answers["forget"], answers["holdout"]
-    return recognisable(
-        forget["unlearned"], forget["retain"], holdout["unlearned"], holdout["retain"]
+    roles = ("unlearned", "retain")
+    forget, holdout = (
+        [_logps(answers[part][role]) for role in roles] for part in ("forget", "holdout")
     )
+    return recognisable(*forget, *holdout)
 
 
-def _membership(found: AuditedRun, runner: AttackRunner) -> dict[str, Any]:
+def _membership(answers: Answers) -> dict[str, Any]:
     """AUC of telling forget rows from holdout rows, of each model."""
-    if found.data.holdout is None:
-        return {}
     return {
-        model.role: {
+        role: {
             name: _value(value)
-            for name, value in membership(
-                runner.records(model.plain(), found.data.forget),
-                runner.records(model.plain(), found.data.holdout),
-            ).items()
+            for name, value in membership(answers["forget"][role], holdout).items()
         }
-        for model in found.models
+        for role, holdout in answers["holdout"].items()
     }
 
 
-def _probability(logps: np.ndarray) -> float:
+def _logps(records: Sequence[Scored]) -> np.ndarray:
+    return np.array([-record.loss for record in records])
+
+
+def probability(records: Sequence[Scored]) -> float:
     """Mean over rows of the geometric mean of the tokens' probabilities."""
-    return float(np.nanmean(np.exp(logps)))
+    return float(np.nanmean(np.exp(_logps(records))))
 
 
 def _value(value: Value | None) -> dict[str, Any] | None:

@@ -166,9 +166,7 @@ def _refuse_another_root(unlearned: AuditedModel, retain: AuditedModel) -> None:
         )
 
 
-def _refuse_the_same(
-    unlearned: AuditedModel, target: AuditedModel, retain: AuditedModel
-) -> None:
+def _refuse_the_same(unlearned: AuditedModel, target: AuditedModel, retain: AuditedModel) -> None:
     if target.key is not None and target.key == retain.key:
         raise InputError(
             f"Target {target.path!r} and retain model {retain.path!r} are the same model. Give "
@@ -177,9 +175,7 @@ def _refuse_the_same(
         )
 
 
-def _data(
-    config: AuditConfig, trained: Mapping[str, Any], unlearned: AuditedModel
-) -> AuditData:
+def _data(config: AuditConfig, trained: Mapping[str, Any], unlearned: AuditedModel) -> AuditData:
     declared = {part: _declared(part, config, trained) for part in PARTS}
     if declared["forget"] is None:
         raise InputError(
@@ -214,9 +210,7 @@ def _source(
     return None if source.missing or source.several and part != "forget" else source
 
 
-def _declared(
-    part: str, config: AuditConfig, trained: Mapping[str, Any]
-) -> dict[str, Any] | None:
+def _declared(part: str, config: AuditConfig, trained: Mapping[str, Any]) -> dict[str, Any] | None:
     """The data set of a part: as given, as the run evaluates on it, or as it was trained on it."""
     found: dict[str, Any] | None = None
     suites = [s for s in (trained.get("eval") or {}).values() if s.get("handler") in KINDS]
