@@ -107,7 +107,7 @@ class AttackRunner:
     def scores(
         self, attack: Attack, settings: Mapping[str, Any], model: AuditedModel
     ) -> Iterator[tuple[str, Scores]]:
-        """Name of a form of the attack, empty where it has one alone -> scores of the forget rows."""
+        """Name of a form, empty where there is one alone -> scores of the forget rows."""
         how = getattr(self, f"_{attack.kind}")
         yield from how(attack, settings, model)
 

@@ -139,8 +139,8 @@ def _compared(
     """Every form of every attack; and those that cannot be run -> why."""
     comparisons: list[Comparison] = []
     left_out: dict[str, str] = {}
-    with tqdm(total=len(attacks) * 3, unit="model", desc="audit", file=sys.stderr, leave=False,
-              dynamic_ncols=True, disable=True if config.output == "quiet" else None) as bar:  # fmt: skip
+    quiet = True if config.output == "quiet" else None
+    with tqdm(total=len(attacks) * 3, file=sys.stderr, leave=False, disable=quiet) as bar:
         for name, (attack, settings) in attacks.items():
             bar.set_description(f"audit: {name}")
             logger.info("attack %s", name)

@@ -145,8 +145,8 @@ def _root(unlearned: AuditedModel, trained: Mapping[str, Any]) -> AuditedModel:
     lineage = unlearned.resolved.lineage
     if not lineage.links:
         raise InputError(
-            f"{unlearned.path!r} has no adapters to switch off, so there is no model beside it that "
-            "never saw the forget rows. Train one without them, and give retain_model=RUN."
+            f"{unlearned.path!r} has no adapters to switch off, so there is no model beside it "
+            "that never saw the forget rows. Train one without them, and give retain_model=RUN."
         )
     bare = resolve_model(_section(lineage.root, trained))
     asked = unlearned.resolved.section  # in the same template
