@@ -27,10 +27,10 @@ from unlora.registry import Registry, check_settings
 
 Scores = Float[np.ndarray, " rows"]
 
-MergedModel = NewType("MergedModel", nn.Module)
+MergedModel = NewType("MergedModel", nn.Module)  # type: ignore[valid-newtype]
 """The plain network with every adapter merged into its weights, to be changed in place."""
 
-AdaptedModel = NewType("AdaptedModel", nn.Module)
+AdaptedModel = NewType("AdaptedModel", nn.Module)  # type: ignore[valid-newtype]
 """The root model with every adapter of its lineage on it, unmerged, to be changed in place."""
 
 PatchedLogps = NewType("PatchedLogps", np.ndarray)
