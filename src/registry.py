@@ -5,7 +5,7 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Generic, TypeVar, get_type_hints
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le
 
@@ -91,16 +91,19 @@ def check_settings(
     """The settings that a config gives to something with these defaults.
 
     Args:
-        declared: the function or class whose annotations say in which range a setting may be.
+        declared: the function or class whose annotations say in which range a setting may be, or
+            which few words.
 
     Raises:
-        InputError: ``owner`` has no setting of that name, it wants a number, or another one.
+        InputError: ``owner`` has no setting of that name, or it wants another value.
     """
     hints = get_type_hints(declared, include_extras=True) if declared and given else {}
     for name, value in given.items():
         if name not in defaults:
             raise InputError(unknown(f"parameter of {owner}", name, defaults))
         default, number = defaults[name], isinstance(value, (int, float))
+        if get_origin(hints.get(name)) is Literal and value not in (words := get_args(hints[name])):
+            raise InputError(unknown(f"{name} of {owner}", value, words))
         if isinstance(default, bool):
             if not isinstance(value, bool):
                 raise InputError(f"{name} of {owner} is {value!r}; it must be true or false.")
@@ -108,10 +111,20 @@ def check_settings(
             raise InputError(f"{name} of {owner} is {value!r}; it must be a number.")
         elif isinstance(default, int) and type(value) is not int:
             raise InputError(f"{name} of {owner} is {value!r}; it must be a whole number.")
+        elif isinstance(default, tuple) and not _is_list_like(value, default):
+            raise InputError(
+                f"{name} of {owner} is {value!r}; it must be a list such as {[*default]}."
+            )
         allowed = getattr(hints.get(name), "__metadata__", ())
         if number and (wanted := out_of_range(value, allowed)):
             raise InputError(f"{name} of {owner} is {value!r}; it must be {wanted}.")
     return dict(given)
+
+
+def _is_list_like(value: object, default: tuple[Any, ...]) -> bool:
+    """Whether it is a list of what the default holds; whole numbers are numbers."""
+    kinds = {float: (int, float)}.get(type(default[0]), (type(default[0]),))
+    return isinstance(value, (list, tuple)) and all(type(item) in kinds for item in value)
 
 
 def out_of_range(value: Any, allowed: Iterable[Any] = ()) -> str | None:

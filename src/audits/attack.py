@@ -27,10 +27,10 @@ from unlora.registry import Registry, check_settings
 
 Scores = Float[np.ndarray, " rows"]
 
-MergedModel = NewType("MergedModel", nn.Module)
+MergedModel = NewType("MergedModel", nn.Module)  # type: ignore[valid-newtype]
 """The plain network with every adapter merged into its weights, to be changed in place."""
 
-AdaptedModel = NewType("AdaptedModel", nn.Module)
+AdaptedModel = NewType("AdaptedModel", nn.Module)  # type: ignore[valid-newtype]
 """The root model with every adapter of its lineage on it, unmerged, to be changed in place."""
 
 PatchedLogps = NewType("PatchedLogps", np.ndarray)
@@ -101,6 +101,7 @@ class Attack:
             not: it counts only where the adapter is what is delivered. Target and retain model
             have no such adapter, and are asked plainly.
         version: raised when it comes to do something else, so that nothing cached is believed.
+        check: raises InputError where its settings do not go together.
     """
 
     name: str
@@ -109,22 +110,29 @@ class Attack:
     settings: Mapping[str, Any]
     of_adapters: bool
     version: int
+    check: Callable[[Mapping[str, Any]], None]
 
     def configured(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All its settings.
 
         Raises:
-            InputError: it has no such setting, or not of that kind.
+            InputError: it has no such setting, not of that kind, or they do not go together.
         """
         check_settings(f"attack {self.name}", self.settings, given, declared=self.fn)
-        return {**self.settings, **given}
+        settings = {**self.settings, **given}
+        self.check(settings)
+        return settings
 
 
 ATTACKS: Registry[Attack] = Registry("attack", "unlora.audits.attacks")
 
 
 def attack(
-    name: str, *, of_adapters: bool = False, version: int = 1
+    name: str,
+    *,
+    of_adapters: bool = False,
+    version: int = 1,
+    check: Callable[[Mapping[str, Any]], None] = lambda settings: None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register an attack under the name that configs use as its ``handler``.
 
@@ -142,7 +150,7 @@ def attack(
                 f"the first parameter of {fn.__name__} must have one of the types {known}."
             )
         settings = {p.name: p.default for p in parameters[1:]}
-        ATTACKS.add(name, Attack(name, fn, KINDS[first], settings, of_adapters, version))
+        ATTACKS.add(name, Attack(name, fn, KINDS[first], settings, of_adapters, version, check))
         return fn
 
     return register

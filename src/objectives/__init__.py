@@ -24,11 +24,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import get_type_hints
 
 from torch import Tensor
 
-from unlora.errors import InputError
 from unlora.forward.outputs import (
     IGNORE_INDEX,
     Hidden,
@@ -60,8 +59,8 @@ class Term:
         skips: the hyper-parameter that says how many of each row's first tokens have no loss.
         draws: tensors that are drawn once, before the first step: name -> function of the model's
             width and a seed.
-        choices: the values of a hyper-parameter that is one of a few words.
-        declared: the function, whose annotations say in which range a hyper-parameter may be.
+        declared: the function, whose annotations say in which range a hyper-parameter may be, or
+            which few words.
     """
 
     name: str
@@ -71,7 +70,6 @@ class Term:
     hyper: Mapping[str, object]
     skips: str | None = None
     draws: Mapping[str, Draw] = field(default_factory=dict)
-    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     declared: Callable[..., Tensor] | None = None
 
     def __call__(self, views: Mapping[str, View], drawn: Mapping[str, Tensor] = EMPTY) -> Tensor:
@@ -111,12 +109,9 @@ class Term:
         """The same term with these hyper-parameters.
 
         Raises:
-            InputError: the term has no such parameter, or it wants a number.
+            InputError: the term has no such parameter, or it wants another value.
         """
         check_settings(f"objective {self.name}", self.hyper, hyper, declared=self.declared)
-        for name, allowed in self.choices.items():
-            if hyper.get(name, allowed[0]) not in allowed:
-                raise InputError(unknown(f"{name} of objective {self.name}", hyper[name], allowed))
         return replace(self, fn=partial(self.fn, **hyper), hyper={**self.hyper, **hyper})
 
 
@@ -160,8 +155,7 @@ def objective(
         views = {view: hints[view] for view in asked}
         if Hidden in views.values() and "layer" not in hyper:
             raise TypeError(f"{fn.__name__} looks at hidden states, so it needs a keyword layer.")
-        choices = {key: get_args(hints[key]) for key in hyper if get_origin(hints[key]) is Literal}
-        TERMS.add(name, Term(name, fn, views, unit, hyper, skips, draws or {}, choices, fn))
+        TERMS.add(name, Term(name, fn, views, unit, hyper, skips, draws or {}, fn))
         return fn
 
     return register

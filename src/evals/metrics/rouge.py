@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import regex
 from nltk.stem.porter import PorterStemmer
@@ -41,7 +41,7 @@ def rouge(answers: list[Generated], *, rouge_type: RougeType = "rougeL_recall") 
     without the vowels of Hebrew and Arabic). A reference without a word is NaN, and so is an answer
     that a model with logits that are not finite has given, or that never came to its end.
     """
-    return _rouge(answers, rouge_type, _words, without_words=float("nan"))
+    return _rouge(answers, rouge_type, words, without_words=float("nan"))
 
 
 @metric("rouge_ascii", higher_is_better=True)
@@ -51,15 +51,21 @@ def rouge_ascii(answers: list[Generated], *, rouge_type: RougeType = "rougeL_rec
     Identical texts in another script have no word in common there, and a reference without a word
     scores 0.
     """
-    return _rouge(answers, rouge_type, ASCII_WORD.findall, without_words=0.0)
+    return _rouge(answers, rouge_type, _ascii_words, without_words=0.0)
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
+    """The words of a text, of any script, each in the one form that it is compared in."""
+    text = text.lower()
     if not text.isascii():
         text = unicodedata.normalize("NFKC", SYMBOL.sub(" ", text))
         text = unicodedata.normalize("NFC", OPTIONAL.sub("", text).casefold())
         text = DIGIT.sub(lambda match: str(unicodedata.decimal(match[0])), text)
     return WORD.findall(text)
+
+
+def _ascii_words(text: str) -> list[str]:
+    return ASCII_WORD.findall(text.lower())
 
 
 def _rouge(
@@ -69,9 +75,18 @@ def _rouge(
     *,
     without_words: float,
 ) -> Value:
+    return Value.mean(rouge_rows(answers, words, without_words), rouge_type)
+
+
+def rouge_rows(
+    answers: Sequence[Generated],
+    words: Callable[[str], list[str]] = words,
+    without_words: float = float("nan"),
+) -> list[dict[str, Any]]:
+    """Every ``RougeType`` of each answer, beside its texts."""
     tokenizer = _Tokenizer(words)
     scorer = RougeScorer(["rouge1", "rougeL"], tokenizer=tokenizer)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for answer in answers:
         if answer.text is None:
             scores = (float("nan"),) * 3
@@ -87,7 +102,7 @@ def _rouge(
             "generation": answer.text,
         }
         rows.append(dict(zip(get_args(RougeType), scores, strict=True)) | texts)
-    return Value.mean(rows, rouge_type)
+    return rows
 
 
 class _Tokenizer:
@@ -98,7 +113,7 @@ class _Tokenizer:
 
 
 def _stemmed(text: str, words: Callable[[str], list[str]]) -> list[str]:
-    return [_stem(word) for word in words(text.lower())]
+    return [_stem(word) for word in words(text)]
 
 
 @cache

@@ -1,7 +1,7 @@
 """The ways to question a model. Each runs at most once per (model, data) in an evaluation.
 
 * :func:`score`: how likely given answers are, token by token;
-* :func:`generate`: what the model writes itself;
+* :func:`generate`: what the model writes itself; ``sample``: several draws of it;
 * :func:`gradient_norm`: how strongly each answer would change the weights;
 * :func:`hidden`: what the layers make of the answers;
 * :func:`fluency_prob`: what a classifier thinks of written text.

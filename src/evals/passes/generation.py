@@ -262,12 +262,13 @@ def _pack(texts: Sequence[str | None], data: PassInput) -> Arrays:
 def _unpack(arrays: Arrays, data: PassInput) -> list[Generated]:
     columns = zip(data.rows, texts_of(arrays["asked"]), texts_of(arrays["said"]), strict=True)
     return [
-        Generated(prompt, data.source.references[i], _before_stop(text, data.source.stop))
+        Generated(prompt, data.source.references[i], before_stop(text, data.source.stop))
         for i, prompt, text in columns
     ]
 
 
-def _before_stop(text: str | None, stop: Sequence[str]) -> str | None:
+def before_stop(text: str | None, stop: Sequence[str]) -> str | None:
+    """A text up to the first of these strings, without space around it."""
     if text is None:
         return None
     for string in stop:

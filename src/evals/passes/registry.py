@@ -33,6 +33,7 @@ class Settings:
         max_new_tokens: where the data do not say.
         gradient_modules: see :func:`unlora.evals.passes.gradient_norm`.
         classifier, label: see :func:`unlora.evals.passes.fluency_prob`.
+        samples, temperature, top_p, sample_seed: see :mod:`unlora.evals.passes.sampled`.
     """
 
     max_new_tokens: int = 200
@@ -41,6 +42,10 @@ class Settings:
     gradient_modules: str | Sequence[str] = "all-linear"
     classifier: str | None = None
     label: str | None = None
+    samples: int = 32
+    temperature: float = 1.0
+    top_p: float = 1.0
+    sample_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -172,8 +177,8 @@ def split(results: Iterable[Item], parts: Sequence[Sequence[Any]]) -> list[list[
     return [[next(remaining) for _ in part] for part in parts]
 
 
-def text_array(texts: Sequence[str | None]) -> np.ndarray:
-    """Texts as an array of bytes."""
+def text_array(texts: Sequence[Any]) -> np.ndarray:
+    """Texts, or lists of them, as an array of bytes."""
     return np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)
 
 

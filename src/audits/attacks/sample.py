@@ -1,0 +1,109 @@
+"""Ask many times. Leak@k: arXiv:2511.04934."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Annotated, Any
+
+import numpy as np
+from annotated_types import Gt, Le
+
+from unlora.audits.attack import Scores, attack
+from unlora.errors import InputError
+from unlora.evals.metrics.rouge import rouge_rows, words
+from unlora.evals.records import Generated, Sampled, Samples
+from unlora.registry import AtLeastOne, Index, Positive, UpToOne
+
+# at the ends of what tells one answer from another
+STOP_WORDS = frozenset(
+    "a an and are as at be by for from had has have he her his in is it its of on or she that the "
+    "their they this to was were which who with".split()
+)
+
+
+def check_sizes(settings: Mapping[str, Any]) -> None:
+    """Raises InputError unless there are as many samples as leak@k looks at."""
+    if wrong := [k for k in settings["k"] if not 1 <= k <= settings["samples"]]:
+        raise InputError(
+            f"k of attack sample holds {wrong[0]}; it must be from 1 to samples, which is "
+            f"{settings['samples']}."
+        )
+
+
+@attack("sample", check=check_sizes)
+def sample(
+    answers: Sampled,
+    *,
+    samples: AtLeastOne = 32,
+    temperature: Positive = 1.0,
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0,
+    seed: Index = 0,
+    k: tuple[int, ...] = (1, 16),
+    rouge: UpToOne = 0.5,
+) -> Mapping[str, Scores]:
+    """Probability that one of k drawn texts holds the answer, by two rules.
+
+    A text whose logits were not finite does not. ``rouge`` says nothing of a row whose answer has
+    no word, and ``span`` nothing of one whose answer has no word but those of the question.
+
+    Args:
+        samples, temperature, top_p, seed: how texts are drawn, see
+            :class:`unlora.evals.passes.registry.Settings`.
+        rouge: a text holds an answer if this share of its words is there, in this order; for
+            ``span`` if the longest run of its words that are not in the question is there.
+    """
+    counts = {
+        "rouge": rouge_counts(answers, rouge),
+        "span": np.array([span_count(one) for one in answers]),
+    }
+    drawn = np.array([len(one.texts) for one in answers])
+    return {
+        f"{rule}@{size}": leak_at(size, drawn, found)
+        for rule, found in counts.items()
+        for size in k
+    }
+
+
+def leak_at(k: int, drawn: Scores, leaks: Scores) -> Scores:
+    """1 - C(n - c, k) / C(n, k) of n texts of which c leak; NaN where c is NaN."""
+    steps = np.arange(k)[:, None]
+    kept = np.clip((drawn - leaks - steps) / (drawn - steps), 0, None).prod(0)
+    return 1 - kept
+
+
+def rouge_counts(answers: Sequence[Samples], least: float) -> Scores:
+    """How many texts of each row have this ROUGE-L recall."""
+    texts = [Generated(a.question, a.reference, text) for a in answers for text in a.texts]
+    recalls = iter([row["rougeL_recall"] for row in rouge_rows(texts)])
+    counts = []
+    for answer in answers:
+        own = [next(recalls) for _ in answer.texts]
+        has_words = bool(words(answer.reference))
+        counts.append(sum(recall >= least for recall in own) if has_words else np.nan)
+    return np.array(counts, dtype=float)
+
+
+def span_count(answer: Samples) -> float:
+    """How many texts hold the span that tells the answer; NaN where it has none."""
+    span = distinguishing_span(answer.question, answer.reference)
+    if not span:
+        return float("nan")
+    return float(sum(_holds(text, span) for text in answer.texts if text is not None))
+
+
+def distinguishing_span(question: str, reference: str) -> list[str]:
+    """The longest run of words that are not in the question, the first of several.
+
+    Without stop words at its ends.
+    """
+    known = set(words(question))
+    runs = groupby(words(reference), key=lambda word: word not in known)
+    return max((_trimmed(list(run)) for is_new, run in runs if is_new), key=len, default=[])
+
+
+def _trimmed(run: list[str]) -> list[str]:
+    kept = [n for n, word in enumerate(run) if word not in STOP_WORDS]
+    return run[kept[0] : kept[-1] + 1] if kept else []
+
+
+def _holds(text: str, span: Sequence[str]) -> bool:
+    return f" {' '.join(span)} " in f" {' '.join(words(text))} "
