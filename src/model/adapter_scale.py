@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 
 from unlora.errors import GuardError, InputError
 from unlora.model.adapter import (
@@ -63,13 +64,7 @@ def scaled(model: PeftModel, adapter: str, scale: float) -> Iterator[None]:
     Raises:
         ValueError: no layer has this adapter, it is merged, or it is DoRA, which is not linear.
     """
-    layers = [layer for layer in lora_layers(model.modules()) if adapter in layer.scaling]
-    merged = any(adapter in layer.merged_adapters for layer in layers)
-    if not layers or merged or model.peft_config[adapter].use_dora:
-        raise ValueError(
-            f"the adapter {adapter!r} cannot be scaled: it must be plain LoRA, unmerged, and one "
-            f"of {[*model.peft_config]}"
-        )
+    layers = _scalable_layers(model, adapter)
     trained = [layer.scaling[adapter] for layer in layers]
     try:
         for layer, scaling in zip(layers, trained, strict=True):
@@ -78,6 +73,27 @@ def scaled(model: PeftModel, adapter: str, scale: float) -> Iterator[None]:
     finally:
         for layer, scaling in zip(layers, trained, strict=True):
             layer.scaling[adapter] = scaling
+
+
+def scale_adapter(model: PeftModel, adapter: str, scale: float) -> None:
+    """Multiply what an adapter adds to the model, for as long as the model is in memory.
+
+    Raises:
+        ValueError: as of :func:`scaled`.
+    """
+    for layer in _scalable_layers(model, adapter):
+        layer.scaling[adapter] *= scale
+
+
+def _scalable_layers(model: PeftModel, adapter: str) -> list[LoraLayer]:
+    layers = [layer for layer in lora_layers(model.modules()) if adapter in layer.scaling]
+    merged = any(adapter in layer.merged_adapters for layer in layers)
+    if not layers or merged or model.peft_config[adapter].use_dora:
+        raise ValueError(
+            f"the adapter {adapter!r} cannot be scaled: it must be plain LoRA, unmerged, and one "
+            f"of {[*model.peft_config]}"
+        )
+    return layers
 
 
 def why_not_scalable(folder: Path) -> str | None:

@@ -25,6 +25,7 @@ from unlora.config.audit import PARTS, AuditConfig
 from unlora.data.cache import cache_folder
 from unlora.errors import InputError
 from unlora.evals.passes.registry import Settings
+from unlora.evals.progress import without_library_bars
 from unlora.evals.records import Scored
 from unlora.evals.result_cache import ResultCache
 from unlora.recipes.audited_run import AuditedRun, find_run
@@ -52,7 +53,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
     attacks, thresholds = attacks_of(config), thresholds_of(config)
     found = find_run(config)
     folder = Path(config.output_dir or found.folder / FOLDER)
-    with alone(folder, "audit"), full_disk_in_words(folder):
+    with alone(folder, "audit"), full_disk_in_words(folder), without_library_bars():
         record = Run(str(folder), config.model_dump(), kind="audit")
         content = audited(config, found, attacks, thresholds)
         record.begin(fresh=False)
@@ -149,9 +150,14 @@ def _compared(
                 bar.update(3)
                 continue
             counts = not attack.of_adapters or config.delivered == "adapter"
-            forms = runner.compare(
-                name, attack, settings, found.models, counts=counts, done=lambda _: bar.update(1)
-            )
+            try:
+                forms = runner.compare(
+                    name, attack, settings, found.models,
+                    counts=counts, done=lambda _: bar.update(1),
+                )  # fmt: skip
+            except InputError as error:  # the models could be asked plainly, so it is the attack's
+                left_out[name] = str(error)
+                continue
             if not forms:
                 left_out[name] = "it has nothing to ask of these rows"
             comparisons += forms

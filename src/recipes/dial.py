@@ -21,6 +21,7 @@ from unlora.audits.runner import AttackRunner
 from unlora.config.audit import AuditConfig
 from unlora.errors import InputError
 from unlora.evals.eval_model import LazyModel
+from unlora.evals.progress import without_library_bars
 from unlora.model.adapter_scale import scaled, why_not_scalable, write_scaled
 from unlora.recipes.audit import attacks_of, audited, probability, runner_for, thresholds_of
 from unlora.recipes.audited_run import AuditedRun, find_run
@@ -132,7 +133,7 @@ def run(config: AuditConfig, to: str = "audit", output: str | None = None) -> Pa
     if why := why_not_scalable(found.folder):
         raise InputError(why)
     before = time.process_time()
-    with alone(found.folder / FOLDER, "audit"):
+    with alone(found.folder / FOLDER, "audit"), without_library_bars():
         dial = Dial(config, found)
         for scale in SCALES:
             dial.point(scale)
