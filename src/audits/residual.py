@@ -4,7 +4,8 @@
 
 over the forget rows i, all three under the same attack a: 0 as if never seen, 1 as before, below 0
 beyond the retain model. HELD is the largest residual over the attacks. Its interval is a bootstrap
-over rows in which the largest is taken anew in each draw, so that it pays for the choice.
+over rows in which the largest is taken anew in each draw, so that it pays for the choice. An attack
+that says too little has no part in it (:attr:`Residual.left_out`).
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from unlora.audits.attack import Scores
 
 DRAWS = 2000
 LEVEL = (2.5, 97.5)  # percentiles of a 95 % interval
+WIDEST = 0.4  # an interval this wide cannot tell a fifth of what the target knew from nothing
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,10 @@ class Residual:
 
     Attributes:
         interval: 95 %; None for fewer than two rows.
-        tells: whether target and retain model differ beyond their interval: an attack that teaches
-            both, or reaches neither, says nothing of the unlearned one.
+        left_out: why it says nothing of the unlearned model, where that is so: under an attack that
+            teaches both, or reaches neither, target and retain model do not differ beyond their
+            interval; or its own interval is wider than :data:`WIDEST`, and does not lie above half
+            of that.
         means: mean score of unlearned model, target and retain model.
     """
 
@@ -57,10 +61,15 @@ class Residual:
     attack: str
     value: float
     interval: tuple[float, float] | None
-    tells: bool
+    left_out: str | None
     counts: bool
     rows: int
     means: tuple[float, float, float]
+
+    @property
+    def tells(self) -> bool:
+        """Whether it says something of the unlearned model."""
+        return self.left_out is None
 
 
 @dataclass(frozen=True)
@@ -90,18 +99,20 @@ def residual(of: Comparison, draws: Float[np.ndarray, "draws rows"]) -> Residual
     rows = int(scored.sum())
     if not rows:
         nothing = (float("nan"),) * 3
-        return Residual(of.name, of.attack, float("nan"), None, False, of.counts, 0, nothing)
+        nan, why = float("nan"), "no row has a score"
+        return Residual(of.name, of.attack, nan, None, why, of.counts, 0, nothing)
     unlearned, target, retain = (s[scored] for s in (of.unlearned, of.target, of.retain))
     value = _ratio(float((unlearned - retain).sum()), float((target - retain).sum()))
-    interval, tells = None, False
-    if rows > 1:
-        tells = bool(np.percentile(_weighted(of, of.target, draws), LEVEL[0]) > 0)
-        drawn = _drawn(of, draws)
-        if np.isfinite(drawn).any():
-            low, high = np.nanpercentile(drawn, LEVEL)
-            interval = float(low), float(high)
     means = (float(unlearned.mean()), float(target.mean()), float(retain.mean()))
-    return Residual(of.name, of.attack, value, interval, tells, of.counts, rows, means)
+    interval, left_out = None, "target and retain model do not differ under it"
+    drawn = _drawn(of, draws)
+    if rows > 1 and np.isfinite(drawn).any():
+        low, high = map(float, np.nanpercentile(drawn, LEVEL))
+        interval = low, high
+        if np.percentile(_weighted(of, of.target, draws), LEVEL[0]) > 0:
+            vague = high - low > WIDEST and low <= WIDEST / 2
+            left_out = f"its interval is wider than {WIDEST:g}" if vague else ""
+    return Residual(of.name, of.attack, value, interval, left_out or None, of.counts, rows, means)
 
 
 def held(comparisons: Sequence[Comparison], draws: Float[np.ndarray, "draws rows"]) -> Held | None:

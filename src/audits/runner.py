@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -92,14 +93,15 @@ class AttackRunner:
             found.append(dict(self.scores(asked, given, model)))
             release()
             done(model)
-        unlearned, *others = found
+        unlearned, target, retain = found
         return [
             Comparison(
                 f"{name}: {form}" if form else name,
                 name,
                 scores,
-                *(other.get(form, other.get("", scores)) for other in others),
-                counts=counts,
+                target.get(form, target.get("", scores)),
+                retain.get(form, retain.get("", scores)),
+                counts,
             )
             for form, scores in unlearned.items()
         ]
@@ -198,7 +200,7 @@ class AttackRunner:
 
         for step in plan.steps:
             parts = (attack.name, attack.version, replace(plan, steps=()), content, step)
-            lazy = model.changed(lambda step=step: trained(step), *map(str, parts))
+            lazy = model.changed(partial(trained, step), *map(str, parts))
             scores = self._logps(lazy)
             if plan.data == "forget":
                 scores[list(plan.rows)] = np.nan

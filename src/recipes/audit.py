@@ -65,10 +65,9 @@ def run(config: AuditConfig) -> dict[str, Any]:
 
 def runner_for(config: AuditConfig, found: AuditedRun) -> AttackRunner:
     """Asks the models of a run, as the config limits it."""
-    limits = {"batch_size": config.batch_size, "tokens": config.token_budget}
     cache = ResultCache(cache_folder() / "answers" if config.cache else None)
-    settings = Settings(**{key: value for key, value in limits.items() if value})
-    return AttackRunner(found.data, found.target, cache, settings)
+    limits = Settings(batch_size=config.batch_size, tokens=config.token_budget)
+    return AttackRunner(found.data, found.target, cache, limits)
 
 
 def attacks_of(config: AuditConfig) -> Attacks:
@@ -267,8 +266,8 @@ def as_text(content: Mapping[str, Any]) -> str:
         value, bounds = one["residual"], one["interval95"]
         interval = "[{:.2f}, {:.2f}]".format(*bounds) if bounds else ""
         note = "" if one["counts"] else "only where the adapter is delivered"
-        if not one["tells"]:
-            note = "tells target and retain model not apart: left out"
+        if one["left_out"]:
+            note = f"left out: {one['left_out']}"
         lines.append(show(one["name"], f"{value:.2f}", interval, note).rstrip())
     lines += [f"{name}: not run: {why}" for name, why in content["not_run"].items()]
     limits = ", ".join(f"{key} {value:g}" for key, value in content["thresholds"].items())

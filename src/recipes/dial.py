@@ -47,8 +47,11 @@ class Dial:
         if scale not in self.points:
             logger.info("scale %.2f", scale)
             data, (forget, *others) = self.found.data, self._answers(scale)
-            scores = [np.array([-one.loss for one in forget]), *self.compared]
-            plain = residual(Comparison("plain", "plain", *scores), draws_of(len(data.forget)))
+            target, retain = self.compared
+            scores = np.array([-one.loss for one in forget])
+            plain = residual(
+                Comparison("plain", "plain", scores, target, retain), draws_of(len(data.forget))
+            )
             found = (None if records is None else probability(records) for records in others)
             self.points[scale] = Point(scale, plain.value, *found)
         return self.points[scale]
@@ -135,8 +138,8 @@ def run(config: AuditConfig, to: str = "audit", output: str | None = None) -> Pa
     before = time.process_time()
     with alone(found.folder / FOLDER, "audit"), without_library_bars():
         dial = Dial(config, found)
-        for scale in SCALES:
-            dial.point(scale)
+        for tried in SCALES:
+            dial.point(tried)
         scale = _scale(dial, to, share)
         verdict = dial.audit(scale)["verdict"] if scale is not None and to == "audit" else None
         if verdict and verdict["name"] != "held":

@@ -68,8 +68,17 @@ def test_an_attack_under_which_target_and_retain_model_are_alike_is_left_out():
     assert held([taught], draws) is None
 
 
+def test_an_attack_that_cannot_tell_a_fifth_from_nothing_is_left_out_unless_it_shows_more():
+    vague, clear = rows(20, 0.1, noise=1.5), rows(20, 1.0, noise=1.0)
+    draws = draws_of(20)
+    assert "wider" in residual(vague, draws).left_out
+    low, high = residual(clear, draws).interval
+    assert high - low > 0.4 and low > 0.2
+    assert residual(clear, draws).tells
+
+
 def test_held_is_the_largest_and_its_interval_pays_for_the_choice():
-    forms = [rows(60, 0.1, noise=1.5) for _ in range(20)]
+    forms = [rows(60, 0.1, noise=0.9) for _ in range(20)]
     draws = draws_of(60)
     values = [residual(one, draws) for one in forms]
     largest = held(forms, draws)

@@ -12,7 +12,9 @@ NAN = float("nan")
 
 def plain(value, low=None, high=None, *, tells=True, rows=60):
     bounds = (value - 0.05 if low is None else low, value + 0.05 if high is None else high)
-    return Residual("plain", "plain", value, bounds, tells, True, rows, (NAN,) * 3)
+    return Residual(
+        "plain", "plain", value, bounds, None if tells else "alike", True, rows, (NAN,) * 3
+    )
 
 
 def held(value, high):
