@@ -134,9 +134,9 @@ def test_some_forget_rows_are_drawn_and_the_others_left_to_be_scored():
 
 
 def test_retain_rows_are_drawn_up_to_the_most():
-    plans = relearn(TrainingData(forget=3, retain=100), on="retain", learning_rates=(1e-4,))
+    plans = relearn(TrainingData(forget=3, retain=100), trains_on="retain", learning_rates=(1e-4,))
     assert len(plans) == 1 and plans[0].data == "retain" and len(set(plans[0].rows)) == 64
-    assert relearn(TrainingData(3, 9), on="retain")[0].rows == tuple(range(9))
+    assert relearn(TrainingData(3, 9), trains_on="retain")[0].rows == tuple(range(9))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_retain_rows_are_drawn_up_to_the_most():
         (TrainingData(15, 0), {}, "train on 8 of 15 forget rows and score the others, which must"),
         (TrainingData(100, 0), {"share": 0.6}, "train on 60 of 100 forget rows"),
         (TrainingData(8, 0), {}, "train on 8 of 8"),
-        (TrainingData(100, 0), {"on": "retain"}, "no retain rows"),
+        (TrainingData(100, 0), {"trains_on": "retain"}, "no retain rows"),
     ],
 )
 def test_too_few_rows_are_refused(data, settings, wrong):
@@ -156,7 +156,10 @@ def test_too_few_rows_are_refused(data, settings, wrong):
 @pytest.mark.parametrize(
     "given, wrong",
     [
-        ({"on": "holdout"}, "Unknown on of attack relearn 'holdout'. .*Known: forget, retain"),
+        (
+            {"trains_on": "holdout"},
+            "Unknown trains_on of attack relearn 'holdout'. .*Known: forget, retain",
+        ),
         ({"share": 1.5}, "share of attack relearn is 1.5; it must be 0 or more and 1 or less"),
         ({"steps": [20, 5]}, r"steps of attack relearn is \[20, 5\]; they must rise"),
         ({"steps": []}, "they must rise"),

@@ -25,7 +25,7 @@ def check_rates_and_steps(settings: Mapping[str, Any]) -> None:
 def relearn(
     data: TrainingData,
     *,
-    on: Literal["forget", "retain"] = "forget",
+    trains_on: Literal["forget", "retain"] = "forget",
     share: UpToOne = 0.1,
     least: AtLeastOne = 8,
     most: AtLeastOne = 64,
@@ -40,6 +40,7 @@ def relearn(
     What the attack itself teaches is no credit to it: rows that were trained on are not scored.
 
     Args:
+        trains_on: which rows; a key ``on`` would be read as true by YAML.
         share, least, most: of the forget rows, those that are trained on; of the retain rows
             ``most``, or all where there are fewer.
         steps: of the optimiser, after which the forget rows are scored.
@@ -47,7 +48,7 @@ def relearn(
     Raises:
         InputError: fewer forget rows would be scored than trained on, or there are no retain rows.
     """
-    if on == "forget":
+    if trains_on == "forget":
         total = data.forget
         count = min(max(int(round(share * total, 6)), least), most)
         if total - count < count:
@@ -63,6 +64,6 @@ def relearn(
     drawn = np.random.default_rng(seed).choice(total, count, replace=False)
     rows = tuple(sorted(drawn.tolist()))
     return [
-        ShortTraining(on, rows, rate, tuple(steps), rank, batch_size, seed)
+        ShortTraining(trains_on, rows, rate, tuple(steps), rank, batch_size, seed)
         for rate in learning_rates
     ]
