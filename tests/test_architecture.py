@@ -25,10 +25,11 @@ MAY_IMPORT = {
     "model": BASICS | {"config", "data", "forward", "runs"},
     "trainer": BASICS | {"config", "data", "forward", "model", "objectives", "runs"},
     "evals": BASICS | {"data", "forward", "model", "results", "runs"},
+    "audits": BASICS | {"data", "evals", "forward", "model", "results", "runs"},
     "report": BASICS | {"results", "runs"},
     "cli": BASICS | {"config", "data", "model", "report", "runs", "trainer"},
     "recipes": BASICS
-    | {"config", "data", "evals", "model", "report", "results", "runs", "trainer"},
+    | {"audits", "config", "data", "evals", "model", "report", "results", "runs", "trainer"},
     "studies": BASICS
     | {
         "cli",

@@ -40,6 +40,7 @@ def relearn(
     What the attack itself teaches is no credit to it: rows that were trained on are not scored.
 
     Args:
+        trains_on: which rows; a key ``on`` would be read as true by YAML.
         share, least, most: of the forget rows, those that are trained on; of the retain rows
             ``most``, or all where there are fewer.
         steps: of the optimiser, after which the forget rows are scored.

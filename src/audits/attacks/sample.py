@@ -1,5 +1,6 @@
 """Ask many times. Leak@k: arXiv:2511.04934."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Annotated, Any
@@ -72,14 +73,13 @@ def leak_at(k: int, drawn: Scores, leaks: Scores) -> Scores:
 
 def rouge_counts(answers: Sequence[Samples], least: float) -> Scores:
     """How many texts of each row have this ROUGE-L recall."""
-    texts = [Generated(a.question, a.reference, text) for a in answers for text in a.texts]
+    drawn = [Counter(text for text in answer.texts if text is not None) for answer in answers]
+    pairs = zip(answers, drawn, strict=True)
+    texts = [Generated(a.question, a.reference, text) for a, times in pairs for text in times]
     recalls = iter([row["rougeL_recall"] for row in rouge_rows(texts)])
-    counts = []
-    for answer in answers:
-        own = [next(recalls) for _ in answer.texts]
-        has_words = bool(words(answer.reference))
-        counts.append(sum(recall >= least for recall in own) if has_words else np.nan)
-    return np.array(counts, dtype=float)
+    counts = [sum(n for n in times.values() if next(recalls) >= least) for times in drawn]
+    has_words = [bool(words(answer.reference)) for answer in answers]
+    return np.where(has_words, counts, np.nan)
 
 
 def span_count(answer: Samples) -> float:
