@@ -6,16 +6,17 @@ unlora dial saves/unlearn/NAME --to audit
 import dataclasses
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unlora.audits.dial import SCALES, Point, largest_scale, least_scale, rounded
+from unlora.audits.dial import LARGEST, SCALES, Point, largest_scale, least_scale, rounded
 from unlora.audits.residual import Comparison, draws_of, residual
 from unlora.audits.runner import AttackRunner
 from unlora.config.audit import AuditConfig
@@ -29,6 +30,7 @@ from unlora.results.audit_log import FOLDER
 from unlora.runs.run import alone, write_json
 
 FILE = "DIAL.json"
+STEP = 0.02  # a scale is searched no finer
 logger = logging.getLogger("unlora.recipes.dial")
 
 
@@ -40,7 +42,7 @@ class Dial:
         self.runner: AttackRunner = runner_for(config, found)
         self.attacks, self.thresholds = attacks_of(config), thresholds_of(config)
         self.points: dict[float, Point] = {}
-        self.audits: dict[float, Mapping[str, Any]] = {}
+        self.audits: dict[tuple[float, frozenset[str]], Mapping[str, Any]] = {}
 
     def point(self, scale: float) -> Point:
         """What the model says at a scale, asked plainly."""
@@ -85,27 +87,74 @@ class Dial:
             for m in models
         ]
 
-    def audit(self, scale: float) -> Mapping[str, Any]:
-        """The audit of the model at a scale."""
-        if scale not in self.audits:
-            logger.info("audit at scale %.2f", scale)
+    def audit(self, scale: float, only: frozenset[str] = frozenset()) -> Mapping[str, Any]:
+        """The audit of the model at a scale, with all attacks or with these."""
+        if (scale, only) not in self.audits:
+            logger.info("audit at scale %.2f: %s", scale, ", ".join(sorted(only)) or "all attacks")
             at = dataclasses.replace(self.found, unlearned=self.found.unlearned.at(scale))
-            self.audits[scale] = audited(self.config, at, self.attacks, self.thresholds)
-        return self.audits[scale]
+            attacks = {n: self.attacks[n] for n in self.attacks if not only or n in only}
+            self.audits[scale, only] = audited(self.config, at, attacks, self.thresholds)
+        return self.audits[scale, only]
 
-    def forgets_plainly(self, scale: float) -> bool:
-        """Whether it knows no more than the retain model."""
-        return self.point(scale).residual <= 0
+    def search(self, to: str) -> tuple[float | None, Mapping[str, Any] | None]:
+        """The scale that does what is asked for, and its verdict where that was asked for."""
+        share = utility_of(to)
+        if share is not None:
+            found = largest_scale(self.keeps(share))
+            return (None if found is None else math.floor(found * 100 + 1e-9) / 100), None
+        if to == "plain":
+            found = least_scale(lambda scale: self.point(scale).residual <= 0)
+            return (None if found is None else rounded(found)), None
+        scale = self._least_held()
+        if scale is None:
+            return None, None
+        verdict = self.audit(scale)["verdict"]
+        return (scale if verdict["name"] == "held" else None), verdict
 
-    def holds(self, scale: float) -> bool:
-        """Whether no attack brings more back than a verdict of *held* allows."""
-        held = self.audit(scale)["held"]
-        plain = self.audit(scale)["attacks"][0]["residual"]
-        return bool(
-            held
-            and held["interval95"][1] <= self.thresholds.hidden
-            and plain <= self.thresholds.known
-        )
+    def _least_held(self) -> float | None:
+        """The least scale at which no attack brings more back than *held* allows.
+
+        What brings most back as trained is tried alone, as a whole audit takes long; a whole one
+        at the scale that is found says whether another attack has become worse.
+        """
+        known = self.thresholds.known
+        low = least_scale(lambda scale: self.point(scale).residual <= known)
+        tried = {"plain"}
+        scale: float | None = 1.0
+        while low is not None and scale is not None:
+            worst = _worst(self.audit(scale))
+            if self.holds(scale) and tried > {"plain"} or worst is None:
+                return scale
+            if worst in tried and not self.holds(scale):
+                low = scale  # as fine as the search is, it was not enough
+            tried.add(worst)
+            at = partial(self.holds, only=frozenset(tried))
+            found = least_scale(at, low=max(low - STEP, 0.0), steps=4)
+            if found is not None and scale == rounded(found):
+                found = min(found + STEP, LARGEST) if scale < LARGEST else None
+            scale = None if found is None else rounded(found)
+        return None
+
+    def holds(self, scale: float, only: frozenset[str] = frozenset()) -> bool:
+        """Whether no attack, or none of these, brings more back than *held* allows."""
+        audit = self.audit(scale, only)
+        held, plain = audit["held"], audit["attacks"][0]["residual"]
+        if held is None:
+            return False
+        limits = self.thresholds
+        return bool(held["interval95"][1] <= limits.hidden and plain <= limits.known)
+
+    def tried(self) -> dict[str, Any]:
+        """Every scale that was asked about, for the record."""
+        audits = [
+            {"scale": scale, "attacks": sorted(only) or "all", "held": audit["held"],
+             "verdict": audit["verdict"]}
+            for (scale, only), audit in sorted(self.audits.items(), key=lambda item: item[0][0])
+        ]  # fmt: skip
+        return {
+            "curve": [dataclasses.asdict(self.points[scale]) for scale in sorted(self.points)],
+            "audits": audits,
+        }
 
     def keeps(self, share: float) -> Callable[[float], bool]:
         """Whether the retain answers keep a share of their probability under the target."""
@@ -116,7 +165,9 @@ class Dial:
         return lambda scale: (self.point(scale).retain or 0.0) >= share * before
 
 
-def run(config: AuditConfig, to: str = "audit", output: str | None = None) -> Path | None:
+def run(
+    config: AuditConfig, to: str = "audit", output: str | None = None, *, always: bool = False
+) -> Path | None:
     """Find the scale, and write the model at that scale as a run folder of its own.
 
     Args:
@@ -124,6 +175,7 @@ def run(config: AuditConfig, to: str = "audit", output: str | None = None) -> Pa
             model where it is asked plainly), or ``utility=SHARE`` (the largest that keeps this
             share of the retain answers' probability).
         output: the new folder; ``RUN-dial-0.78`` if not given.
+        always: write something: where no scale does it, that of ``plain``, or as trained.
 
     Returns:
         The new folder; None where no scale does it.
@@ -131,8 +183,10 @@ def run(config: AuditConfig, to: str = "audit", output: str | None = None) -> Pa
     Raises:
         InputError: the run cannot be scaled exactly, or something that was given is wrong.
     """
-    share = utility_of(to)
+    utility_of(to)
     found = find_run(config)
+    if found.config.get("mode") != "unlearn":
+        raise InputError(f"{config.run!r} was not made to forget, so there is nothing to dial.")
     if why := why_not_scalable(found.folder):
         raise InputError(why)
     before = time.process_time()
@@ -140,26 +194,21 @@ def run(config: AuditConfig, to: str = "audit", output: str | None = None) -> Pa
         dial = Dial(config, found)
         for tried in SCALES:
             dial.point(tried)
-        scale = _scale(dial, to, share)
-        verdict = dial.audit(scale)["verdict"] if scale is not None and to == "audit" else None
-        if verdict and verdict["name"] != "held":
-            scale = None
+        scale, verdict = dial.search(to)
+        reached = scale is not None
+        if always and scale is None:
+            scale, _ = dial.search("plain")
+            scale = 1.0 if scale is None else scale
         written = None if scale is None else _write(found, scale, output)
         content = {
-            "to": to,
-            "scale": scale,
-            "verdict": verdict,
-            "run": None if written is None else str(written),
-            "curve": [dataclasses.asdict(dial.points[s]) for s in sorted(dial.points)],
-            "audits": [
-                {"scale": s, "held": audit["held"], "verdict": audit["verdict"]}
-                for s, audit in sorted(dial.audits.items())
-            ],
+            "to": to, "reached": reached, "scale": scale, "verdict": verdict,
+            "run": None if written is None else str(written), **dial.tried(),
             "cpu_seconds": round(time.process_time() - before, 1),
-        }
+        }  # fmt: skip
         (found.folder / FOLDER).mkdir(exist_ok=True)
         write_json(found.folder / FOLDER / FILE, content)
-    print(json.dumps(content) if config.output == "json" else as_text(content))
+    if config.output != "quiet":
+        print(json.dumps(content) if config.output == "json" else as_text(content))
     return written
 
 
@@ -184,22 +233,11 @@ def utility_of(to: str) -> float | None:
     return number
 
 
-def _scale(dial: Dial, to: str, share: float | None) -> float | None:
-    if share is not None:
-        found = largest_scale(dial.keeps(share))
-        return None if found is None else float(np.floor(found * 100 + 1e-9) / 100)
-    if to == "plain":
-        found = least_scale(dial.forgets_plainly)
-        return None if found is None else rounded(found)
-    # an audit costs more: what fails where it is asked plainly needs none
-    low = least_scale(lambda scale: dial.point(scale).residual <= dial.thresholds.known)
-    if low is None or not dial.holds(SCALES[-1]):
-        return None
-    found = least_scale(dial.holds, low=max(low - 0.02, 0.0), steps=4)
-    if found is None:
-        return None
-    scale = rounded(found)
-    return scale if dial.holds(scale) else found
+def _worst(audit: Mapping[str, Any]) -> str | None:
+    """The attack whose upper bound is the highest."""
+    forms = [one for one in audit["attacks"] if one["counts"] and not one["left_out"]]
+    highest = max(forms, key=lambda one: one["interval95"][1], default=None)
+    return None if highest is None else str(highest["attack"])
 
 
 def _write(found: AuditedRun, scale: float, output: str | None) -> Path:
@@ -239,5 +277,7 @@ def _audited_lines(audits: Sequence[Mapping[str, Any]]) -> list[str]:
         bounds = "" if not held else " {:.2f} [{:.2f}, {:.2f}]".format(
             held["value"], *held["interval95"]
         )  # fmt: skip
-        lines.append(f"audit at {one['scale']:.2f}: HELD{bounds}: {one['verdict']['name']}")
+        which = one["attacks"] if one["attacks"] == "all" else ", ".join(one["attacks"])
+        verdict = one["verdict"]["name"]
+        lines.append(f"audit at {one['scale']:.2f} ({which}): HELD{bounds}: {verdict}")
     return lines

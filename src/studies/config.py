@@ -73,6 +73,19 @@ def _seeds(value: Any) -> Any:
     return value
 
 
+def _some_seeds(value: Any) -> Any:
+    return None if value is None else _seeds(value)
+
+
+def _dial(value: Any) -> Any:
+    if value is None or value in ("audit", "plain"):
+        return value
+    match = re.fullmatch(r"utility=(\d*\.?\d+)", str(value))
+    if not match or not 0 < float(match[1]) <= 1:
+        raise ValueError("it must be audit, plain, utility=SHARE (up to 1), or null.")
+    return value
+
+
 def _range(value: Any) -> Any:
     """Choices, or the bounds of a number."""
     if isinstance(value, list) and value:
@@ -140,6 +153,9 @@ class Study(Section):
     unlearn: Annotated[Any, AfterValidator(_overrides)]
     methods: Annotated[Any, AfterValidator(_methods)]
     search: SearchKeys
+    audit: str | None = None
+    audit_seeds: Annotated[Any, AfterValidator(_some_seeds)] = None
+    dial: Annotated[Any, AfterValidator(_dial)] = None
     # named once, used in several of the lists
     model: OwnModel | None = None
     data: OwnFiles | None = None
@@ -170,6 +186,17 @@ def read(cfg: Mapping[str, Any]) -> Study:
         for word in (words if isinstance(words, list) else ())
         if without_setting(word) != word
     ]
+    if study.dial is not None and study.audit is None:
+        wrong.append("dial is set, but audit is not. Give audit=default, or audit=none.")
+    if missing := [seed for seed in study.audit_seeds or () if seed not in study.seeds]:
+        wrong.append(f"audit_seeds has {missing[0]}, which is none of seeds.")
+    if study.dial is not None:
+        wrong += [
+            f"A method cannot be called {name!r} where dial is set: that of {name[:-8]!r} is "
+            "called so."
+            for name in study.methods
+            if name.endswith("-dialled")
+        ]
     used = referred(cfg)
     wrong += [
         f"{key} is set, but no list of this study uses it. Leave it out, or give a study that does:"

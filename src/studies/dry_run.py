@@ -20,7 +20,7 @@ from tqdm import tqdm
 from unlora.config import read as checked
 from unlora.config.schema import Config
 from unlora.errors import GuardError, InputError
-from unlora.studies import fingerprints
+from unlora.studies import audit_stages, fingerprints
 from unlora.studies.config import Study
 from unlora.studies.stage_run import Record, belongs_to, output_to
 from unlora.studies.stages import Stage, variants
@@ -97,8 +97,8 @@ def forecasts(study: Study, stages: Sequence[Stage], folder: Path) -> list[Forec
         if state == FINISHED:
             finished.add(stage.name)
             found.append(Forecast(stage, state))
-        elif stage.kind == "eval":
-            found.append(Forecast(stage, state, seconds=times.of_evaluation()))
+        elif stage.kind != "train":
+            found.append(Forecast(stage, state, seconds=times.of_kind(stage.kind)))
         else:
             found.append(_training(study, stage, state, times, sizes))
     return found
@@ -116,6 +116,9 @@ def check_evaluations(stages: Sequence[Stage]) -> None:
     first = {(one.kind, one.role, one.overrides): one for one in reversed(stages)}
     for stage in reversed(first.values()):
         try:
+            if stage.kind in ("audit", "dial"):
+                audit_stages.config_of(stage)
+                continue
             config = checked(fingerprints.config_of(stage))
             if stage.kind == "eval":
                 check({name: without_references(suite) for name, suite in config.eval.items()})
@@ -223,19 +226,19 @@ class Times:
     def __init__(self, study: Study, folder: Path, stages: Sequence[Stage]):
         self.study = study
         self.steps: dict[str, list[float]] = {}
-        self.evaluations: list[float] = []
+        self.others: dict[str, list[float]] = {}
         for stage in stages:
             known = Record.of(stage, folder).read()
             if known.get("state") != FINISHED:
                 continue
-            if stage.kind == "eval":
-                self.evaluations.append(known["seconds"])
+            if stage.kind != "train":
+                self.others.setdefault(stage.kind, []).append(known["seconds"])
             elif steps := _steps_of(Path(stage.folder)):
                 self.steps.setdefault(stage.config, []).append(known["seconds"] / steps)
 
-    def of_evaluation(self) -> float | None:
-        """Seconds."""
-        return fmean(self.evaluations) if self.evaluations else None
+    def of_kind(self, kind: str) -> float | None:
+        """Seconds of a stage that trains nothing."""
+        return fmean(self.others[kind]) if kind in self.others else None
 
     def of_step(self, stage: Stage) -> float | None:
         """Seconds of one optimiser step of a training like this one."""

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from unlora.cli.compose import composed
 from unlora.config.resolve import plain, shipped
 from unlora.runs.run import files_below
+from unlora.studies import audit_stages
 from unlora.studies.stages import Stage
 
 # of trainer.args: they say what is kept, shown or in memory, not what is learnt
@@ -48,6 +49,7 @@ def sha256(file: Path) -> str:
 
 def config_of(stage: Stage) -> dict[str, Any]:
     """The resolved config that ``train.run`` or ``eval.run`` is given for a stage."""
+    assert stage.kind in ("train", "eval")
     return _training(stage) if stage.kind == "train" else _evaluation(stage)
 
 
@@ -57,6 +59,8 @@ def key(stage: Stage) -> str:
     Raises:
         InputError: a model or data that the stage needs are not there, or are damaged.
     """
+    if stage.kind in ("audit", "dial"):
+        return _of_audit(stage)
     config = config_of(stage)
     parts: list[Any] = [stage.kind, config["model"]["model_args"]["pretrained_model_name_or_path"]]
     parts[1] = model_content(parts[1])
@@ -82,6 +86,16 @@ def key(stage: Stage) -> str:
         parts.append(_asked_as(stage))
     parts += _quantised(config["model"])
     return digest(*parts)
+
+
+def _of_audit(stage: Stage) -> str:
+    config = audit_stages.config_of(stage).model_dump()
+    models = [config.pop(name) for name in ("run", "target", "retain_model")]
+    rows, place = audit_stages.rows_of(stage)
+    suites = [_suite(suite, place) for suite in rows["eval"].values()]
+    content = [None if model is None else model_content(model) for model in models]
+    to = stage.params.get("to")
+    return digest(stage.kind, config, content, suites, _data(rows["data"], place), to)
 
 
 def _training(stage: Stage) -> dict[str, Any]:
@@ -259,6 +273,9 @@ def _log(path: str | None) -> Any:
 
 def outputs(stage: Stage) -> Iterator[Path]:
     """The files of a finished stage that others read."""
+    if stage.kind == "audit":
+        yield from audit_stages.outputs(stage)
+        return
     folder = Path(stage.evals if stage.kind == "eval" else stage.folder)
     patterns = ("*_EVAL.json", "*_SUMMARY.json", "*.safetensors", "lineage.json", "manifest.json")
     for pattern in patterns[:2] if stage.kind == "eval" else patterns[2:]:

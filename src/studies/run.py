@@ -33,12 +33,13 @@ def run(cfg: Any) -> dict[str, Any]:
 
     from unlora.errors import InputError
     from unlora.studies import dry_run, scheduler
+    from unlora.studies.audit_stages import with_audits
     from unlora.studies.launchers import launcher
     from unlora.studies.stages import plan
     from unlora.studies.tuning import budget, search
 
     folder = Path(study.paths.output_dir)
-    stages = plan(study, folder)
+    stages = with_audits(study, plan(study, folder))
     dry_run.check_evaluations(stages)
     if study.dry_run:
         logging.getLogger().setLevel(logging.WARNING)  # the plan is all that is wanted
@@ -50,7 +51,7 @@ def run(cfg: Any) -> dict[str, Any]:
         if study.search["trials"]:
             best, trials = search(study, folder, launch, done)
             study = study.model_copy(update={"methods": {k: list(v) for k, v in best.items()}})
-            stages = plan(study, folder)
+            stages = with_audits(study, plan(study, folder))
         scheduler.run(stages, folder, launch, done)
         results = _written(stages, folder, done, trials, budget(study) if trials else None)
     left = [stage for stage in stages if stage.name not in done.finished]

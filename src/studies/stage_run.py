@@ -21,6 +21,7 @@ from unlora.errors import GuardError, InputError
 from unlora.runs.redaction import guard_logs, safe, traceback_of
 from unlora.runs.run import set_aside, write_json, write_text
 from unlora.runs.safe_loading import read_json
+from unlora.studies import audit_stages
 from unlora.studies import fingerprints as content
 from unlora.studies.stages import Stage
 
@@ -117,6 +118,9 @@ def _run(stage: Stage, key: str) -> None:
 
     guard_logs()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
+    if stage.kind in ("audit", "dial"):
+        audit_stages.run(stage)
+        return
     config = content.config_of(stage)
     if stage.kind == "eval":
         for log in content.outputs(stage):  # of suites that are not asked any more

@@ -14,20 +14,21 @@ Role = Literal["target", "gold", "method"]
 
 @dataclass(frozen=True)
 class Stage:
-    """One training, or one evaluation.
+    """One training, evaluation, audit, or scaling of an adapter.
 
     Attributes:
         run: what the table calls it.
         seed: None for a model that was there already.
         folder: the run folder; of an evaluation of a model that was there already, its own.
         config: the primary config, ``train`` or ``unlearn``.
-        params: of a search: key of the config -> value, over what the overrides say.
+        params: of a search: key of the config -> value, over what the overrides say; of an audit
+            or a dial, what it is told.
         model: that training starts from, or that is evaluated; None: as the config says.
         retain_log, target_log: folders with the logs that figures are compared with.
         needs: names of the stages that must be finished before.
     """
 
-    kind: Literal["train", "eval"]
+    kind: Literal["train", "eval", "audit", "dial"]
     run: str
     role: Role
     seed: int | None
@@ -50,7 +51,7 @@ class Stage:
     def title(self) -> str:
         """For people."""
         seed = "" if self.seed is None else f" (seed {self.seed})"
-        return f"{'train' if self.kind == 'train' else 'evaluate'} {self.run}{seed}"
+        return f"{'evaluate' if self.kind == 'eval' else self.kind} {self.run}{seed}"
 
     @property
     def evals(self) -> str:
@@ -116,7 +117,7 @@ def unlearning(
         retain_log=gold.evals if gold and panels else None,
         needs=(*trained, *((gold.name,) if gold and panels else ())),
     )  # fmt: skip
-    return [train, _evaluation(study, train, gold, target)]
+    return [train, evaluation(study, train, gold, target)]
 
 
 def variants(methods: Mapping[str, Sequence[str] | None]) -> dict[str, tuple[str, ...]]:
@@ -177,7 +178,7 @@ def _model(
         place = folder if own is None else home
         there = Stage("eval", role, role, own, str(place / role), "unlearn", tuple(study.unlearn),
                       model=given)  # fmt: skip
-        return [_evaluation(study, there, gold, None)]
+        return [evaluation(study, there, gold, None)]
     asked = tuple(given)
     panels = _has_panels("train", asked) and gold is not None
     train = Stage(
@@ -185,11 +186,12 @@ def _model(
         retain_log=gold.evals if gold and panels else None,
         needs=(gold.name,) if gold and panels else (),
     )  # fmt: skip
-    return [train, _evaluation(study, train, gold, None)]
+    return [train, evaluation(study, train, gold, None)]
 
 
-def _evaluation(study: Study, of: Stage, gold: Stage | None, target: Stage | None) -> Stage:
-    trained = (of.name,) if of.kind == "train" else ()
+def evaluation(study: Study, of: Stage, gold: Stage | None, target: Stage | None) -> Stage:
+    """The evaluation of what a stage leaves, or of a model that is there already."""
+    trained = (of.name,) if of.kind in ("train", "dial") else ()
     compared = [one for one in (gold, target) if one is not None]
     return Stage(
         "eval", of.run, of.role, of.seed, of.folder, "unlearn", tuple(study.unlearn),
