@@ -60,7 +60,7 @@ faults: .venv/.test  ## real processes that are killed, run at once, or share a 
 	.venv/bin/python -m pytest -q -rs -m faults $(PARALLEL) tests/faults
 
 fuzz: .venv/.test  ## 2,000 odd command lines: each is a config or ends in a message; in about ten minutes
-	UNLORA_EXAMPLES=2000 .venv/bin/python -m pytest -q -n0 --timeout 3600 tests/bad_input/test_fuzz.py
+	UNLORA_EXAMPLES=2000 .venv/bin/python -m pytest -q -n0 -m slow --timeout 3600 tests/bad_input/test_fuzz.py
 
 lint: .venv/.test  ## ruff (format and rules) and mypy
 	.venv/bin/ruff format --check

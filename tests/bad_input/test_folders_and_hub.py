@@ -53,6 +53,7 @@ def fails(number):
     return call
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("command", [UNLEARN, EVAL], ids=["unlearn", "eval"])
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
 def test_a_folder_that_cannot_be_written_is_refused_before_weights_are_read(
@@ -72,6 +73,7 @@ def test_a_file_where_the_run_folder_would_be_is_kept(here, models, capsys, monk
     refused(words, "'notes' cannot be made or written: File exists", capsys, monkeypatch)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_finds_the_disk_full_keeps_the_earlier_log(models, capsys, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", fails(errno.ENOSPC))
     words = [*EVAL, f"model={models / 'root'}", "eval.own.max_new_tokens=1"]
@@ -122,6 +124,7 @@ REPOSITORY = {
 }  # fmt: skip
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("error, expected", REPOSITORY.values(), ids=REPOSITORY)
 def test_a_model_that_cannot_be_fetched_is_one_sentence(capsys, monkeypatch, error, expected):
     def fetch(*_, **__):
@@ -141,6 +144,7 @@ DATA = {
 }  # fmt: skip
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("error, expected", DATA.values(), ids=DATA)
 def test_data_that_cannot_be_fetched_are_one_sentence(models, capsys, monkeypatch, error, expected):
     def fetch(*_, **__):

@@ -31,6 +31,7 @@ RERUN = (
 OTHERS = ("--shell-completion", "--shell", "-sc", "@-sc", "--", "-rm", "-cjob", "--multi")
 
 
+@pytest.mark.default_cases(40)
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.parametrize("flag", (*RERUN, *OTHERS))
 def test_a_flag_that_is_not_known_reaches_no_hydra(flag, name):
@@ -89,6 +90,7 @@ PLACES = {
 }  # fmt: skip
 
 
+@pytest.mark.default_cases(40)
 @pytest.mark.parametrize("place, name", product(PLACES, CALLABLES))
 def test_nothing_is_called_that_a_config_names(place, name):
     [*said] = refused({"hydra": PLACES[place](name), "evil": {"_target_": "os.system"}})
@@ -147,6 +149,7 @@ def test_a_line_of_a_launcher_stays_one_line():
 # --- what is imported ----------------------------------------------------------------------------
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("package", ["antigravity", "this", "os", "unlora", "unlora.configs.x", ""])
 @pytest.mark.parametrize("way", ["searchpath", "config path"])
 def test_no_package_is_imported_for_its_configs(package, way, capsys, tmp_path, monkeypatch):
@@ -211,6 +214,7 @@ def config_with(config, settings, path):
     return config
 
 
+@pytest.mark.default_cases(8)
 @pytest.mark.parametrize("writer, path", product(WRITERS, OUTSIDE))
 def test_hydra_writes_in_the_run_folder_alone(writer, path, composed_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -58,6 +58,7 @@ def asked(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_every_question_is_asked_exactly_once(suite, model, asked, tmp_path):
     summary = suite.evaluate(model, tmp_path)
     assert len(asked) == len(set(asked)) and set(asked) == set(questions(suite.requests))
@@ -105,6 +106,7 @@ def prefixes(tree, rows):
     }
 
 
+@pytest.mark.slow
 def test_only_what_predicts_a_scored_token_meets_the_vocabulary(suite, model, monkeypatch):
     rows = [row for source in suite.sources.values() for some in source.answers for row in some]
     ask = lambda: loglikelihood.score(  # noqa: E731

@@ -87,6 +87,7 @@ def test_more_than_lora_is_refused_by_name(adapter, key):
     one_sentence(adapter, f"has {key}=.*{way}")
 
 
+@pytest.mark.default_cases(40)
 @pytest.mark.parametrize("kind", sorted({kind.value for kind in PeftType} - {"LORA"}))
 def test_other_kinds_of_adapters_are_refused_by_name(adapter, kind):
     edit(adapter, peft_type=kind)
@@ -139,6 +140,7 @@ REFUSED_SETTINGS = {
 }  # fmt: skip
 
 
+@pytest.mark.default_cases(20)
 @pytest.mark.parametrize("name", REFUSED_SETTINGS)
 def test_settings_that_do_not_go_with_the_weights_are_one_sentence(adapter, name):
     changed, expected = REFUSED_SETTINGS[name]
@@ -187,6 +189,7 @@ REFUSED_TENSORS = {
 }  # fmt: skip
 
 
+@pytest.mark.default_cases(8)
 @pytest.mark.parametrize("name", REFUSED_TENSORS)
 def test_tensors_that_fit_nowhere_are_one_sentence(adapter, name):
     change, expected = REFUSED_TENSORS[name]
@@ -213,6 +216,7 @@ READ = {
 }
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("name", READ)
 def test_an_adapter_answers_as_plain_peft_has_it(saved, tmp_path, monkeypatch, name):
     root = str(saved / "root")

@@ -62,6 +62,7 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.default_cases(13)
 @pytest.mark.parametrize("name", REFUSED)
 def test_settings_that_fit_nothing_are_one_sentence(name):
     changed, expected = REFUSED[name]
@@ -83,6 +84,7 @@ FITS = {
 }
 
 
+@pytest.mark.default_cases(5)
 @pytest.mark.parametrize("name", FITS)
 def test_settings_that_fit_are_put_where_they_say(name):
     changed, count = FITS[name]

@@ -143,6 +143,7 @@ def log_of(folder):
 GOLD_LOG = os.path.join("saves", "finetune", "retain90", "evals", "TOFU_EVAL.json")
 
 
+@pytest.mark.slow
 def test_nothing_given_is_not_computed_and_the_log_has_the_command(home):
     summary = evaluation.run(eval_config("task_name=mine"))
     assert "forget_quality" not in summary and "forget_truth_ratio" in summary
@@ -175,6 +176,7 @@ def test_the_command_in_the_advice_makes_the_reference(home):
     assert override == f"retain_logs_path={os.path.normpath(cfg.paths.output_dir)}"
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("experiment", "overrides", "words"),
     [
@@ -213,6 +215,7 @@ def test_a_log_is_taken_from_where_it_is(home, given):
     assert os.path.samefile(path, GOLD_LOG) and not found.pending
 
 
+@pytest.mark.slow
 def test_a_run_without_a_log_is_evaluated_and_keeps_it(home, caplog):
     before = log_of(home / "saves" / "finetune" / "retain90" / "evals")
     given = without_log("retain90")
@@ -246,6 +249,7 @@ def test_a_reference_is_evaluated_once_for_both_keys(home):
     assert config.eval["tofu"]["retain_logs_path"] == given  # the config is not changed
 
 
+@pytest.mark.default_cases(4)
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -332,6 +336,7 @@ def test_auto_prefers_more_rows_then_a_log_then_the_newest(home):
     assert find("retain_logs_path=auto")[1] == GOLD_LOG  # the other saw a row of forget10
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("damage", ["origin", "data", "below", "weights", "kept aside", "unread"])
 def test_auto_passes_over_a_run_that_is_no_gold(home, damage):
     run = home / "saves" / "finetune" / "retain90"
@@ -361,6 +366,7 @@ def test_auto_passes_over_a_run_that_is_no_gold(home, damage):
     assert "auto found no run" in find("retain_logs_path=auto")[1]["advice"]
 
 
+@pytest.mark.slow
 def test_auto_takes_the_model_before_unlearning_as_target(home):
     full = os.path.join("saves", "finetune", "full", "evals", "TOFU_EVAL.json")
     auto = "eval.tofu.target_logs_path=auto"
