@@ -193,6 +193,7 @@ def test_words_that_an_argument_sets_too_are_refused(root):
         unlora.load(root, pretrained_model_name_or_path="x")
 
 
+@pytest.mark.default_cases(4)
 @pytest.mark.parametrize("given, said", WRONG.values(), ids=WRONG)
 def test_wrong_input_is_one_sentence_and_leaves_nothing(root, elsewhere, given, said):
     with pytest.raises(InputError, match=said):

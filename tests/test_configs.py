@@ -98,6 +98,7 @@ def test_every_experiment_is_complete(experiment):
             assert data_set["handler"] in HANDLERS
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("experiment", BENCHMARKS)
 def test_weights_and_tokenizer_belong_together(experiment):
     model = config_of(experiment).model
@@ -108,6 +109,7 @@ def test_weights_and_tokenizer_belong_together(experiment):
     assert weights == tokenizer or weights in published or weights.startswith("./saves/")
 
 
+@pytest.mark.slow
 def test_task_names_are_distinct():
     names = [config_of(x, *NEEDED.get(x, ())).task_name for x in EXPERIMENTS]
     assert len(set(names)) == len(names)
@@ -191,6 +193,7 @@ def test_lora_is_a_choice_for_a_model_without_it(sign):
     assert config.model.use_lora and config.model.lora_config == PROMISED_LORA
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("model", ["Phi-3.5-mini-instruct-lora", "Phi-4-mini-instruct-lora"])
 def test_fused_projections_have_targets_of_their_own(model):
     targets = config_of("unlearn/wmdp/lora", f"model={model}").model.lora_config
@@ -245,6 +248,7 @@ def test_every_plugin_composes_and_is_known(plugin):
     assert set(Plugins.KINDS) == set(PLUGINS)
 
 
+@pytest.mark.slow
 def test_several_plugins_are_a_list():
     config = config_of("unlearn/tofu/lora", "trainer=LoKU", "plugin=[SAM,BalDRO]").trainer
     assert set(config.plugins) == {"FILA", "SAM", "BalDRO"}

@@ -160,6 +160,7 @@ CALLED = [
 ]
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     "hydra",
     [

@@ -66,6 +66,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_weights_are_read(
     refused(words, expected, capsys, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_file_where_the_run_folder_would_be_is_kept(here, models, capsys, monkeypatch):
     (here / "notes").write_text("mine")
     refuse_weights(monkeypatch)
@@ -91,6 +92,7 @@ def test_an_export_into_a_folder_that_is_not_empty_is_refused(here, models, caps
     refused(words, "'saves' is not empty. Give another --output", capsys, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_run_into_the_folder_of_its_own_model_is_refused(models, capsys, monkeypatch):
     refuse_weights(monkeypatch)
     before = contents(models)

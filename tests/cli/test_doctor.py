@@ -72,6 +72,7 @@ WRONG = {
 }
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("typed, says", WRONG.values(), ids=WRONG)
 def test_a_wrong_run_is_one_sentence(capsys, typed, says):
     with pytest.raises(SystemExit) as left:

@@ -31,7 +31,6 @@ RERUN = (
 OTHERS = ("--shell-completion", "--shell", "-sc", "@-sc", "--", "-rm", "-cjob", "--multi")
 
 
-@pytest.mark.default_cases(40)
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.parametrize("flag", (*RERUN, *OTHERS))
 def test_a_flag_that_is_not_known_reaches_no_hydra(flag, name):
@@ -90,7 +89,6 @@ PLACES = {
 }  # fmt: skip
 
 
-@pytest.mark.default_cases(40)
 @pytest.mark.parametrize("place, name", product(PLACES, CALLABLES))
 def test_nothing_is_called_that_a_config_names(place, name):
     [*said] = refused({"hydra": PLACES[place](name), "evil": {"_target_": "os.system"}})

@@ -394,6 +394,7 @@ def test_a_failed_job_does_not_stop_the_others(capsys):
     assert "This one is wrong.\n" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_hydra_leaves_no_files_behind(elsewhere):
     launch(lambda cfg: None, "unlearn", [LORA])
     assert list(elsewhere.iterdir()) == []
@@ -655,6 +656,7 @@ def test_ctrl_c_is_one_sentence_and_code_130(command, monkeypatch, capsys):
     assert said.startswith("Stopped by Ctrl-C.")
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_what_a_training_has_kept(capsys, monkeypatch):
     def run(cfg):
         raise KeyboardInterrupt("Stopped by Ctrl-C. The checkpoint 2 was written.")

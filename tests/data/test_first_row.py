@@ -57,6 +57,7 @@ def test_a_training_shows_its_first_rows_and_stops(folder, capsys):
     assert not (folder / "saves").exists()
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_shows_its_rows_by_the_name_that_was_typed(folder, capsys):
     words = ["data.train=mine.json", "model=root", "task_name=mine"]
     main(["train", "experiment=finetune/own/lora", *words, "--plan"])

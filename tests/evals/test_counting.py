@@ -58,7 +58,6 @@ def asked(monkeypatch):
     return found
 
 
-@pytest.mark.slow
 def test_every_question_is_asked_exactly_once(suite, model, asked, tmp_path):
     summary = suite.evaluate(model, tmp_path)
     assert len(asked) == len(set(asked)) and set(asked) == set(questions(suite.requests))
@@ -167,6 +166,7 @@ def test_whole_logits_are_of_those_places_only(suite, model, monkeypatch):
     assert sum(seen) == sum(len(prefixes(tree, rows)) for tree in made) < num_scored
 
 
+@pytest.mark.slow
 def test_an_evaluation_with_every_pass_changes_nothing(suite, model):
     model.train()
     model.base_model.model.model.layers[0].eval()  # a mode of its own

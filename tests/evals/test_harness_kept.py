@@ -167,6 +167,7 @@ def test_what_depends_on_a_change_is_asked_again_and_nothing_else(
         assert found["bakers/acc"] == kept["bakers/acc"]
 
 
+@pytest.mark.slow
 def test_examples_drawn_with_another_seed_and_another_system_prompt_are_asked_again(
     tokenizer, folder, lm_eval, asked
 ):

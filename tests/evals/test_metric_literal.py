@@ -167,7 +167,6 @@ def wrong_losses(asked):
     ]
 
 
-@pytest.mark.slow
 def test_probability(asked, near):
     expected = [math.exp(-loss(tokens)) for tokens in asked["forget"].tokens]
     value = probability(asked["forget"].records)

@@ -279,6 +279,7 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_model(
         assert seen.count(token) / draws == pytest.approx(share, abs=error + 1 / draws)
 
 
+@pytest.mark.slow
 def test_a_draw_depends_on_its_key_alone(model, prompts, chat):
     keys = [(0, i, 7) for i in range(len(prompts))]
     state = torch.get_rng_state()
@@ -293,6 +294,7 @@ def test_a_draw_depends_on_its_key_alone(model, prompts, chat):
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_cold_draws_are_greedy(model, prompts, chat):
     keys = [(i,) for i in range(len(prompts))]
     greedy = write(model, prompts, chat)

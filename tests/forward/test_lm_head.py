@@ -29,7 +29,6 @@ def chunks(request, monkeypatch):
     monkeypatch.setattr(lm_head, "LOGITS_KEPT", tokens * vocabulary)
 
 
-@pytest.mark.default_cases(8)
 @pytest.mark.parametrize("make", [llama, qwen2])
 @pytest.mark.parametrize("trained", ["adapter", "all"])
 def test_value_and_gradients_are_those_of_whole_logits(chunks, make, trained):

@@ -87,7 +87,6 @@ def test_more_than_lora_is_refused_by_name(adapter, key):
     one_sentence(adapter, f"has {key}=.*{way}")
 
 
-@pytest.mark.default_cases(40)
 @pytest.mark.parametrize("kind", sorted({kind.value for kind in PeftType} - {"LORA"}))
 def test_other_kinds_of_adapters_are_refused_by_name(adapter, kind):
     edit(adapter, peft_type=kind)
@@ -140,7 +139,6 @@ REFUSED_SETTINGS = {
 }  # fmt: skip
 
 
-@pytest.mark.default_cases(20)
 @pytest.mark.parametrize("name", REFUSED_SETTINGS)
 def test_settings_that_do_not_go_with_the_weights_are_one_sentence(adapter, name):
     changed, expected = REFUSED_SETTINGS[name]
@@ -189,7 +187,6 @@ REFUSED_TENSORS = {
 }  # fmt: skip
 
 
-@pytest.mark.default_cases(8)
 @pytest.mark.parametrize("name", REFUSED_TENSORS)
 def test_tensors_that_fit_nowhere_are_one_sentence(adapter, name):
     change, expected = REFUSED_TENSORS[name]

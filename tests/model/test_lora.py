@@ -256,7 +256,6 @@ def test_target_modules_may_be_a_list_a_regex_or_all_linear(root, targets):
     assert sum(p.requires_grad for p in model.parameters()) >= 2
 
 
-@pytest.mark.default_cases(10)
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -62,7 +62,6 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.default_cases(13)
 @pytest.mark.parametrize("name", REFUSED)
 def test_settings_that_fit_nothing_are_one_sentence(name):
     changed, expected = REFUSED[name]

@@ -186,7 +186,6 @@ def test_the_reference_is_asked_in_the_same_way():
 # --- a layer that is not there -------------------------------------------------------------------
 
 
-@pytest.mark.default_cases(8)
 @pytest.mark.parametrize("layer", [DEPTH, 99, -1])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_layer_that_is_not_there_is_refused(architecture, layer):

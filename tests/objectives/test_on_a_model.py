@@ -251,7 +251,7 @@ def picked(parts: Parts, order: list[int]) -> Parts:
 # --- value and gradient --------------------------------------------------------------------------
 
 
-@pytest.mark.default_cases(3)
+@pytest.mark.default_cases(12)
 @pytest.mark.parametrize("name", list(TERMS))
 def test_value_and_gradient_are_those_of_plain_models_and_the_papers_formula(models, name):
     policy, before = models

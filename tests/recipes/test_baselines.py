@@ -233,6 +233,7 @@ def test_a_run_without_a_log_is_evaluated_and_keeps_it(home, caplog):
     assert own != pytest.approx(value, rel=1e-5)  # it was the other model that was asked
 
 
+@pytest.mark.slow
 def test_a_plain_model_is_evaluated_into_the_folder_of_the_evaluation(home):
     summary = evaluation.run(eval_config("retain_logs_path=root", "task_name=mine"))
     assert "forget_quality" in summary
@@ -422,6 +423,7 @@ def test_what_was_never_made_to_forget_has_no_target(home):
     assert "auto knows no model" in found.eval["tofu"]["target_logs_path"]["advice"]
 
 
+@pytest.mark.slow
 def test_training_evaluates_its_references_before_its_model_is_loaded(home, monkeypatch):
     given = without_log("retain90")
     loaded, alive = [], []

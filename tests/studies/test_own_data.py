@@ -85,6 +85,7 @@ def test_what_is_wrong_in_an_evaluation_is_said_before_anything_is_trained(files
     dry_run.check_evaluations(stages_of())
 
 
+@pytest.mark.slow
 def test_trainings_that_differ_in_their_seed_are_estimated_once(files, monkeypatch):
     asked = []
     monkeypatch.setattr(

@@ -154,6 +154,7 @@ def test_what_could_not_be_planned_fails_alone(go):
     assert "seed0-NPO-eval" in done.finished
 
 
+@pytest.mark.slow
 def test_a_launcher_that_breaks_down_leaves_what_is_finished(pretended):
     folder = Path("home")
 

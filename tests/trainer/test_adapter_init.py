@@ -243,6 +243,7 @@ def directions_of(model, rank):
     }
 
 
+@pytest.mark.slow
 def test_reglus_penalty_is_that_of_the_paper(root):
     model = LoRAModelForCausalLM.from_pretrained(root, LORA)
     directions = directions_of(model, 3)

@@ -264,6 +264,7 @@ def test_a_loss_that_is_not_finite_ends_the_step(term, value):
     assert steps.context.state.retain_average is None
 
 
+@pytest.mark.slow
 def test_a_penalty_on_the_weights_is_added_once():
     def penalty(model):
         return sum(p.square().sum() for n, p in model.named_parameters() if "lora_A" in n)

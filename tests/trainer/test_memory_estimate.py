@@ -113,6 +113,7 @@ def llama(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_adapters_stay_float32_on_bfloat16_weights(llama):
     dtype = {"pretrained_model_name_or_path": str(llama), "torch_dtype": "bfloat16"}
     half, whole = estimate(config(llama, model={"model_args": dtype})), estimate(config(llama))
@@ -120,6 +121,7 @@ def test_adapters_stay_float32_on_bfloat16_weights(llama):
     assert half.adapter == whole.adapter
 
 
+@pytest.mark.slow
 def test_the_dtype_of_the_weights_is_found(llama):
     file = llama / "config.json"
     content = json.loads(file.read_text())
@@ -186,6 +188,7 @@ def test_composed_steps_hold_more_gradients(llama, plugin, sets):
     assert found.gradients == sets * 4 * found.trained
 
 
+@pytest.mark.slow
 def test_an_objective_on_a_layer_trains_nothing_above_it(llama):
     low = estimate(config(llama, trainer="RMU", method_args={"layer": 0, "alpha": 0}))
     high = estimate(config(llama, trainer="RMU", method_args={"layer": 1, "alpha": 0}))
