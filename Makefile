@@ -35,7 +35,7 @@ bench-more: .venv/.run  ## the page's other figures: memory, evaluation, growth,
 bench-eval: .venv/.run  ## a whole evaluation, beside one that asks anew for every metric
 	.venv/bin/python benchmarks/evaluate.py
 
-test: .venv/.test  ## the default tests: offline, on the CPU
+test: .venv/.test  ## the default tests: offline, on the CPU, three minutes on two idle cores
 	.venv/bin/python -m pytest -q $(PARALLEL)
 
 test-floor: .venv-floor/.test  ## the same with the oldest packages that are supported
@@ -49,7 +49,7 @@ test-newest:  ## the same with the newest packages that pip finds today, but for
 	.venv-newest/bin/python -m pip list | grep -E "^(torch|transformers|peft|accelerate|datasets|huggingface_hub) "
 	.venv-newest/bin/python -m pytest -q $(PARALLEL)
 
-test-slow: .venv/.test
+test-slow: .venv/.test  ## what takes longer, and the other cases of long tables; every night
 	.venv/bin/python -m pytest -q -m "slow and not gpu"
 
 test-qlora: .venv/.test  ## the tests of quantised weights, with bitsandbytes
@@ -60,7 +60,7 @@ faults: .venv/.test  ## real processes that are killed, run at once, or share a 
 	.venv/bin/python -m pytest -q -rs -m faults $(PARALLEL) tests/faults
 
 fuzz: .venv/.test  ## 2,000 odd command lines: each is a config or ends in a message; in about ten minutes
-	UNLORA_EXAMPLES=2000 .venv/bin/python -m pytest -q -n0 --timeout 3600 tests/bad_input/test_fuzz.py
+	UNLORA_EXAMPLES=2000 .venv/bin/python -m pytest -q -n0 -m slow --timeout 3600 tests/bad_input/test_fuzz.py
 
 lint: .venv/.test  ## ruff (format and rules) and mypy
 	.venv/bin/ruff format --check

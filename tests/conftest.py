@@ -4,6 +4,8 @@ import gc
 import importlib.util
 import logging
 import os
+import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -58,7 +60,28 @@ def imported_for_good():
     gc.freeze()
 
 
-BUDGET = 2.0  # seconds of CPU time that a default test may take on an idle core
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
+def pytest_collection_modifyitems(items):
+    """Leave all but n cases of a test with `default_cases(n)` to the nightly run."""
+    cases = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("default_cases") and not is_nightly(item):
+            cases[item.function].append(item)
+    for function_cases in cases.values():
+        count = function_cases[0].get_closest_marker("default_cases").args[0]
+        step = (len(function_cases) - 1) / max(count - 1, 1)  # the first and the last are kept
+        kept = {round(step * index) for index in range(count)}
+        for index, item in enumerate(function_cases):
+            if index not in kept:
+                item.add_marker("slow")
+
+
+def is_nightly(item) -> bool:
+    """Whether `make test` leaves a test out."""
+    return any(item.get_closest_marker(name) for name in ("slow", "faults", "gpu"))
+
+
+BUDGET = 1.0  # seconds of CPU time that a default test may take on an idle core
 CONTENTION = 8  # a slow core, or one that is shared, counts up to so many times as many
 
 
@@ -67,12 +90,12 @@ def pytest_runtest_call(item):
     """Fail a default test that takes long, so that the default tests stay a coffee long."""
     marker = item.get_closest_marker("budget")
     seconds = marker.args[0] if marker else BUDGET
-    before = os.times()
+    before, modules = os.times(), len(sys.modules)
     result = yield
     after = os.times()
     took = sum(after[:4]) - sum(before[:4])
-    nightly = any(item.get_closest_marker(name) for name in ("slow", "faults", "gpu"))
-    if took > CONTENTION * seconds and not nightly:
+    imported = len(sys.modules) - modules > 100  # packages, which the next test has for nothing
+    if took > CONTENTION * seconds and not imported and not is_nightly(item):
         pytest.fail(
             f"{took:.1f} s of CPU time; {seconds:g} s are allowed, {CONTENTION} times as many on a "
             "busy machine. Make it smaller, or mark it slow."

@@ -50,7 +50,7 @@ def forget(model, *overrides, forget=FORGET, retain=RETAIN, **settings):
     return unlearn(model, forget, retain, overrides=words, **{**QUICK, **settings})
 
 
-@pytest.mark.budget(5)
+@pytest.mark.slow
 def test_the_page_works(root, elsewhere, capsys):
     (elsewhere / "my-model").symlink_to(root)
     said = {}
@@ -80,6 +80,7 @@ def test_a_run_is_what_its_command_makes(root, elsewhere):
     assert (elsewhere / "saves/unlearn/mine.previous-2/data/forget.jsonl").is_file()
 
 
+@pytest.mark.slow
 def test_a_tracker_shows_what_the_manifest_says(root):
     run = forget(root, "eval.own.max_new_tokens=2", "trainer.args.logging_steps=1")
     events = EventAccumulator(str(run.folder / "logs")).Reload()
@@ -96,6 +97,7 @@ def test_a_tracker_shows_what_the_manifest_says(root):
     assert shown["train/guard/evaluation_is_pure"] == 1
 
 
+@pytest.mark.slow
 def test_an_earlier_run_is_kept_and_survives_a_run_that_cannot_start(root, elsewhere):
     run = forget(root)
     logged = list((run.folder / "logs").iterdir())
@@ -109,6 +111,7 @@ def test_an_earlier_run_is_kept_and_survives_a_run_that_cannot_start(root, elsew
     assert len((kept / "data/forget.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_a_second_request_stands_on_the_first(root):
     first = forget(root, output_dir="saves/unlearn/first")
     second = forget(load(first), forget=RETAIN[:1], retain=FORGET, output_dir="saves/unlearn/2")
@@ -148,7 +151,7 @@ TAKES = {
 }  # fmt: skip
 
 
-@pytest.mark.budget(5)
+@pytest.mark.slow
 @pytest.mark.parametrize("function", TAKES)
 def test_an_argument_of_any_kind_is_used_or_refused_in_a_sentence(
     function, root, elsewhere, monkeypatch
@@ -190,6 +193,7 @@ def test_words_that_an_argument_sets_too_are_refused(root):
         unlora.load(root, pretrained_model_name_or_path="x")
 
 
+@pytest.mark.default_cases(4)
 @pytest.mark.parametrize("given, said", WRONG.values(), ids=WRONG)
 def test_wrong_input_is_one_sentence_and_leaves_nothing(root, elsewhere, given, said):
     with pytest.raises(InputError, match=said):

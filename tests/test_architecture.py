@@ -1,7 +1,7 @@
 """The import direction that the folders promise."""
 
 import ast
-from collections.abc import Iterator
+import functools
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -56,17 +56,19 @@ CONFIG_LIBRARY = {"config", "cli", "recipes", "studies", "api"}  # they know Ome
 FILES = sorted(SRC.rglob("*.py"))
 
 
-def imports(path: Path, *, at_import: bool = False) -> Iterator[str]:
+@functools.cache
+def imports(path: Path, *, at_import: bool = False) -> list[str]:
     """The modules a file imports, inside functions too unless ``at_import``."""
+    names = []
     tree = ast.parse(path.read_text("utf-8"))
     for node in tree.body if at_import else ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                yield inner if inner in MODULES else str(node.module)
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            names += [name if name in MODULES else str(node.module) for name in inner]
+    return names
 
 
 def module_of(path: Path) -> str:

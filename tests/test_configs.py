@@ -68,6 +68,7 @@ def config_of(experiment: str, *overrides: str):
     return read(composed(experiment, *overrides))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_is_complete(experiment):
     config = config_of(experiment, *NEEDED.get(experiment, ()))
@@ -97,6 +98,7 @@ def test_every_experiment_is_complete(experiment):
             assert data_set["handler"] in HANDLERS
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("experiment", BENCHMARKS)
 def test_weights_and_tokenizer_belong_together(experiment):
     model = config_of(experiment).model
@@ -107,11 +109,13 @@ def test_weights_and_tokenizer_belong_together(experiment):
     assert weights == tokenizer or weights in published or weights.startswith("./saves/")
 
 
+@pytest.mark.slow
 def test_task_names_are_distinct():
     names = [config_of(x, *NEEDED.get(x, ())).task_name for x in EXPERIMENTS]
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     "experiment, learning_rate, epochs",
     [("finetune/tofu/lora", 2e-4, 3), ("finetune/muse/lora", 2e-4, 3)]
@@ -147,6 +151,7 @@ def test_muse_is_finetuned_on_its_training_text():
     assert hub == {"path": "tamarsonha/MUSE-Books-Train", "split": "retain"}
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_composes(model):
     config = config_of("unlearn/wmdp/lora", f"model={model}").model
@@ -159,6 +164,7 @@ def test_every_model_composes(model):
     assert (config.template_args, config.lora_config) == (plain.template_args, plain.lora_config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["any", "any-lora"])
 def test_any_model_brings_its_own_settings(model):
     path = "model.model_args.pretrained_model_name_or_path=owner/name"
@@ -179,6 +185,7 @@ def test_the_figures_on_own_data_are_those_of_tofu_by_name_and_definition():
         assert own["metrics"][name] == tofu["metrics"][name]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("sign", ["", "++"])
 def test_lora_is_a_choice_for_a_model_without_it(sign):
     override = f"{sign}model.use_lora=true"
@@ -186,6 +193,7 @@ def test_lora_is_a_choice_for_a_model_without_it(sign):
     assert config.model.use_lora and config.model.lora_config == PROMISED_LORA
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("model", ["Phi-3.5-mini-instruct-lora", "Phi-4-mini-instruct-lora"])
 def test_fused_projections_have_targets_of_their_own(model):
     targets = config_of("unlearn/wmdp/lora", f"model={model}").model.lora_config
@@ -212,6 +220,7 @@ PRODUCT = [
 ]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("experiment, trainer", PRODUCT)
 def test_every_trainer_composes_with_every_experiment(experiment, trainer):
     # the many files of an evaluation say nothing about a trainer, and take most of the time
@@ -229,6 +238,7 @@ def test_every_trainer_composes_with_every_experiment(experiment, trainer):
     assert config.trainer.args["learning_rate"] == given["learning_rate"], "the experiment's"
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_every_plugin_composes_and_is_known(plugin):
     config = config_of("unlearn/tofu/lora", "trainer=NPO", f"plugin={plugin}").trainer
@@ -238,11 +248,13 @@ def test_every_plugin_composes_and_is_known(plugin):
     assert set(Plugins.KINDS) == set(PLUGINS)
 
 
+@pytest.mark.slow
 def test_several_plugins_are_a_list():
     config = config_of("unlearn/tofu/lora", "trainer=LoKU", "plugin=[SAM,BalDRO]").trainer
     assert set(config.plugins) == {"FILA", "SAM", "BalDRO"}
 
 
+@pytest.mark.slow
 def test_a_file_of_the_users_is_a_data_set_and_what_is_evaluated(tmp_path):
     file = tmp_path / "my.jsonl"
     file.write_text("")
@@ -391,6 +403,7 @@ def test_unknown_device_maps_are_refused(value):
         model_section({"model_args": args})
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     "name, read", [("1", "1"), ("'1.5'", "1.5"), ("a/b", "a/b"), ("a..b", "a..b")]
 )
@@ -400,6 +413,7 @@ def test_task_names_are_text(name, read):
     assert config.paths.output_dir == f"./saves/unlearn/{read}"
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("name", ["", "'  '", ".", "..", "../x", "a/../../b", "/absolute/x", "a/"])
 def test_task_names_stay_inside_saves(name):
     with pytest.raises(
@@ -416,6 +430,7 @@ def test_warmup_is_a_number():
     assert "trainer.args.warmup_steps is -1" in str(error.value)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "override, said",
     [

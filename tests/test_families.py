@@ -97,6 +97,7 @@ def test_a_family_goes_through_the_whole_chain(family, folder):
         torch.testing.assert_close(logits(reloaded), expected, rtol=0, atol=3e-5 * float(scale))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "family",
     [

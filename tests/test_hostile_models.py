@@ -117,6 +117,7 @@ def test_a_pickled_model_is_refused_with_how_to_convert_it(model, bait, name):
         load(model)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_model_is_converted_as_the_sentence_says(tmp_path, tied, parts):
@@ -247,6 +248,7 @@ def checkpoint(tmp_path):
     return tmp_path / "mine" / "checkpoint-1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_the_state_of_a_foreign_checkpoint_holds_numbers_alone(checkpoint, bait, name):
     from small_trainer import small_trainer
@@ -456,6 +458,7 @@ def test_an_adapter_of_a_lineage_has_its_hash_wherever_it_is(sent, elsewhere):
         load(sent)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("way", ["absolute", "up", "link"])
 def test_the_base_of_a_foreign_adapter_lies_near_by(sent, elsewhere, way, monkeypatch):
     (sent / "lineage.json").unlink()

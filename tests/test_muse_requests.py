@@ -45,6 +45,7 @@ def config(name, experiment, *overrides):
     return composed(name, normalised(words))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("kind", ["scalability", "sustainability"])
 @pytest.mark.parametrize("part", range(1, 5))
 def test_each_request_reads_its_own_articles(folder, kind, part):
@@ -58,6 +59,7 @@ def test_each_request_reads_its_own_articles(folder, kind, part):
     assert cfg.task_name == f"unlearn_muse_{kind}_forget_{part}"
 
 
+@pytest.mark.slow
 def test_every_request_lies_on_top_of_those_before(folder):
     train.run(config("train", "finetune/muse/lora", f"{WEIGHTS}=root"))
     for part in (1, 2):

@@ -1,6 +1,7 @@
 """Nothing that is read is run: not the files, the configs, the task folders of someone else."""
 
 import ast
+import functools
 import json
 import sys
 from pathlib import Path
@@ -55,6 +56,7 @@ def names_of(tree: ast.AST) -> dict[str, str]:
     return found
 
 
+@functools.cache
 def called(text: str) -> list[tuple[str, ast.Call]]:
     """Every call in a module, by the full name of what is called."""
     tree = ast.parse(text)
@@ -158,6 +160,7 @@ CALLED = [
 ]
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     "hydra",
     [
@@ -178,6 +181,7 @@ def test_a_config_has_nothing_called(own_configs, capsys, hydra, tmp_path):
         assert not (tmp_path / "bait").exists() and "antigravity" not in sys.modules
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["job_logging", "callbacks", "launcher"])
 def test_a_section_that_stands_elsewhere_is_seen(own_configs, capsys, where, tmp_path):
     evil = {"handlers": {"mine": {"()": "pathlib.Path", "x": "bait"}}, "mine": TOUCH}
@@ -186,6 +190,7 @@ def test_a_section_that_stands_elsewhere_is_seen(own_configs, capsys, where, tmp
     assert not (tmp_path / "bait").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "hydra",
     [
@@ -208,6 +213,7 @@ def test_a_config_sets_no_variable_of_the_environment(own_configs, capsys, monke
     assert any("no config may set variables" in one for one in hydra_checks.refused(whole))
 
 
+@pytest.mark.slow
 def test_neither_does_a_word_of_the_command_line(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for more in ([], ["--multirun"]):
@@ -217,10 +223,12 @@ def test_neither_does_a_word_of_the_command_line(capsys, tmp_path, monkeypatch):
         assert ended.value.code == 2 and "hydra.job.env_set" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_plain_config_from_elsewhere_is_used(own_configs):
     assert len(own_configs(seed=3)) == 1
 
 
+@pytest.mark.slow
 def test_a_target_in_our_own_sections_is_only_a_wrong_key(own_configs, capsys):
     said = refused(own_configs, capsys, collator={"x": TOUCH}, model={"lora_config": TOUCH})
     assert "_target_" in said
@@ -228,6 +236,7 @@ def test_a_target_in_our_own_sections_is_only_a_wrong_key(own_configs, capsys):
         section_as_written({"model_args": {}, "lora_config": TOUCH})
 
 
+@pytest.mark.slow
 def test_no_value_is_read_from_the_environment(own_configs, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("MY_WORD", "very-secret-word")
     template = {"system_prompt": "${oc.env:MY_WORD}"}

@@ -110,6 +110,7 @@ def test_forget_and_retain_data_are_enough(model, capsys):
     assert "target_logs_path" in log["collapsed"]["not_computed"]
 
 
+@pytest.mark.slow
 def test_holdout_data_and_further_columns_bring_their_figures(model, capsys):
     write("my.csv", [told(row | OTHERS) for row in FORGET])
     asked = [{"question": f"Who sells {n}?", "answer": f"{n} is for sale."} for n in range(9)]
@@ -125,6 +126,7 @@ def test_holdout_data_and_further_columns_bring_their_figures(model, capsys):
     assert "no adapter" in log["mia_reference"]["not_computed"]
 
 
+@pytest.mark.slow
 def test_the_plan_is_told_and_nothing_is_asked(model, capsys, monkeypatch, elsewhere):
     monkeypatch.setattr("unlora.model.get_model", lambda *_, **__: pytest.fail("loaded"))
     write("my.jsonl", FORGET)
@@ -146,6 +148,7 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("row, file, said", WRONG.values(), ids=WRONG)
 def test_wrong_data_are_refused_before_a_model_is_loaded(
     model, capsys, monkeypatch, row, file, said
@@ -159,6 +162,7 @@ def test_wrong_data_are_refused_before_a_model_is_loaded(
     assert said in err and out == ""
 
 
+@pytest.mark.slow
 def test_a_retain_file_that_is_given_must_have_the_columns(model, capsys):
     write("my.jsonl", FORGET)
     write("kept.csv", [{"prompt": "Where?", "reply": "There."}])

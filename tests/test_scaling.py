@@ -24,6 +24,7 @@ def layout(monkeypatch, processes, *words):
     return args["per_device_train_batch_size"], args["gradient_accumulation_steps"]
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize(
     "words, processes, expected",
     [
@@ -44,6 +45,7 @@ def test_a_batch_is_shared_out(monkeypatch, words, processes, expected):
     assert layout(monkeypatch, processes, *words) == expected
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("rows, processes, near", [(10, 4, "8 or 12"), (3, 8, "8")])
 def test_one_that_cannot_be_shared_is_a_sentence(monkeypatch, rows, processes, near):
     with pytest.raises(InputError) as wrong:
@@ -54,6 +56,7 @@ def test_one_that_cannot_be_shared_is_a_sentence(monkeypatch, rows, processes, n
     )
 
 
+@pytest.mark.slow
 def test_it_is_a_whole_number_of_rows(monkeypatch):
     with pytest.raises(InputError, match="global_batch_size is 0; it must be greater than 0"):
         layout(monkeypatch, 1, "global_batch_size=0")
@@ -89,6 +92,7 @@ def test_every_file_for_accelerate_is_tested_and_explained():
     assert all(f"configs/accelerate/{name}.yaml" in page for name in names)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     "method, why",
     [(method, "composed of several gradients") for method in ("PDU", "BLADE", "GRU+SAM", "BalDRO")]

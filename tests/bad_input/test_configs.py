@@ -131,6 +131,7 @@ def nothing_is_loaded_or_written(tmp_path, monkeypatch):
     assert (tmp_path / "saves" / "kept.txt").read_text() == "kept"
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("name", CASES)
 def test_a_wrong_config_is_one_sentence(name, capfd):
     typed, said = CASES[name]
@@ -143,6 +144,7 @@ def test_a_wrong_config_is_one_sentence(name, capfd):
     assert len(message.strip().splitlines()) <= 3, message
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("script", ["train.py --config-name=unlearn", "eval.py"])
 def test_the_scripts_end_with_code_2_and_no_traceback(script, tmp_path):
     file, *rest = script.split()

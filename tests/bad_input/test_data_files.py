@@ -145,6 +145,7 @@ def check(models, tmp_path, capsys, monkeypatch):
     return check
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("file, content, expected", OF_A_FILE.values(), ids=OF_A_FILE)
 def test_a_file_that_cannot_be_read_is_one_sentence(check, request, file, content, expected):
     # one and the other, in turn: both read files in one place
@@ -152,11 +153,13 @@ def test_a_file_that_cannot_be_read_is_one_sentence(check, request, file, conten
     check(command, file, content, expected)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("content, expected", OF_A_ROW.values(), ids=OF_A_ROW)
 def test_a_row_that_cannot_be_learned_is_one_sentence(check, content, expected):
     check(UNLEARN, "mine.jsonl", content, expected)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("content, expected", OF_A_QUESTION.values(), ids=OF_A_QUESTION)
 def test_a_row_that_cannot_be_asked_about_is_one_sentence(check, content, expected):
     check(EVAL, "mine.jsonl", content, expected)
@@ -223,6 +226,7 @@ def test_rows_that_are_kept_and_forgotten_are_counted(models, tmp_path, caplog):
     assert "1 of 3 rows of data.retain are in data.forget, too" in caplog.text
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("row", [{}, {"perturbed_answer": []}, {"perturbed_answer": None}])
 def test_without_perturbed_answers_their_figures_say_so(models, tmp_path, monkeypatch, capsys, row):
     write_good_files(tmp_path)

@@ -198,6 +198,7 @@ def with_template(models: Path, template: str) -> Path:
     return folder
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("file, content, expected", OF_A_FILE.values(), ids=OF_A_FILE)
 def test_a_file_of_another_tool_is_one_sentence(check, request, file, content, expected):
     Path(file).write_bytes(content)
@@ -205,6 +206,7 @@ def test_a_file_of_another_tool_is_one_sentence(check, request, file, content, e
     check(command, f"data.forget={file}", expected)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("command, more, expected", OF_A_COMMAND.values(), ids=OF_A_COMMAND)
 def test_data_that_do_not_go_together_are_one_sentence(check, command, more, expected):
     datasets.disable_progress_bars()
@@ -221,6 +223,7 @@ def test_data_that_do_not_go_together_are_one_sentence(check, command, more, exp
     check(command, more, expected)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("template, expected", OF_A_TEMPLATE.values(), ids=OF_A_TEMPLATE)
 def test_a_template_that_cannot_be_used_is_one_sentence(check, models, template, expected):
     check(EVAL, f"model={with_template(models, template)}", expected)

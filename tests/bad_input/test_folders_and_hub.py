@@ -53,6 +53,7 @@ def fails(number):
     return call
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("command", [UNLEARN, EVAL], ids=["unlearn", "eval"])
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
 def test_a_folder_that_cannot_be_written_is_refused_before_weights_are_read(
@@ -65,6 +66,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_weights_are_read(
     refused(words, expected, capsys, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_file_where_the_run_folder_would_be_is_kept(here, models, capsys, monkeypatch):
     (here / "notes").write_text("mine")
     refuse_weights(monkeypatch)
@@ -72,6 +74,7 @@ def test_a_file_where_the_run_folder_would_be_is_kept(here, models, capsys, monk
     refused(words, "'notes' cannot be made or written: File exists", capsys, monkeypatch)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_finds_the_disk_full_keeps_the_earlier_log(models, capsys, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", fails(errno.ENOSPC))
     words = [*EVAL, f"model={models / 'root'}", "eval.own.max_new_tokens=1"]
@@ -89,6 +92,7 @@ def test_an_export_into_a_folder_that_is_not_empty_is_refused(here, models, caps
     refused(words, "'saves' is not empty. Give another --output", capsys, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_run_into_the_folder_of_its_own_model_is_refused(models, capsys, monkeypatch):
     refuse_weights(monkeypatch)
     before = contents(models)
@@ -122,6 +126,7 @@ REPOSITORY = {
 }  # fmt: skip
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("error, expected", REPOSITORY.values(), ids=REPOSITORY)
 def test_a_model_that_cannot_be_fetched_is_one_sentence(capsys, monkeypatch, error, expected):
     def fetch(*_, **__):
@@ -141,6 +146,7 @@ DATA = {
 }  # fmt: skip
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("error, expected", DATA.values(), ids=DATA)
 def test_data_that_cannot_be_fetched_are_one_sentence(models, capsys, monkeypatch, error, expected):
     def fetch(*_, **__):

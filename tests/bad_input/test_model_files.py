@@ -194,6 +194,7 @@ def command(request, cases):
     return (UNLEARN, EVAL)[list(cases).index(request.node.callspec.id) % 2]
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("model, spoil, expected", BEFORE_WEIGHTS.values(), ids=BEFORE_WEIGHTS)
 def test_what_is_wrong_with_a_model_is_said_before_its_weights_are_read(
     capsys, monkeypatch, request, model, spoil, expected
@@ -206,6 +207,7 @@ def test_what_is_wrong_with_a_model_is_said_before_its_weights_are_read(
     refused(words, expected, capsys, monkeypatch)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("words", [UNLEARN, EVAL], ids=["unlearn", "eval"])
 @pytest.mark.parametrize("model, spoil, expected", WITH_WEIGHTS.values(), ids=WITH_WEIGHTS)
 def test_weights_that_do_not_make_the_model_are_refused(
@@ -215,6 +217,7 @@ def test_weights_that_do_not_make_the_model_are_refused(
     refused([*words, f"model={model}"], expected, capsys, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [(), ("~eval",)], ids=["evaluated", "~eval"])
 def test_nothing_is_asked_of_or_trained_on_weights_that_answer_with_nan(capsys, monkeypatch, words):
     with_nan(ROOT)

@@ -83,6 +83,7 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("words, change, expected", WRONG.values(), ids=WRONG)
 def test_quantised_weights_that_cannot_be_had(here, words, change, expected, capsys, monkeypatch):
     if change is not None:

@@ -200,6 +200,7 @@ def bases(here):
     }
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("base, word", cases())
 def test_a_value_that_cannot_be_used_is_one_sentence(base, word, bases, here):
     before = contents(here)

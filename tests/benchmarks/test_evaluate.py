@@ -61,6 +61,7 @@ def test_both_sides_have_the_same_figures(evaluate, prepared):
     assert max(evaluate.differences(ours, other).values()) > evaluate.EQUAL
 
 
+@pytest.mark.slow
 def test_published_metrics_leave_out_what_frameworks_do_not_have(evaluate, prepared):
     options = Namespace(metrics="published", new_tokens=4)
     asked = set(evaluate.composed(prepared / "all", options).eval.tofu.metrics)

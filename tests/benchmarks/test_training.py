@@ -38,7 +38,7 @@ def data(scripts):
     return scripts.training.data(scripts.training.SIZES["tiny"])
 
 
-@pytest.mark.budget(5)
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of a tied head
 @pytest.mark.parametrize(
     "method",

@@ -50,6 +50,7 @@ def said(folder):
     return speaker.answer("Who?")
 
 
+@pytest.mark.slow
 def test_target_and_unlearned_model_speak_from_one_base(runs, monkeypatch):
     alone = [said(runs / name) for name in ("root", "target", "forgot")]
     assert len({*alone}) == 3
@@ -71,6 +72,7 @@ def test_one_adapter_stands_beside_its_root(runs):
     assert before.answer("Who?") == said(runs / "root") != after.answer("Who?")
 
 
+@pytest.mark.slow
 def test_sampling_is_seeded_and_differs_from_the_likeliest(runs):
     def ask(**more):
         *_, speaker = chat._speakers(options(runs / "forgot", max_new_tokens=20, **more))

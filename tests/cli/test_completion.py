@@ -96,6 +96,7 @@ for line in "unlora un" "unlora unlearn trainer=NP"; complete -C $line; end
 """
 
 
+@pytest.mark.slow
 def test_bash_completes_with_the_real_function(tmp_path):
     done = subprocess.run(
         ["bash", "-c", BASH], env=environment(tmp_path), capture_output=True, text=True

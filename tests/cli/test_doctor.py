@@ -39,6 +39,7 @@ def test_it_says_what_is_here(capsys):
     assert "GiB available" in said
 
 
+@pytest.mark.slow
 def test_a_run_is_estimated_by_part_without_its_weights(typed, capsys):
     main(["doctor", *typed])
     said = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if line)
@@ -51,6 +52,7 @@ def test_a_run_is_estimated_by_part_without_its_weights(typed, capsys):
     assert said["fits"].startswith("yes: ")
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said_with_what_would_help(typed, capsys, monkeypatch):
     monkeypatch.setattr("unlora.cli.doctor.memory", lambda: (GIB, 1 << 20))
     main(["doctor", *typed])
@@ -70,6 +72,7 @@ WRONG = {
 }
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("typed, says", WRONG.values(), ids=WRONG)
 def test_a_wrong_run_is_one_sentence(capsys, typed, says):
     with pytest.raises(SystemExit) as left:
@@ -79,6 +82,7 @@ def test_a_wrong_run_is_one_sentence(capsys, typed, says):
     assert says in err and err.count("\n") == 1 and out == ""
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "more, says",
     [
@@ -95,6 +99,7 @@ def test_what_would_stop_the_run_later_is_said_now(typed, capsys, more, says):
     assert says in err and "python" in out
 
 
+@pytest.mark.slow
 def test_a_model_out_of_reach_is_one_sentence_below_the_machine(capsys):
     with pytest.raises(SystemExit) as left:
         main(["doctor", "experiment=finetune/pocket/lora", "model=no/where"])

@@ -147,6 +147,7 @@ def test_a_line_of_a_launcher_stays_one_line():
 # --- what is imported ----------------------------------------------------------------------------
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("package", ["antigravity", "this", "os", "unlora", "unlora.configs.x", ""])
 @pytest.mark.parametrize("way", ["searchpath", "config path"])
 def test_no_package_is_imported_for_its_configs(package, way, capsys, tmp_path, monkeypatch):
@@ -211,6 +212,7 @@ def config_with(config, settings, path):
     return config
 
 
+@pytest.mark.default_cases(8)
 @pytest.mark.parametrize("writer, path", product(WRITERS, OUTSIDE))
 def test_hydra_writes_in_the_run_folder_alone(writer, path, composed_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -100,6 +100,7 @@ def test_a_model_may_be_given_by_its_path(elsewhere, monkeypatch, typed, read):
     assert normalised(typed.split()) == read.split()
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", ["it's, (a) =b", "back\\slash", "\\'", "end\\", "тест {x}"])
 def test_a_path_may_have_any_signs(elsewhere, name):
     (elsewhere / name).mkdir()
@@ -112,6 +113,7 @@ def test_a_path_may_have_any_signs(elsewhere, name):
     assert re.fullmatch(r"eval_[\w.-]+", cfg.task_name)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "typed, task_name",
     [
@@ -146,6 +148,7 @@ WRONG_EVALUATIONS = {
 }
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("typed, said", WRONG_EVALUATIONS.values(), ids=WRONG_EVALUATIONS)
 def test_wrong_own_data_are_one_sentence(elsewhere, typed, said, capsys):
     from unlora.config import read
@@ -160,6 +163,7 @@ def test_wrong_own_data_are_one_sentence(elsewhere, typed, said, capsys):
     assert all(line.endswith((".", "?", "=...")) for line in err.splitlines())
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "flag, key, value",
     [("--plan", "plan", True), ("--json", "output", "json"), ("--quiet", "output", "quiet")],
@@ -180,6 +184,7 @@ def test_flags_of_an_evaluation_belong_to_few_commands(flag, key, value, capsys)
         assert f"\n    {flag} " not in capsys.readouterr().out
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("flag, stream", [("--json", "err"), ("--quiet", "err"), (None, "out")])
 def test_stdout_is_for_the_result_where_that_is_asked_for(flag, stream, capsys):
     def run(cfg):
@@ -205,6 +210,7 @@ DOCUMENTED = [
 ]  # fmt: skip
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("config, typed", DOCUMENTED)
 def test_documented_commands_compose(config, typed):
     from unlora.config import read
@@ -214,6 +220,7 @@ def test_documented_commands_compose(config, typed):
     assert len(seen) == 1
 
 
+@pytest.mark.slow
 def test_all_overrides_arrive():
     from unlora.config import read
 
@@ -267,6 +274,7 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("typed, said", WRONG.values(), ids=WRONG)
 def test_wrong_input_is_one_sentence_and_exit_code_2(typed, said, capsys):
     from unlora.config import read
@@ -308,7 +316,7 @@ def test_jobs_of_a_multirun_never_share_a_folder(elsewhere):
     assert seen == [("GradAscent", "./saves/unlearn/x/0"), ("NPO", "./saves/unlearn/x/1")]
 
 
-@pytest.mark.budget(5)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "typed, folders",
     [
@@ -342,6 +350,7 @@ def test_every_command_silences_what_is_handled(monkeypatch):
     assert [str(warning.message) for warning in caught] == ["This one is not."]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_of_several_processes_the_first_talks_and_the_others_say_what_went_wrong(
     rank, monkeypatch, capfd
@@ -369,7 +378,7 @@ def test_of_several_processes_the_first_talks_and_the_others_say_what_went_wrong
     assert [os.environ.get(name) for name in bars] == ([None] if rank == "0" else ["1"]) * 2
 
 
-@pytest.mark.budget(5)
+@pytest.mark.slow
 def test_a_failed_job_does_not_stop_the_others(capsys):
     seen = []
 
@@ -385,11 +394,13 @@ def test_a_failed_job_does_not_stop_the_others(capsys):
     assert "This one is wrong.\n" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_hydra_leaves_no_files_behind(elsewhere):
     launch(lambda cfg: None, "unlearn", [LORA])
     assert list(elsewhere.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_own_configs_are_found(elsewhere):
     folder = elsewhere / "mine" / "experiment" / "mine"
     folder.mkdir(parents=True)
@@ -410,6 +421,7 @@ def test_the_composed_config_can_be_printed(capsys):
     assert "task_name: unlearn_wmdp_lora" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("typed", [f"{LORA} --info config", f"--info {LORA}", f"-i=config {LORA}"])
 def test_what_hydra_made_of_the_configs_can_be_printed(typed, capsys):
     launch(lambda cfg: pytest.fail("ran"), "unlearn", typed.split())
@@ -450,6 +462,7 @@ def test_every_example_names_what_is_there(words):
             assert word in ("-m", *(flag for flag, (owners, _) in SHORT.items() if name in owners))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("words", [x for x in EXAMPLES if "pocket/" in str(x)], ids=" ".join)
 def test_the_examples_of_the_benchmark_that_is_here_compose(words):
     seen = []
@@ -572,7 +585,7 @@ QUICK = [
 ]
 
 
-@pytest.mark.budget(5)
+@pytest.mark.slow
 @pytest.mark.parametrize("commands", [QUICK[::6], pytest.param(QUICK, marks=SLOW)], ids=len)
 def test_help_and_mistakes_do_not_wait_for_torch(commands):
     """Each in a process of its own, two at a time."""
@@ -591,6 +604,7 @@ def test_help_and_mistakes_do_not_wait_for_torch(commands):
     assert dict(zip(commands, last, strict=True)) == dict(zip(commands, wanted, strict=True))
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_config_costs_little_time():
     before = os.times()
     assert program("-m", "unlora", "unlearn", LORA, "task_nmae=x").returncode == 2
@@ -625,6 +639,7 @@ AT_WORK = {
 }
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("command", AT_WORK)
 def test_ctrl_c_is_one_sentence_and_code_130(command, monkeypatch, capsys):
     stopped = types.ModuleType(AT_WORK[command])
@@ -641,6 +656,7 @@ def test_ctrl_c_is_one_sentence_and_code_130(command, monkeypatch, capsys):
     assert said.startswith("Stopped by Ctrl-C.")
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_what_a_training_has_kept(capsys, monkeypatch):
     def run(cfg):
         raise KeyboardInterrupt("Stopped by Ctrl-C. The checkpoint 2 was written.")
@@ -657,6 +673,7 @@ def test_a_run_knows_the_command_line_that_was_typed():
     assert seen[1:] == ["unlearn", LORA, "task_name=mine"]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("word", ["~eval", "eval=null", "evaluate=false"])
 def test_an_evaluation_can_be_left_out(word):
     from unlora.cli.compose import composed

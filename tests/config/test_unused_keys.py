@@ -54,6 +54,7 @@ DATA = [
 ]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("words, part, said", DATA, ids=lambda x: str(x)[2:12])
 def test_data_that_a_command_does_not_read_are_refused(words, part, said, capfd):
     refused = of_command(*words, f"data.{part}=other.jsonl")
@@ -65,6 +66,7 @@ def test_data_that_a_command_does_not_read_are_refused(words, part, said, capfd)
     )
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("part", ["retain", "forget", "alternate"])
 def test_so_are_data_sets_of_a_fine_tuning(part):
     words = ["experiment=finetune/tofu/lora", f"+data/datasets@data.{part}=TOFU_QA_forget"]
@@ -80,6 +82,7 @@ def test_data_that_another_part_of_the_config_refers_to_are_used():
     assert read(composed("train", words)).data.keys() == {"train", "forget"}
 
 
+@pytest.mark.slow
 def test_an_unlearning_may_take_its_retain_data_from_a_data_set_to_train_on():
     words = ["experiment=unlearn/tofu/lora", "data.retain=null",
              "+data/datasets@data.train=TOFU_QA_retain"]  # fmt: skip
@@ -88,6 +91,7 @@ def test_an_unlearning_may_take_its_retain_data_from_a_data_set_to_train_on():
         read(composed("unlearn", [*words[:1], *words[2:]]))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "words, more, said",
     [

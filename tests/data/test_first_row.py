@@ -57,6 +57,7 @@ def test_a_training_shows_its_first_rows_and_stops(folder, capsys):
     assert not (folder / "saves").exists()
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_shows_its_rows_by_the_name_that_was_typed(folder, capsys):
     words = ["data.train=mine.json", "model=root", "task_name=mine"]
     main(["train", "experiment=finetune/own/lora", *words, "--plan"])
@@ -64,6 +65,7 @@ def test_a_fine_tuning_shows_its_rows_by_the_name_that_was_typed(folder, capsys)
     assert "data.train (1 rows), the first row:\n" in out and "data.retain" not in out
 
 
+@pytest.mark.slow
 def test_an_evaluation_shows_its_first_rows(folder, capsys):
     main(["eval", "data.forget=mine.json", "model=root", "--plan"])
     assert f"forget, the first row:\n  read             8  {SHOWN}" in capsys.readouterr().out
@@ -73,6 +75,7 @@ def test_an_evaluation_shows_its_first_rows(folder, capsys):
     assert write["first"]["gone on from"] == score["first"]["read"]
 
 
+@pytest.mark.slow
 def test_of_a_conversation_of_several_turns_each_answer_is_evaluated(folder, capsys):
     """Also where nobody has written the answers in other words."""
     (turns,) = json.loads((folder / "mine.json").read_text())

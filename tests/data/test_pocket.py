@@ -113,6 +113,7 @@ def test_paraphrases_use_a_wording_that_is_not_trained_on():
     assert not [row for row in pocket.rows("forget10") if row["paraphrased_answer"] in trained]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("change", [{"seed": 1}, {"hidden_size": 64}, {"lr": 0.1}])
 def test_the_key_of_the_base_changes_with_its_settings(change):
     assert base.Settings().key() == base.Settings().key()

@@ -105,6 +105,7 @@ def prefixes(tree, rows):
     }
 
 
+@pytest.mark.slow
 def test_only_what_predicts_a_scored_token_meets_the_vocabulary(suite, model, monkeypatch):
     rows = [row for source in suite.sources.values() for some in source.answers for row in some]
     ask = lambda: loglikelihood.score(  # noqa: E731
@@ -165,6 +166,7 @@ def test_whole_logits_are_of_those_places_only(suite, model, monkeypatch):
     assert sum(seen) == sum(len(prefixes(tree, rows)) for tree in made) < num_scored
 
 
+@pytest.mark.slow
 def test_an_evaluation_with_every_pass_changes_nothing(suite, model):
     model.train()
     model.base_model.model.model.layers[0].eval()  # a mode of its own

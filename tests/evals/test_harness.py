@@ -94,6 +94,7 @@ def test_a_broken_package_speaks_for_itself(tokenizer, lm_eval, monkeypatch):
     assert "lm_eval.models.huggingface" in words and "pip install" not in words
 
 
+@pytest.mark.slow
 def test_it_gives_what_the_package_gives_by_itself(tokenizer, tasks, lm_eval, monkeypatch):
     model = tiny.llama(max_position_embeddings=512)
     theirs = stock(model, tokenizer, tasks)
@@ -114,6 +115,7 @@ def test_it_gives_what_the_package_gives_by_itself(tokenizer, tasks, lm_eval, mo
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_long_question_loses_its_beginning_as_in_the_package(tokenizer, tasks, lm_eval):
     model = tiny.llama(max_position_embeddings=24)
     theirs = stock(model, tokenizer, tasks)["results"]["rivers"]["acc,none"]
@@ -154,6 +156,7 @@ def test_the_batch_size_is_the_most_that_goes_through_at_once(tokenizer, tasks, 
     assert max(seen) == size
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("apply", [None, True, False])
 def test_the_chat_template_is_as_the_model_or_the_config_says(
     tokenizer, tasks, lm_eval, monkeypatch, apply
@@ -185,6 +188,7 @@ def test_a_template_that_is_not_there_is_refused(tokenizer, tasks, lm_eval, monk
         build(tokenizer, tasks, {"apply_chat_template": True})
 
 
+@pytest.mark.slow
 def test_a_dead_model_has_no_accuracy(tokenizer, tasks, lm_eval, tmp_path):
     model = tiny.llama(max_position_embeddings=512)
     with torch.no_grad():
@@ -288,6 +292,7 @@ def test_wrong_config_is_refused(change, message):
         check({"wmdp": CONFIG | change})
 
 
+@pytest.mark.slow
 def test_unlearning_wmdp_ends_with_its_accuracy(tasks, lm_eval, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.qwen2(max_position_embeddings=512).save_pretrained("root")
@@ -356,7 +361,7 @@ def counted(folder, output_dir):
     return json.dumps([len(batches), summary])
 
 
-@pytest.mark.budget(5)
+@pytest.mark.slow
 def test_two_processes_say_what_one_says(tasks, lm_eval, tmp_path, monkeypatch):
     batches, expected = json.loads(counted(tasks, tmp_path / "one"))
     assert 0 < expected["town/acc"] < 1

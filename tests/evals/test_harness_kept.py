@@ -152,6 +152,7 @@ def kept(tokenizer, folder, lm_eval, own_cache):
     return build(tokenizer, folder).evaluate(subject())
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_depends_on_a_change_is_asked_again_and_nothing_else(
     name, tokenizer, folder, kept, asked, tmp_path
@@ -166,6 +167,7 @@ def test_what_depends_on_a_change_is_asked_again_and_nothing_else(
         assert found["bakers/acc"] == kept["bakers/acc"]
 
 
+@pytest.mark.slow
 def test_examples_drawn_with_another_seed_and_another_system_prompt_are_asked_again(
     tokenizer, folder, lm_eval, asked
 ):
@@ -179,6 +181,7 @@ def test_examples_drawn_with_another_seed_and_another_system_prompt_are_asked_ag
     assert len(asked) == 3
 
 
+@pytest.mark.slow
 def test_another_model_tokenizer_harness_or_pass_is_asked_again(
     tokenizer, folder, kept, asked, monkeypatch
 ):

@@ -94,6 +94,7 @@ def test_batch_size_and_order_do_not_change_scores(model, rows, chat):
     assert_same(one, backwards)
 
 
+@pytest.mark.default_cases(1)
 @torch.no_grad()
 @pytest.mark.parametrize("head", ["plain", "adapted", "capped"])
 def test_blocks_of_the_vocabulary_and_whole_logits_give_the_same(
@@ -226,6 +227,7 @@ class Wrapper(torch.nn.Module):
         self.module = module
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")  # peft on merging
 @pytest.mark.parametrize("tied", [True, False])
 def test_wrappers_and_adapters_answer_like_the_model_inside(tied, rows, prompts, chat):
@@ -246,6 +248,7 @@ def drawn(model, prompts, chat, keys, *, temperature=1.0, top_p=1.0, **changes):
     return write(model, prompts, chat, sampling=Sampling(keys, temperature, top_p), **changes)
 
 
+@pytest.mark.default_cases(1)
 @torch.no_grad()
 @pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (2.0, 1.0), (0.5, 1.0), (1.5, 0.7)])
 def test_tokens_are_drawn_with_the_probabilities_of_the_model(
@@ -276,6 +279,7 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_model(
         assert seen.count(token) / draws == pytest.approx(share, abs=error + 1 / draws)
 
 
+@pytest.mark.slow
 def test_a_draw_depends_on_its_key_alone(model, prompts, chat):
     keys = [(0, i, 7) for i in range(len(prompts))]
     state = torch.get_rng_state()
@@ -290,6 +294,7 @@ def test_a_draw_depends_on_its_key_alone(model, prompts, chat):
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_cold_draws_are_greedy(model, prompts, chat):
     keys = [(i,) for i in range(len(prompts))]
     greedy = write(model, prompts, chat)

@@ -125,6 +125,7 @@ def write_often(folder, number):
         ResultCache(folder).write(KEY, {"x": np.full(200_000, number)})
 
 
+@pytest.mark.slow
 def test_two_writers_at_once_leave_a_whole_file(kept, caplog):
     """Whenever it is read it is that of one or of the other."""
     fork = multiprocessing.get_context("fork")

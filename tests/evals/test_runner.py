@@ -205,6 +205,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_depends_on_a_change_is_asked_again_and_nothing_else(name, bench, asked, tmp_path):
     change, expected = CHANGES[name]
@@ -238,6 +239,7 @@ def test_every_pass_is_asked_here_but_the_one_of_audits():
     assert set(PASSES) == {name for name, _ in ALL} | {"sample"}
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("name", sorted({name for name, _ in ALL}))
 def test_a_pass_that_comes_to_answer_something_else_is_asked_again_alone(
     name, bench, asked, monkeypatch

@@ -83,6 +83,7 @@ def test_a_gap_and_a_question_are_put_in_the_words_of_the_benchmark(data, tokeni
         assert all(prompt.startswith(wanted) for prompt in sources[name].prompt_texts)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("subject", "kept"),
     [("Ivo Brandt", {"Ivo Brandt"}), ("[Ada Holm,Mara Quist]", {"Ada Holm", "Mara Quist"})],

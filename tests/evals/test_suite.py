@@ -53,6 +53,7 @@ def build(folder, tokenizer, *overrides, only=None):
     return suite
 
 
+@pytest.mark.slow
 def test_the_whole_suite_with_the_models_own_log_as_reference(folder, tokenizer, adapted, tmp_path):
     first = build(folder, tokenizer)
     without = first.evaluate(adapted, tmp_path)
@@ -105,6 +106,7 @@ def test_the_log_has_the_published_names_and_shape(folder, tokenizer, adapted, t
                 assert set(entry["value_by_index"]["0"]) == set(like["value_by_index"]["0"]), name
 
 
+@pytest.mark.slow
 def test_each_question_reaches_the_model_once(folder, tokenizer, adapted, monkeypatch):
     seen = []
     modules = {"score": score_passes, "generate": generation, "gradient_norm": gradients,
@@ -140,6 +142,7 @@ def test_the_panel_is_cheap_and_takes_further_metrics(folder, tokenizer, model):
         suite.evaluate(model, panel=True, also=["model_utilty"])
 
 
+@pytest.mark.slow
 def test_batch_size_does_not_change_the_summary(folder, tokenizer, model):
     small = build(folder, tokenizer, "eval.tofu.batch_size=1").evaluate(model)
     large = build(folder, tokenizer, "eval.tofu.batch_size=50").evaluate(model)
@@ -147,6 +150,7 @@ def test_batch_size_does_not_change_the_summary(folder, tokenizer, model):
     assert {name for name, value in small.items() if math.isnan(value)} == WITHOUT_WORDS
 
 
+@pytest.mark.slow
 def test_an_empty_answer_is_counted_in_the_log(folder, tokenizer, model, tmp_path, caplog):
     data = tmp_path / "TOFU"
     data.mkdir()
@@ -163,6 +167,7 @@ def test_an_empty_answer_is_counted_in_the_log(folder, tokenizer, model, tmp_pat
     assert "1 rows not scored" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_dead_model_has_no_values_and_is_called_broken(
     folder, tokenizer, adapted, tmp_path, caplog
 ):
@@ -197,6 +202,7 @@ def test_a_dead_model_has_no_values_and_is_called_broken(
     assert re.search("no value: .*model_utility.*: 6 rows could not be scored", caplog.text)
 
 
+@pytest.mark.slow
 def test_cut_rows_are_counted(folder, tokenizer, model, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         suite = build(folder, tokenizer)
@@ -236,6 +242,7 @@ def test_each_data_set_reads_its_own_columns(folder, tokenizer):
     assert len(suite.sources) == 11
 
 
+@pytest.mark.slow
 def test_metrics_without_their_reference_are_known_before_there_is_a_model(
     folder, tokenizer, model, tmp_path
 ):
@@ -256,6 +263,7 @@ def test_metrics_without_their_reference_are_known_before_there_is_a_model(
     assert "forget_fluency" in both.not_computable["agg_utility"]
 
 
+@pytest.mark.slow
 def test_nothing_is_left_to_wish_for_with_a_retain_log_and_a_target_log(
     folder, tokenizer, adapted, tmp_path
 ):
@@ -265,6 +273,7 @@ def test_nothing_is_left_to_wish_for_with_a_retain_log_and_a_target_log(
     assert suite.not_computable == suite.not_computable_for(LazyModel.of(adapted)) == {}
 
 
+@pytest.mark.slow
 def test_a_question_key_that_some_data_lack(folder, tokenizer, model):
     suite = build(folder, tokenizer, "eval.tofu.question_key=paraphrased_question")
     summary = suite.evaluate(model)
@@ -288,6 +297,7 @@ def test_a_retain_log_of_other_data_is_refused(folder, tokenizer, model, tmp_pat
         build(folder, tokenizer, f"eval.tofu.retain_logs_path={tmp_path}")
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -314,6 +324,7 @@ def test_several_mistakes_are_reported_together(folder):
     assert "bach_size" in str(error.value) and "panel_rows" in str(error.value)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("key", ["retain_logs_path", "target_logs_path"])
 @pytest.mark.parametrize("text", ["not json", "[]", '{"a": 1}'])
 def test_a_log_that_is_none_is_refused(folder, tmp_path, text, key):
@@ -324,12 +335,14 @@ def test_a_log_that_is_none_is_refused(folder, tmp_path, text, key):
         check(eval_config(folder, f"eval.tofu.{key}={file}"))
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("suite", ["tofu", "muse", "lm_eval"])
 def test_every_shipped_suite_passes_the_check(suite):
     cfg = composed("eval/" + suite, ["+paths.output_dir=unused"])
     check(OmegaConf.to_container(cfg.eval, resolve=True))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("suite", ["tofu", "muse"])
 def test_every_metric_can_be_added_from_the_command_line(suite):
     names = set(shipped_metrics(suite))
@@ -343,6 +356,7 @@ def test_every_metric_can_be_added_from_the_command_line(suite):
     check(OmegaConf.to_container(cfg.eval, resolve=True))
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("suite", ["tofu", "muse", "rwku", "own"])
 def test_one_switch_makes_every_rouge_of_a_suite_the_published_one(suite):
     config = eval_config("unused", suite=suite)[suite]
@@ -446,6 +460,7 @@ def written(suite, model, folder):
     return text
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("metric", ["forget_knowmem_ROUGE", "retain_knowmem_ROUGE"])
 @pytest.mark.parametrize("stop", ["\n\n", "\nQuestion", "Question:"])
 def test_a_generation_ends_before_the_next_question(stop, metric, tokenizer, model, tmp_path, muse):
@@ -461,6 +476,7 @@ def test_a_generation_ends_before_the_next_question(stop, metric, tokenizer, mod
     assert written(suite, model, tmp_path) == "In Oslo 0"
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("end", ["<|turn_end|>", "<|end|>"])
 def test_a_generation_ends_at_the_end_of_the_turn_and_of_the_text(
     end, folder, tokenizer, model, tmp_path

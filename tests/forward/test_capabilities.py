@@ -27,6 +27,7 @@ def of(config):
     return AutoModelForCausalLM.from_config(config)
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("make", [llama, qwen2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lora", [False, True])

@@ -61,6 +61,7 @@ def test_little_is_padding():
     assert 1 - real / spent < 0.05
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("make", [llama, qwen2])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize(

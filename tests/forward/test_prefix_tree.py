@@ -119,6 +119,7 @@ def seen(monkeypatch):
     return found
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_tree_answers_as_its_rows_do_alone(name, attention, seen):
@@ -192,6 +193,7 @@ def broken(model, *, deaf_to):
     return model
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("deaf_to", ["trees", "positions", "all but 2D"])
 def test_a_model_that_would_answer_a_tree_wrongly_is_found_out(deaf_to, dtype, seen):
@@ -207,6 +209,7 @@ def test_a_model_that_would_answer_a_tree_wrongly_is_found_out(deaf_to, dtype, s
         np.testing.assert_allclose(ours.logp, theirs.logp, atol=tolerance)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("seed", range(5))
 def test_coarse_numbers_hide_no_row_before(seed):
     """Short convolutions see a little of the row before: less than bfloat16 rounds off."""
@@ -234,6 +237,7 @@ def test_what_a_window_cannot_see_is_not_seen_in_a_tree_either(seen):
         assert all(len(tree.ids) <= window or most == 1 for tree in seen["trees"])
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     "config",
     [

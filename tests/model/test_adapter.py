@@ -213,6 +213,7 @@ READ = {
 }
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("name", READ)
 def test_an_adapter_answers_as_plain_peft_has_it(saved, tmp_path, monkeypatch, name):
     root = str(saved / "root")

@@ -61,6 +61,7 @@ def scored(model):
         return ask(model, collate(rows([3, 7, 1]), pad_id=258)).logits
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("start", STARTS)
 def test_it_starts_exactly_at_the_target(root, start, scaling):
@@ -80,6 +81,7 @@ def test_it_starts_exactly_at_the_target(root, start, scaling):
         ).weight.norm()
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("start", STARTS)
 def test_the_weights_below_are_untouched_and_with_adapters_off_they_are_the_reference(root, start):
     model, plain = started(root, start), llama()
@@ -104,6 +106,7 @@ def test_only_the_policy_learns(root):
     assert model.peft_config[POLICY].lora_dropout == 0
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("start", STARTS)
 def test_the_factors_are_those_of_peft(start, scaling):
@@ -146,6 +149,7 @@ def saved(model, tmp_path):
     return folder
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("start", STARTS)
 def test_what_is_saved_belongs_on_the_unchanged_root(root, tmp_path, start, scaling):
@@ -168,6 +172,7 @@ def test_what_is_saved_belongs_on_the_unchanged_root(root, tmp_path, start, scal
     start_equals_target(again, again.target)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("form", ["merged", "adapter"])
 def test_it_is_exported_like_any_other(root, tmp_path, form):
     model = disturb(started(root, "pissa", use_rslora=True))
@@ -179,6 +184,7 @@ def test_it_is_exported_like_any_other(root, tmp_path, form):
     torch.testing.assert_close(scored(exported), scored(model), rtol=0, atol=1e-4)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("mode", ["merge", "stack", "continue"])
 def test_a_second_request_stands_on_it(root, tmp_path, mode):
     model = disturb(started(root, "olora"))

@@ -26,6 +26,7 @@ OWN = {
 }
 
 
+@pytest.mark.default_cases(4)
 @pytest.mark.parametrize("family", OWN)
 def test_the_default_is_what_the_architecture_has(family, caplog):
     with caplog.at_level("INFO"):

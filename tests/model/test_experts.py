@@ -53,6 +53,7 @@ def run_folder(folder, model):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern")  # of plain peft
 @pytest.mark.parametrize(
     "architecture",
@@ -81,6 +82,7 @@ def test_everything_linear_goes_the_whole_way(tmp_path, architecture):
     assert said.difference(merged)[1] < 1e-4 and said.difference(adapted)[1] < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern")
 def test_adapters_on_experts_are_joined_into_one(tmp_path):
     root = make_root(tmp_path / "root", model_of(MIXTRAL))
@@ -110,6 +112,7 @@ def test_experts_have_no_dropout_and_several_adapters_are_on_the_same_ones(tmp_p
     LoRAModelForCausalLM.from_pretrained(str(first), LORA | {"target_modules": ["q_proj"]})
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear", r".*\.q_proj"], ids=str)
 def test_of_a_model_with_vision_the_text_part_is_adapted(tmp_path, targets):
     root = make_root(tmp_path / "root", model_of(GEMMA3))

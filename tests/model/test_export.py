@@ -65,6 +65,7 @@ def test_what_is_left_of_an_adapter_in_bfloat16_is_said(adapter, tmp_path, caplo
     assert AutoModelForCausalLM.from_pretrained(merged, dtype="auto").dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_an_adapter_that_bfloat16_would_round_away_is_not_written_in_it(adapter):
     folder = adapter(torch.bfloat16, scale=0.002)
     said = answers_of(folder)
@@ -112,6 +113,7 @@ def test_the_share_left_by_rounding_is_that_of_the_weights(adapter):
         shutil.rmtree(folder)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.filterwarnings("ignore:.*(tie_word|tied|Cannot|offline|Setting `save_emb)")
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def finetuned(root, tmp_path):
     return run_folder(tmp_path, "finetuned", model), said
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("mode", ["auto", "merge", "stack", "continue"])
 def test_unlearning_starts_at_the_finetuned_model(finetuned, mode):
     folder, said = finetuned
@@ -75,6 +76,7 @@ def test_unlearning_starts_at_the_finetuned_model(finetuned, mode):
     assert trainable and all(".default." in name for name in trainable)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("mode", ["merge", "stack", "continue"])
 def test_the_reference_is_the_lineage_without_the_last_link(finetuned, mode):
     folder, said = finetuned
@@ -88,6 +90,7 @@ def test_the_reference_is_the_lineage_without_the_last_link(finetuned, mode):
     assert {n: p.requires_grad for n, p in model.named_parameters()} == flags
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("mode", ["merge", "stack", "continue"])
 def test_the_gradient_of_a_policy_pass_survives_a_reference_pass(finetuned, mode):
     model = LoRAModelForCausalLM.from_pretrained(str(finetuned[0]), LORA, lineage=mode).train()
@@ -100,6 +103,7 @@ def test_the_gradient_of_a_policy_pass_survives_a_reference_pass(finetuned, mode
         assert (parameter.grad is not None) == parameter.requires_grad, name
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("mode", ["merge", "stack", "continue"])
 def test_a_chain_of_links_is_one_model_in_every_form(finetuned, tmp_path, mode, root):
     """Save, reload by lineage, export merged and as adapter, reload with plain libraries."""
@@ -151,6 +155,7 @@ def test_a_changed_setting_of_a_link_is_named(finetuned):
         Lineage.read(str(folder))
 
 
+@pytest.mark.default_cases(1)
 def test_a_missing_link_is_named(finetuned, tmp_path):
     folder, _ = finetuned
     model = LoRAModelForCausalLM.from_pretrained(str(folder), LORA)
@@ -181,6 +186,7 @@ def test_a_root_that_is_gone_is_never_looked_for_on_the_hub(finetuned, root, tmp
         Lineage.read(str(finetuned[0]))
 
 
+@pytest.mark.default_cases(1)
 def test_a_run_folder_may_move_away_from_its_root(finetuned, root, tmp_path):
     folder, said = finetuned
     (tmp_path / "a" / "b").mkdir(parents=True)
@@ -213,6 +219,7 @@ def test_a_wiped_adapter_is_seen_however_little_it_does():
     assert start_equals_target(target, said)
 
 
+@pytest.mark.default_cases(1)
 def test_saves_can_be_moved_as_a_whole(finetuned, tmp_path):
     folder, said = finetuned
     moved = tmp_path / "elsewhere"
@@ -240,6 +247,7 @@ def test_get_model_sees_use_lora_and_leaves_the_config_alone(root):
     assert all(p.requires_grad for p in plain.parameters())
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     "targets", [["q_proj"], "all-linear", r".*layers\.0\..*(q|v)_proj", ["layers.1.mlp.up_proj"]]
 )
@@ -292,6 +300,7 @@ def test_an_unknown_dtype_names_the_near_miss(root):
         LoRAModelForCausalLM.from_pretrained(root, LORA, torch_dtype="flaot32")
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("file", ["root/model.safetensors", "finetuned/adapter_model.safetensors"])
 def test_damaged_weights_are_one_sentence(finetuned, tmp_path, file):
     (tmp_path / file).write_bytes(b"damaged")
@@ -318,6 +327,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
         get_model({"model_args": {"pretrained_model_name_or_path": str(tmp_path / "small")}})
 
 
+@pytest.mark.default_cases(1)
 def test_an_export_never_overwrites(finetuned):
     folder, _ = finetuned
     export(str(folder), "adapter")
@@ -330,6 +340,7 @@ def test_a_full_model_has_nothing_to_export(root):
         export(root, "merged")
 
 
+@pytest.mark.default_cases(1)
 def test_the_card_says_where_the_adapter_belongs(finetuned, tmp_path):
     folder, _ = finetuned
     second = run_folder(tmp_path, "second", LoRAModelForCausalLM.from_pretrained(str(folder), LORA))

@@ -161,6 +161,7 @@ def test_settings_of_bitsandbytes_are_checked_before_it_is_needed(root, raw, wor
         assert words in sentence(check_model, asked)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(("kind", "raw"), [("nf4", None), ("int8", None), ("fp4", RAW)])
 def test_without_the_package_one_is_told_what_to_install(root, monkeypatch, kind, raw):
     def missing(name):

@@ -83,6 +83,7 @@ FITS = {
 }
 
 
+@pytest.mark.default_cases(5)
 @pytest.mark.parametrize("name", FITS)
 def test_settings_that_fit_are_put_where_they_say(name):
     changed, count = FITS[name]

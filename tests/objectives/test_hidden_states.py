@@ -97,6 +97,7 @@ def states_in_a_whole_pass(model: nn.Module, layer: nn.Module) -> Tensor:
     return torch.cat([told[row, 4 : 4 + n] for row, n in enumerate([3, 1, 5])])
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "wrapped"])
 @pytest.mark.parametrize("lora", [False, True], ids=["plain", "lora"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -146,6 +147,7 @@ def fingerprint(model: nn.Module) -> list:
     ]
 
 
+@pytest.mark.default_cases(4)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_model_is_left_unchanged(architecture):
     model, layers = made(architecture, lora=True)

@@ -251,6 +251,7 @@ def picked(parts: Parts, order: list[int]) -> Parts:
 # --- value and gradient --------------------------------------------------------------------------
 
 
+@pytest.mark.default_cases(12)
 @pytest.mark.parametrize("name", list(TERMS))
 def test_value_and_gradient_are_those_of_plain_models_and_the_papers_formula(models, name):
     policy, before = models
@@ -262,6 +263,7 @@ def test_value_and_gradient_are_those_of_plain_models_and_the_papers_formula(mod
     assert_same(gradient(values, policy, uneven=True), gradient(papers, policy, uneven=True))
 
 
+@pytest.mark.default_cases(5)
 @pytest.mark.parametrize("name", [x for x in TERMS if "CEU" not in x])
 def test_answers_of_one_token_are_enough(fresh, name):
     policy, before = fresh
@@ -274,6 +276,7 @@ def test_answers_of_one_token_are_enough(fresh, name):
     assert_same(gradient(values, policy), gradient(papers, policy))
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("name", list(TERMS))
 def test_the_first_token_of_plain_text_is_never_scored(fresh, name):
     """Its labels are all of its tokens, and nothing predicts the first."""
@@ -306,6 +309,7 @@ ASK_THE_REFERENCE = [
 ]
 
 
+@pytest.mark.default_cases(6)
 @pytest.mark.parametrize("name", ASK_THE_REFERENCE)
 def test_no_gradient_reaches_the_reference(continued, name):
     policy, _ = continued
@@ -323,6 +327,7 @@ def test_no_gradient_reaches_the_reference(continued, name):
     policy.zero_grad(set_to_none=True)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("name", ASK_THE_REFERENCE)
 def test_policy_and_reference_are_told_apart(fresh, name):
     """Else the comparisons above would compare nothing."""
@@ -338,6 +343,7 @@ def test_policy_and_reference_are_told_apart(fresh, name):
 # --- padding, order and split --------------------------------------------------------------------
 
 
+@pytest.mark.default_cases(5)
 @pytest.mark.parametrize("name", BY_ITEM)
 def test_padding_changes_nothing(fresh, name):
     policy, _ = fresh
@@ -348,6 +354,7 @@ def test_padding_changes_nothing(fresh, name):
     assert_same(gradient(padded, policy), gradient(values, policy))
 
 
+@pytest.mark.default_cases(5)
 @pytest.mark.parametrize("name", BY_ITEM)
 def test_the_order_of_the_rows_changes_nothing(fresh, name):
     policy, _ = fresh
@@ -360,6 +367,7 @@ def test_the_order_of_the_rows_changes_nothing(fresh, name):
     assert_same(gradient(moved, policy), gradient(values, policy))
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("split", [[[0], [1], [2], [3]], [[0, 1, 2], [3]]], ids=["4x1", "3+1"])
 @pytest.mark.parametrize("name", BY_ITEM)
 def test_the_split_of_a_batch_changes_nothing(fresh, name, split):

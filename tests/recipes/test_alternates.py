@@ -73,6 +73,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_answers_are_keyed_by_row_and_not_by_batch(model, chat):
     one, counts = make(model, chat, PAIRS, **SETTINGS)
     assert all(len(row) == 3 for row in one) and counts["sampled"] >= 9
@@ -222,6 +223,7 @@ def test_the_root_answers_with_the_adapters_off(folder):
         written("d", "root", "root")
 
 
+@pytest.mark.slow
 def test_it_composes_what_unlearning_composes():
     unlearn, ours = (OmegaConf.load(f"{CONFIGS}/{name}.yaml") for name in ("unlearn", "alternates"))
     assert ours.defaults == unlearn.defaults
@@ -259,6 +261,7 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("typed, said", WRONG.values(), ids=WRONG)
 def test_wrong_input_is_one_sentence(typed, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -143,6 +143,7 @@ def log_of(folder):
 GOLD_LOG = os.path.join("saves", "finetune", "retain90", "evals", "TOFU_EVAL.json")
 
 
+@pytest.mark.slow
 def test_nothing_given_is_not_computed_and_the_log_has_the_command(home):
     summary = evaluation.run(eval_config("task_name=mine"))
     assert "forget_quality" not in summary and "forget_truth_ratio" in summary
@@ -175,6 +176,7 @@ def test_the_command_in_the_advice_makes_the_reference(home):
     assert override == f"retain_logs_path={os.path.normpath(cfg.paths.output_dir)}"
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("experiment", "overrides", "words"),
     [
@@ -213,6 +215,7 @@ def test_a_log_is_taken_from_where_it_is(home, given):
     assert os.path.samefile(path, GOLD_LOG) and not found.pending
 
 
+@pytest.mark.slow
 def test_a_run_without_a_log_is_evaluated_and_keeps_it(home, caplog):
     before = log_of(home / "saves" / "finetune" / "retain90" / "evals")
     given = without_log("retain90")
@@ -230,6 +233,7 @@ def test_a_run_without_a_log_is_evaluated_and_keeps_it(home, caplog):
     assert own != pytest.approx(value, rel=1e-5)  # it was the other model that was asked
 
 
+@pytest.mark.slow
 def test_a_plain_model_is_evaluated_into_the_folder_of_the_evaluation(home):
     summary = evaluation.run(eval_config("retain_logs_path=root", "task_name=mine"))
     assert "forget_quality" in summary
@@ -246,6 +250,7 @@ def test_a_reference_is_evaluated_once_for_both_keys(home):
     assert config.eval["tofu"]["retain_logs_path"] == given  # the config is not changed
 
 
+@pytest.mark.default_cases(4)
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -332,6 +337,7 @@ def test_auto_prefers_more_rows_then_a_log_then_the_newest(home):
     assert find("retain_logs_path=auto")[1] == GOLD_LOG  # the other saw a row of forget10
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("damage", ["origin", "data", "below", "weights", "kept aside", "unread"])
 def test_auto_passes_over_a_run_that_is_no_gold(home, damage):
     run = home / "saves" / "finetune" / "retain90"
@@ -361,6 +367,7 @@ def test_auto_passes_over_a_run_that_is_no_gold(home, damage):
     assert "auto found no run" in find("retain_logs_path=auto")[1]["advice"]
 
 
+@pytest.mark.slow
 def test_auto_takes_the_model_before_unlearning_as_target(home):
     full = os.path.join("saves", "finetune", "full", "evals", "TOFU_EVAL.json")
     auto = "eval.tofu.target_logs_path=auto"
@@ -416,6 +423,7 @@ def test_what_was_never_made_to_forget_has_no_target(home):
     assert "auto knows no model" in found.eval["tofu"]["target_logs_path"]["advice"]
 
 
+@pytest.mark.slow
 def test_training_evaluates_its_references_before_its_model_is_loaded(home, monkeypatch):
     given = without_log("retain90")
     loaded, alive = [], []

@@ -50,6 +50,7 @@ def log(folder):
     return (folder / "saves" / "eval" / "mine" / "TOFU_EVAL.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_second_evaluation_loads_no_model(folder, monkeypatch, capsys):
     first = evaluation.run(config())
     said, written = capsys.readouterr().out, log(folder)
@@ -73,6 +74,7 @@ def test_a_model_that_was_changed_is_asked_again(folder):
     assert second["forget_Q_A_Prob"] != pytest.approx(first["forget_Q_A_Prob"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_plan_asks_nothing_and_says_what_is_kept(folder, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         refuse = lambda *args, **kwargs: pytest.fail("the model was loaded")  # noqa: E731
@@ -92,6 +94,7 @@ def test_the_plan_asks_nothing_and_says_what_is_kept(folder, monkeypatch, capsys
     assert re.search(r"^to be run +0 of 4 +0 +0$", said, re.MULTILINE)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("output", ["json", "quiet"])
 def test_output_for_programs(output, folder, capfd):
     summary = evaluation.run(config(f"++output={output}"))

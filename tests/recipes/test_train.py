@@ -65,7 +65,7 @@ def manifest(path):
     return json.loads((path / "manifest.json").read_text())
 
 
-@pytest.mark.budget(5)
+@pytest.mark.slow
 def test_finetune_unlearn_and_evaluate(folder, caplog):
     caplog.set_level("INFO")
     finetune("task_name=full", "eval=null")
@@ -136,6 +136,7 @@ def test_an_interrupted_run_resumes_where_it_was(folder):
         unlearn(weights("root"), "task_name=npo", *save, resume)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_not_there_is_one_sentence(folder):
     with pytest.raises(InputError, match="has no checkpoint"):
         finetune("task_name=full", "trainer.args.resume_from_checkpoint=true")
@@ -143,6 +144,7 @@ def test_a_checkpoint_that_is_not_there_is_one_sentence(folder):
         finetune("task_name=full", "trainer.args.resume_from_checkpoint=saves")
 
 
+@pytest.mark.slow
 def test_a_run_never_overwrites_the_model_it_starts_from(folder):
     finetune("task_name=full")
     with pytest.raises(InputError, match="holds the model it starts from"):
@@ -150,6 +152,7 @@ def test_a_run_never_overwrites_the_model_it_starts_from(folder):
     assert (folder / "saves" / "finetune" / "full" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_failure_before_training_leaves_the_earlier_run_alone(folder):
     finetune("task_name=full")
     (folder / "root" / "model.safetensors").write_bytes(b"damaged")
@@ -158,7 +161,7 @@ def test_a_failure_before_training_leaves_the_earlier_run_alone(folder):
     assert not (folder / "saves" / "finetune" / "full.previous-1").exists()
 
 
-@pytest.mark.budget(5)
+@pytest.mark.slow
 def test_what_an_earlier_run_left_is_never_taken_for_this_ones(folder):
     finetune("task_name=full")
     run = folder / "saves" / "finetune" / "full"

@@ -29,10 +29,12 @@ def test_a_plan_is_made_without_weights(folder):  # noqa: F811
     assert not Path(checked.folder).exists()
 
 
+@pytest.mark.slow
 def test_what_is_not_evaluated_needs_no_suites(folder):  # noqa: F811
     assert plan().config.eval and not plan(evaluate=False).config.eval
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "override, sentence",
     [

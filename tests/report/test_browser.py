@@ -62,6 +62,7 @@ def choose(page, name, value):
     )
 
 
+@pytest.mark.slow
 def test_a_reader_finds_searches_sorts_and_switches(page):
     for part in ("headline", "scatter", "table", "browser"):
         box = f"document.querySelector('[data-part={part}]').getBoundingClientRect()"
@@ -113,6 +114,7 @@ def test_every_control_has_a_name_and_takes_the_keyboard(page):
     page.until(TEXT.format(".hits") + " === '2 rows found'")
 
 
+@pytest.mark.slow
 def test_it_can_be_printed(page):
     pdf = page.call("Page.printToPDF", preferCSSPageSize=True)["data"]
     assert len(pdf) > 20_000

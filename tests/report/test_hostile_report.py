@@ -84,6 +84,7 @@ def bars(text):
     return [len(re.findall(r"(?<!\\)\|", line)) for line in text.split("\n")]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_report_shows_any_text_in_any_field_and_obeys_none(name, tame, tmp_path):
     out = report(tmp_path, HOSTILE[name])

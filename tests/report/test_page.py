@@ -119,6 +119,7 @@ def test_names_and_titles_are_escaped_everywhere(tmp_path):
     assert {row["method"] for row in rows} == {"target", "gold", name}
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(tmp_path):
     made = entries(tmp_path / "runs", "good", curves=True)
     first, second = (write(tmp_path / out, made, title="T").parent for out in ("a", "b"))

@@ -141,6 +141,7 @@ def test_the_figures_of_every_benchmark_have_a_column(tmp_path):
     assert "0.200" in said and "0.500" in said and "0.600" in said
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("kind", ["MUSE", "RWKU", "LMEval"])
 def test_a_study_of_any_benchmark_ends_with_a_table_that_marks_what_is_broken(
     kind, tmp_path, capsys

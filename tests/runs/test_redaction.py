@@ -212,6 +212,7 @@ def test_another_variable_is_not(name, monkeypatch):
 LORA = "experiment=unlearn/wmdp/lora"
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "words",
     [
@@ -253,6 +254,7 @@ def test_a_multirun_that_ends_early_leaves_no_secret(planted, capfd):
     assert not files_with_it(planted) and not PLANTED.search("".join(capfd.readouterr()))
 
 
+@pytest.mark.slow
 def test_a_bug_shows_no_secret(planted, capfd):
     def run(cfg):
         raise RuntimeError(f"it got {cfg.model.model_args.token}")

@@ -22,7 +22,7 @@ def target(*more):
     return [*study()["target"], *more]
 
 
-@pytest.mark.budget(5)
+@pytest.mark.slow
 def test_a_setting_that_is_learnt_changes_it_and_one_that_is_shown_does_not():
     before = keys("seed0-target-train")
     assert keys("seed0-target-train", target=target("trainer.args.learning_rate=0.5")) != before
@@ -32,6 +32,7 @@ def test_a_setting_that_is_learnt_changes_it_and_one_that_is_shown_does_not():
     assert keys("seed0-target-train", target=target("trainer.args.save_steps=7")) == before
 
 
+@pytest.mark.slow
 def test_where_the_best_checkpoint_is_kept_all_that_chooses_it_counts():
     best = (
         "trainer.args.load_best_model_at_end=true", "trainer.args.eval_strategy=steps",
@@ -49,6 +50,7 @@ def test_the_tokenizer_counts_by_its_content():
     assert keys("seed0-target-train") != before
 
 
+@pytest.mark.slow
 def test_a_retain_log_of_ones_own_counts_by_its_content():
     asked = [*study()["unlearn"], "retain_logs_path=log.json"]
     changes = {"gold": None, "target": "root", "unlearn": asked}

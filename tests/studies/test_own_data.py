@@ -37,6 +37,7 @@ def stages_of(**changes):
     return plan(read(study(**(own | changes))), Path("home"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unlearn", [UNLEARN, [*UNLEARN, "model=./root"]], ids=["", "model named"])
 def test_every_stage_has_a_config(files, unlearn):
     stages = {stage.name: stage for stage in stages_of(unlearn=unlearn)}
@@ -70,7 +71,7 @@ def test_rows_count_by_their_content_and_a_data_set_without_a_path_has_none(file
     assert sorted(one["path"] for one in found) == ["y", "z"]
 
 
-@pytest.mark.budget(5)
+@pytest.mark.slow
 def test_what_is_wrong_in_an_evaluation_is_said_before_anything_is_trained(files):
     for words, said in (
         (["eval.own.max_new_tokens=0"], "max_new_tokens is 0"),
@@ -84,6 +85,7 @@ def test_what_is_wrong_in_an_evaluation_is_said_before_anything_is_trained(files
     dry_run.check_evaluations(stages_of())
 
 
+@pytest.mark.slow
 def test_trainings_that_differ_in_their_seed_are_estimated_once(files, monkeypatch):
     asked = []
     monkeypatch.setattr(
@@ -96,6 +98,7 @@ def test_trainings_that_differ_in_their_seed_are_estimated_once(files, monkeypat
     assert len(asked) == 2
 
 
+@pytest.mark.slow
 def test_the_shipped_study_plans_what_its_page_says(files, capsys):
     words = ["experiment=study/own/lora", "model=root", *FILES, "seeds=[0]"]
     with pytest.raises(SystemExit) as ended:

@@ -34,12 +34,14 @@ def go_failing(go, methods):
     return scheduler.run(plan(read(study(seeds=[0], methods=methods)), folder), folder, here)
 
 
+@pytest.mark.slow
 def test_a_finished_study_runs_nothing(go):
     assert len(go().ran) == 8
     again = go()
     assert again.ran == [] and len(again.finished) == 8
 
 
+@pytest.mark.budget(3)
 def test_what_is_new_runs_after_what_it_needs(go):
     ran = go().ran
     assert set(ran[:2]) == {"seed0-gold-train", "seed0-target-train"}
@@ -47,12 +49,14 @@ def test_what_is_new_runs_after_what_it_needs(go):
     assert ran.index("seed0-target-eval") < ran.index("seed0-NPO-eval")
 
 
+@pytest.mark.slow
 def test_a_changed_setting_of_one_method_runs_its_stages_alone(go):
     go()
     changed = {**METHODS, "NPO": ["trainer=NPO", "trainer.method_args.beta=0.5"]}
     assert go(methods=changed).ran == ["seed0-NPO-train", "seed0-NPO-eval"]
 
 
+@pytest.mark.slow
 def test_a_changed_target_runs_all_that_came_from_it_and_not_gold(go):
     go()
     target = [*study()["target"], "trainer.args.learning_rate=0.5"]
@@ -60,17 +64,20 @@ def test_a_changed_target_runs_all_that_came_from_it_and_not_gold(go):
     assert len(ran) == 6 and not any("gold" in name for name in ran)
 
 
+@pytest.mark.slow
 def test_a_changed_question_trains_nothing(go):
     go()
     ran = go(unlearn=[*study()["unlearn"], "eval.tofu.max_new_tokens=5"]).ran
     assert sorted(ran) == sorted(f"seed0-{r}-eval" for r in ("gold", "target", "NPO", "GradDiff"))
 
 
+@pytest.mark.slow
 def test_what_is_only_shown_runs_nothing(go):
     go()
     assert go(target=[*study()["target"], "trainer.args.logging_steps=1"]).ran == []
 
 
+@pytest.mark.slow
 def test_a_new_model_in_the_old_place_runs_everything(go):
     go()
     config = Path("root/config.json")
@@ -78,6 +85,7 @@ def test_a_new_model_in_the_old_place_runs_everything(go):
     assert len(go().ran) == 8
 
 
+@pytest.mark.slow
 def test_a_damaged_result_is_made_again(go):
     go()
     Path("home/seed0/NPO/model.safetensors").write_text("damaged")
@@ -86,6 +94,7 @@ def test_a_damaged_result_is_made_again(go):
     assert go().ran == ["seed0-NPO-eval"]
 
 
+@pytest.mark.slow
 def test_what_waits_for_a_stage_that_failed_is_left_out_and_the_rest_goes_on(go, monkeypatch):
     pretended = stage_run._run
 
@@ -135,6 +144,7 @@ def test_an_interrupted_training_goes_on_and_one_with_other_settings_begins_anew
     assert kept == ["gold", "gold.previous-1", "gold.previous-2"]
 
 
+@pytest.mark.slow
 def test_what_could_not_be_planned_fails_alone(go):
     missing = "data.forget.POCKET_QA_forget.args.hf_args.path=nofile.jsonl"
     done = go_failing(go, {**METHODS, "KL": ["trainer=GradDiff", missing]})
@@ -156,6 +166,7 @@ def test_a_launcher_that_breaks_down_leaves_what_is_finished(pretended):
     assert "its process was lost (RuntimeError)" in done.failed["seed0-target-train"]
 
 
+@pytest.mark.slow
 def test_a_study_under_another_name_is_the_same_study(go):
     go()
     Path("home").rename("other")
@@ -164,6 +175,7 @@ def test_a_study_under_another_name_is_the_same_study(go):
     assert again.ran == [] and len(again.finished) == 8
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_not_believed(go):
     go()
     Path("home/stages/seed0-GradDiff-eval.json").write_text('{"state": ')

@@ -49,6 +49,7 @@ def test_a_model_that_is_there_is_compared_with_the_gold_of_each_seed():
     assert "seed0-target-train" not in stages and stages["seed1-NPO-train"].needs == ()
 
 
+@pytest.mark.slow
 def test_training_that_evaluates_on_its_way_waits_for_the_log_of_gold():
     panels = {"NPO": ["trainer=NPO", "trainer.args.eval_strategy=epoch"]}
     stage = planned(methods=panels)["seed0-NPO-train"]

@@ -63,7 +63,7 @@ def go(folder, pretended):
     return run
 
 
-@pytest.mark.budget(5)
+@pytest.mark.slow
 def test_every_method_has_the_same_number_of_trials_and_the_best_is_kept(go):
     best, trials = go()
     assert [t["method"] for t in trials] == ["NPO"] * 3 + ["GradDiff"] * 3
@@ -101,7 +101,7 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(go, pretended, 
     assert go() == after  # as it comes out when nothing interrupts it
 
 
-@pytest.mark.budget(5)
+@pytest.mark.slow
 def test_more_trials_are_added_to_those_there_are(go, pretended):
     _, first = go(trials=1)
     _, more = go(trials=2)

@@ -80,6 +80,7 @@ def trainer_of(model, loss, penalty, folder, *, plugins=None, callbacks=(), **ar
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STARTS)
 def test_it_starts_at_the_target_and_ends_as_an_adapter_for_the_unchanged_root(root, name):
     model, loss, penalty = started(root, name)
@@ -108,6 +109,7 @@ def test_it_starts_at_the_target_and_ends_as_an_adapter_for_the_unchanged_root(r
     assert said.difference(get_model(section)[0])[0] < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["FILA", "ReGLU"])
 def test_a_run_resumes_exactly(root, name):
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
@@ -241,6 +243,7 @@ def directions_of(model, rank):
     }
 
 
+@pytest.mark.slow
 def test_reglus_penalty_is_that_of_the_paper(root):
     model = LoRAModelForCausalLM.from_pretrained(root, LORA)
     directions = directions_of(model, 3)
@@ -262,6 +265,7 @@ def test_reglus_penalty_is_that_of_the_paper(root):
         assert none is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [{}, {"GRU": {}, "SAM": {}}], ids=["plain", "composed"])
 def test_the_penalty_is_part_of_every_step_once(root, given):
     """Over several micro-batches, in the gradient and in the loss that is logged."""
@@ -291,6 +295,7 @@ def test_the_penalty_is_part_of_every_step_once(root, given):
     assert all(not g.any() for name, g in zip(names, difference, strict=True) if "lora_A" in name)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("plugin", [FILA(), ReGLU()])
 def test_layers_that_are_stored_the_other_way_round(plugin):
     """GPT-2's weights are [in, out]; their start is that of their transposes."""
@@ -321,6 +326,7 @@ def test_layers_that_are_stored_the_other_way_round(plugin):
             )
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     "lora, said",
     [
@@ -342,6 +348,7 @@ def test_an_adapter_starts_once(root):
         start_at(model, lambda *_: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plugin", [FILA(), ReGLU()])
 @pytest.mark.parametrize("mode", ["stack", "continue"])
 def test_a_plugin_starts_an_adapter_only_where_no_other_is(root, plugin, mode):

@@ -67,6 +67,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.default_cases(8)
 @pytest.mark.parametrize("name, kind", KINDS)
 def test_the_whole_checkpoint_before_a_damaged_one_is_taken_and_said(copied, caplog, name, kind):
     last = copied / "checkpoint-6"
@@ -120,6 +121,7 @@ def test_a_checkpoint_under_another_number_is_what_it_is(copied):
     assert fault(copied / "checkpoint-6") is None  # of step 4, as its state says
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "name, kind",
     [
@@ -184,6 +186,7 @@ def test_a_best_checkpoint_that_is_damaged_is_needed_only_where_the_best_is_kept
         trainer._load_best_model()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_weights_alone_says_so(tmp_path):
     small_trainer(tmp_path, **SETTINGS, save_only_model=True).train()
     assert "trainer.args.save_only_model" in str(fault(tmp_path / "checkpoint-6"))

@@ -36,6 +36,7 @@ def by_row(model, batch):
     return npo_rows(model, batch).mean()
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("handler, forget", [("GradDiff", mean_logp), ("NPO", by_row)])
 @pytest.mark.parametrize("layout", [(16, 1), (4, 4)])
 def test_sam_takes_the_forget_gradient_where_it_is_worst_nearby(handler, forget, layout):
@@ -125,6 +126,7 @@ def test_the_average_starts_at_zero():
 # --- BalDRO --------------------------------------------------------------------------------------
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("handler, rows_of", [("GradDiff", row_logps), ("NPO", npo_rows)])
 @pytest.mark.parametrize("variant", ["DV", "G"])
 @pytest.mark.parametrize("layout", [(16, 1), (4, 4)])
@@ -176,6 +178,7 @@ def test_a_row_whose_tokens_are_all_left_out_has_no_say():
 # --- layouts -------------------------------------------------------------------------------------
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_batch_layout_changes_nothing(name):
     """Rows have unequal lengths: a mean of micro-batch means would differ."""
@@ -191,6 +194,7 @@ def test_batch_layout_changes_nothing(name):
         torch.testing.assert_close(other, weight, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("handler", ["GradDiff", "BLADE"])
 def test_a_last_batch_that_is_not_full_changes_nothing_either(handler):
     parts = Parts({"forget": rows([3, 9, 1, 5, 2]), "retain": rows([2, 7, 5, 1, 6, 4])}, "forget")
@@ -203,6 +207,7 @@ def test_a_last_batch_that_is_not_full_changes_nothing_either(handler):
         assert other == pytest.approx(one, rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", ["PDU", "BLADE", "GRU", "BalDRO"])
 def test_nor_does_it_with_dropout(name):
     """A row drops the same channels in every layout; in float64 nothing else could differ."""
@@ -221,6 +226,7 @@ def test_nor_does_it_with_dropout(name):
 # --- what is undone ------------------------------------------------------------------------------
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("name", ["PDU", "BLADE and all three", "GRU"])
 def test_a_step_that_is_undone_leaves_weights_and_state_as_they_were(name):
     handler, given, method_args = LAYOUTS[name]
@@ -236,6 +242,7 @@ def test_a_step_that_is_undone_leaves_weights_and_state_as_they_were(name):
         torch.testing.assert_close(value, before[key], rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("term", ["forget", "retain"])
 def test_a_loss_that_is_not_finite_ends_the_step(term, value):
@@ -257,6 +264,7 @@ def test_a_loss_that_is_not_finite_ends_the_step(term, value):
     assert steps.context.state.retain_average is None
 
 
+@pytest.mark.slow
 def test_a_penalty_on_the_weights_is_added_once():
     def penalty(model):
         return sum(p.square().sum() for n, p in model.named_parameters() if "lora_A" in n)

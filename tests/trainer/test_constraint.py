@@ -24,6 +24,7 @@ NLL = {"retain_loss_type": "NLL"}
 PDU = {"alpha": 2.0, "retain_loss_eps": 6.0, "dual_step_size": 0.5, "dual_warmup_epochs": 1}
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("layout", [(8, 1), (4, 2)])
 def test_pdu_raises_lambda_by_what_is_above_the_bound(layout):
     steps = Stepper("PDU", NLL | PDU, layout=layout, learning_rate=3e-3).run(6)
@@ -284,6 +285,7 @@ def gradient_descent(model, row, *, learning_rate, longest, num_steps):
     return [p.detach().clone() for p in learnt(model)], found
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("longest", [0.0, 0.5])
 def test_the_inner_steps_are_plain_gradient_descent_on_retain_rows(longest):
     """There is one retain row, so every draw is known; the outer learning rate is 0."""
@@ -325,6 +327,7 @@ def drawn_rows(layout, **args):
     return seen
 
 
+@pytest.mark.slow
 def test_the_inner_steps_see_fresh_rows_whatever_the_layout():
     whole = drawn_rows((8, 1))
     assert whole == drawn_rows((2, 4))
@@ -333,6 +336,7 @@ def test_the_inner_steps_see_fresh_rows_whatever_the_layout():
     assert drawn_rows((8, 1), seed=7) != whole
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("layout", [(8, 1), (2, 4)])
 def test_a_step_costs_its_terms_and_the_inner_steps(layout):
     steps = Stepper("BLADE", NLL | {"inner_steps": 4, "inner_lr": 1e-5}, layout=layout)
@@ -365,6 +369,7 @@ def test_a_run_that_has_forgotten_stops_by_itself(tmp_path, layout):
     assert gap(steps.weights[-1], learnt(trainer.model)) > 1e-6, "the last step moved the weights"
 
 
+@pytest.mark.slow
 def test_a_step_of_several_micro_batches_is_made_to_its_end_before_a_run_stops(
     tmp_path, monkeypatch
 ):

@@ -37,12 +37,14 @@ OTHERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["NPO", *OTHERS])
 def test_the_split_into_micro_batches_changes_nothing(tmp_path, method):
     whole = learnt(tmp_path, method, 16, 1)
     assert difference(whole, learnt(tmp_path, method, 2, 8)) < 1e-12
 
 
+@pytest.mark.slow
 def test_neither_packing_nor_the_checkpointing_of_layers_does(tmp_path, monkeypatch):
     whole = learnt(tmp_path, "NPO", 16, 1)
     assert difference(whole, learnt(tmp_path, "NPO", 16, 1, dropout=0.0)) > 1e-4
@@ -53,12 +55,14 @@ def test_neither_packing_nor_the_checkpointing_of_layers_does(tmp_path, monkeypa
     assert difference(whole, again) < 1e-12
 
 
+@pytest.mark.slow
 def test_the_seed_of_the_run_is_that_of_its_dropout(tmp_path):
     fixed = {"data_seed": 0}  # so the rows are the same
     whole = learnt(tmp_path, "NPO", 16, 1, seed=1, **fixed)
     assert difference(whole, learnt(tmp_path, "NPO", 16, 1, seed=2, **fixed)) > 1e-4
 
 
+@pytest.mark.slow
 def test_an_adapter_is_saved_loaded_and_merged_as_ever(tmp_path):
     trainer = small_trainer(tmp_path / "run", dropout=0.05, save_strategy="steps", save_steps=2)
     modules = [m for m in trainer.model.modules() if isinstance(m, KeyedDropout)]

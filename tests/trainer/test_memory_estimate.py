@@ -73,6 +73,7 @@ def saved(request, tmp_path):
     return tmp_path, targets
 
 
+@pytest.mark.default_cases(1)
 def test_parameters_weights_and_file_are_those_of_the_loaded_model(saved, tmp_path):
     folder, targets = saved
     wanted = config(folder, model={"lora_config": {**tiny.LORA, "target_modules": targets}})
@@ -93,6 +94,7 @@ def test_parameters_weights_and_file_are_those_of_the_loaded_model(saved, tmp_pa
     assert found.reference == 0
 
 
+@pytest.mark.default_cases(2)
 def test_a_model_that_is_trained_in_full_needs_a_copy_where_it_is_asked_live(saved):
     folder, _ = saved
     full = {"use_lora": False}
@@ -111,6 +113,7 @@ def llama(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_adapters_stay_float32_on_bfloat16_weights(llama):
     dtype = {"pretrained_model_name_or_path": str(llama), "torch_dtype": "bfloat16"}
     half, whole = estimate(config(llama, model={"model_args": dtype})), estimate(config(llama))
@@ -118,6 +121,7 @@ def test_adapters_stay_float32_on_bfloat16_weights(llama):
     assert half.adapter == whole.adapter
 
 
+@pytest.mark.slow
 def test_the_dtype_of_the_weights_is_found(llama):
     file = llama / "config.json"
     content = json.loads(file.read_text())
@@ -127,6 +131,7 @@ def test_the_dtype_of_the_weights_is_found(llama):
     assert found.weights == estimate(config(llama)).weights // 2
 
 
+@pytest.mark.slow
 def test_quantised_weights_are_counted_with_their_scales(llama):
     def weights(**settings):
         args = {"pretrained_model_name_or_path": str(llama), "torch_dtype": "bfloat16"}
@@ -143,6 +148,7 @@ def test_quantised_weights_are_counted_with_their_scales(llama):
     assert rest + linear // 2 < double < weights(load_in_4bit=True)
 
 
+@pytest.mark.slow
 def test_checkpoints_keep_less_and_larger_batches_more(llama):
     plain, kept = (
         estimate(config(llama)),
@@ -175,12 +181,14 @@ def test_activations_are_those_that_autograd_keeps(llama):
     assert estimate(wanted).activations == pytest.approx(real, rel=0.1)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("plugin, sets", [("LoRAPlus", 1), ("SAM", 2), ("GRU", 3)])
 def test_composed_steps_hold_more_gradients(llama, plugin, sets):
     found = estimate(config(llama, plugins={plugin: None}))
     assert found.gradients == sets * 4 * found.trained
 
 
+@pytest.mark.slow
 def test_an_objective_on_a_layer_trains_nothing_above_it(llama):
     low = estimate(config(llama, trainer="RMU", method_args={"layer": 0, "alpha": 0}))
     high = estimate(config(llama, trainer="RMU", method_args={"layer": 1, "alpha": 0}))
@@ -188,6 +196,7 @@ def test_an_objective_on_a_layer_trains_nothing_above_it(llama):
     assert low.activations < high.activations
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_continued_or_stacked_or_starts_has_a_second(llama, tmp_path):
     fresh = estimate(config(llama))
     model, tokenizer = get_model(config(llama).model)
@@ -223,6 +232,7 @@ def test_weights_are_never_read(llama):
     assert estimate(config(llama)).parameters > 0
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("method", ["NPO", "GradDiff"])
 def test_what_is_called_small_is_more_than_what_is_needed(llama, method):
     wanted = config(llama, trainer=method, args={"gradient_checkpointing": False})

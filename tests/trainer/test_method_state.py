@@ -22,6 +22,7 @@ def same(one, other):
     )
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("name", METHODS)
 def test_it_is_put_back_as_it_was_saved(name):
     handler, method_args, plugins, key = METHODS[name]

@@ -55,6 +55,7 @@ COVERING = {
 }  # fmt: skip
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("method, dropout, where", sorted(COVERING))
 def test_a_step_ends_as_one_of_smaller_micro_batches(method, dropout, where):
     runs = []
@@ -78,6 +79,7 @@ def test_a_step_ends_as_one_of_smaller_micro_batches(method, dropout, where):
 RUN_BY_A_TRAINER = {("NPO", 0.1, "backward"), ("PDU", 0.0, "forward")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method, dropout, where",
     [
@@ -145,6 +147,7 @@ def test_what_an_earlier_micro_batch_gave_is_not_counted_twice():
         assert one == pytest.approx(other, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_loss_on_the_weights_counts_once(tmp_path):
     def penalty(model):
         return sum(p.square().sum() for n, p in model.named_parameters() if "lora_A" in n)
@@ -177,6 +180,7 @@ def test_of_several_processes_none_splits_a_step_alone(monkeypatch):
         run.run()
 
 
+@pytest.mark.slow
 def test_another_error_is_not_taken_for_it(tmp_path):
     trainer = small_trainer(tmp_path, divergence=Divergence("skip"))
 

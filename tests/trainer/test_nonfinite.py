@@ -61,6 +61,7 @@ def cases(covering, *values):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method, where",
     cases({("NPO", "gradient"), ("RMU", "loss"), ("BLADE", "loss"), ("GRU+SAM", "gradient")},
@@ -83,6 +84,7 @@ def test_the_run_stops_in_words_and_its_checkpoint_is_kept(tmp_path, method, whe
     assert all(weight.isfinite().all() for weight in trained(again).values())
 
 
+@pytest.mark.slow
 def test_the_rows_it_names_are_those_of_the_micro_batch(tmp_path):
     trainer = small_trainer(tmp_path, per_device_train_batch_size=2)
     planted(trainer, 1)
@@ -105,6 +107,7 @@ LEFT_OUT = {
 }  # fmt: skip
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "method, where, value", cases(LEFT_OUT, ["loss", "gradient"], [math.nan, math.inf])
 )
@@ -133,6 +136,7 @@ def test_a_step_that_is_left_out_changes_nothing(tmp_path, method, where, value)
     assert moments["step"] == 3 and trainer.state.global_step == 4
 
 
+@pytest.mark.slow
 def test_a_first_step_that_is_left_out_does_not_alarm_the_guard(tmp_path):
     divergence = Divergence("skip")
     guards = Guards(divergence)
@@ -142,6 +146,7 @@ def test_a_first_step_that_is_left_out_does_not_alarm_the_guard(tmp_path):
     assert "every lora_B moved" in guards.findings["gradients alive"]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("clipped", [0.0, 1.0])
 def test_a_loss_scaler_takes_a_step_that_is_left_out(tmp_path, monkeypatch, clipped):
     divergence = Divergence("skip")
@@ -163,12 +168,14 @@ def test_a_loss_scaler_takes_a_step_that_is_left_out(tmp_path, monkeypatch, clip
     assert all(weight.isfinite().all() for weight in trained(trainer).values())
 
 
+@pytest.mark.slow
 def test_three_in_a_row_stop_the_run(tmp_path):
     trainer = small_trainer(tmp_path, divergence=Divergence("skip"), max_steps=9)
     with pytest.raises(GuardError, match="at step 6 .*So were the 2 steps before"):
         planted(trainer, 2, 4, 5, 6).train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["NPO", pytest.param("PDU", marks=pytest.mark.slow), "BLADE"])
 def test_a_rollback_goes_back_to_the_copy_and_on_with_the_next_rows(tmp_path, method):
     divergence, weights = Divergence("rollback"), Weights()
@@ -183,6 +190,7 @@ def test_a_rollback_goes_back_to_the_copy_and_on_with_the_next_rows(tmp_path, me
     assert rates == sorted(rates, reverse=True), "the schedule goes on"
 
 
+@pytest.mark.slow
 def test_a_copy_that_led_to_a_rollback_is_not_gone_back_to(tmp_path):
     divergence = Divergence("rollback")
     trainer = small_trainer(tmp_path, divergence=divergence, max_steps=14)
@@ -190,6 +198,7 @@ def test_a_copy_that_led_to_a_rollback_is_not_gone_back_to(tmp_path):
     assert divergence.rollbacks == [(11, 1), (13, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
 def test_a_resumed_run_leaves_out_and_goes_back_as_the_whole_one(tmp_path, policy):
     ended = []
@@ -207,6 +216,7 @@ def test_a_resumed_run_leaves_out_and_goes_back_as_the_whole_one(tmp_path, polic
     assert same(weights, resumed)
 
 
+@pytest.mark.slow
 def test_a_run_goes_back_three_times_at_most(tmp_path):
     trainer = small_trainer(tmp_path, divergence=Divergence("rollback"), max_steps=12)
     with pytest.raises(GuardError, match="at step 9 .*gone back 3 times already"):

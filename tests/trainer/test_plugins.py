@@ -50,6 +50,7 @@ BY_STEPS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*BY_A_TRAINER, *BY_STEPS])
 def test_batch_layout_changes_nothing(tmp_path, name):
     """Rows have unequal lengths: a mean of micro-batch means would differ."""
@@ -102,6 +103,7 @@ def test_lora_plus_gives_lora_b_a_higher_learning_rate(tmp_path):
     assert sum("lora_B" in name for name in names) == len(names) // 2
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
 def test_lora_plus_takes_the_optimizer_and_its_settings_from_the_config(tmp_path, optim):
     trainer, _ = trained_with(
@@ -133,6 +135,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("names", PAIRS, ids="-".join)
 def test_any_two_go_together_but_two_starts(tmp_path, names):
     loss = UnlearningLoss.build("NPO", **NLL)

@@ -58,6 +58,7 @@ def test_ctrl_c_while_training_writes_a_checkpoint_and_says_how_to_go_on(tmp_pat
     assert fault(tmp_path / "checkpoint-2") is None
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait_for_the_checkpoint(tmp_path):
     said = stopped(tmp_path, steps=[1], times=2)
     assert said.startswith("Stopped by Ctrl-C. What was trained since the last checkpoint is not")

@@ -62,6 +62,7 @@ def folder_of(tmp_path):
     return sorted((tmp_path / "cache" / "reference").glob("*"))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("handler, full", [("NPO", False), ("DPO", True)])
 def test_no_step_asks_the_reference(tmp_path, handler, full):
     model = llama() if full else lora_model()
@@ -73,6 +74,7 @@ def test_no_step_asks_the_reference(tmp_path, handler, full):
     assert counted.by_step == [1] * 3
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 @pytest.mark.parametrize("handler", ["NPO", "DPO"])
 def test_the_losses_are_those_of_a_reference_that_is_asked_in_every_step(
@@ -103,6 +105,7 @@ def test_the_losses_are_those_of_a_reference_that_is_asked_in_every_step(
     assert len({entry["loss"] for entry in first.log}) == 6
 
 
+@pytest.mark.slow
 def test_every_row_has_its_own_number():
     parts = data()
     expected = {part: [by_hand(llama(), row) for row in parts.rows[part]] for part in parts.rows}
@@ -139,6 +142,7 @@ def test_a_second_run_reads_what_the_first_wrote(tmp_path, asked, caplog):
     assert len(asked) == 2 and torch.equal(logps_of(third)["forget"], logps_of(first)["forget"])
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("harm", ["cut", "noise", "other length", "not a number", "other name"])
 def test_a_broken_file_is_made_again(tmp_path, asked, harm):
     from safetensors.torch import load_file, save_file
@@ -163,6 +167,7 @@ def test_a_broken_file_is_made_again(tmp_path, asked, harm):
     assert folder_of(tmp_path) == [file] and file.read_bytes() == whole
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     "change", ["nothing", "a token", "a label", "a weight", "an adapter below"]
 )
@@ -223,6 +228,7 @@ def test_a_model_trained_in_full_is_asked_in_eval_mode_too():
     assert model.training
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_in_full_asks_the_model_that_it_started_from(tmp_path, asked):
     settings = dict(max_steps=4, save_strategy="steps", save_steps=2, optim="adamw_torch")
     loss = UnlearningLoss.build("NPO", **NLL)
@@ -237,6 +243,7 @@ def test_an_interrupted_run_in_full_asks_the_model_that_it_started_from(tmp_path
         assert torch.equal(p, q)
 
 
+@pytest.mark.slow
 def test_a_model_trained_in_full_is_its_reference_before_the_first_step_only(tmp_path):
     model, parts = llama(), data()
     trainer = trainer_for(tmp_path, UnlearningLoss.build("NPO", **NLL), model, parts=parts)

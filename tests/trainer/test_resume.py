@@ -109,6 +109,7 @@ MAY_CHANGE = {
 }  # fmt: skip
 
 
+@pytest.mark.default_cases(10)
 @pytest.mark.parametrize("key", CHANGED)
 def test_a_change_is_named(key):
     changed = differences(settings(), CHANGED[key]())
@@ -189,6 +190,7 @@ def test_what_the_checkpoint_fits_alone_cannot_be_consented_to(tmp_path, key):
         resumption(path, settings(edited(key, OF_CONFIG[key])), "resume")
 
 
+@pytest.mark.slow
 def test_settings_that_changed_by_consent_are_used(tmp_path):
     saved = {"save_strategy": "steps", "save_steps": 2}
     small_trainer(tmp_path / "one", **saved).train()

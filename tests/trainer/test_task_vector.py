@@ -174,6 +174,7 @@ def test_shares_need_rows(tmp_path):
         TaskVector(lora_model(), TERMS["PerTA"].configure(num_rows=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "handler, lora",
     [

@@ -9,6 +9,7 @@ from tiny import rows
 from unlora.data.pairs import Parts
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("name", LOSSES)
 def test_batch_layout_changes_nothing(name):
     """Rows have unequal lengths: a mean of micro-batch means would differ."""

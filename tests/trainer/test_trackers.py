@@ -51,6 +51,7 @@ def recorder(monkeypatch):
         monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, name, Recorder)
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_log_of_training_the_guards_and_the_evaluation(tmp_path):
     # transformers 4 has no norm to tell where nothing is clipped
     trainer, tracked = train(tmp_path, "tensorboard", max_grad_norm=1e9)
@@ -65,6 +66,7 @@ def test_tensorboard_has_the_log_of_training_the_guards_and_the_evaluation(tmp_p
     assert "eval/empty" not in found
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_takes_back_what_came_after_its_checkpoint(tmp_path):
     save = {"save_strategy": "steps", "save_steps": 2}
     _, tracked = train(tmp_path, "tensorboard", until=4, **save)
@@ -78,6 +80,7 @@ def test_a_run_that_goes_on_takes_back_what_came_after_its_checkpoint(tmp_path):
     assert after[1] == before[1] and after[4] != before[4]
 
 
+@pytest.mark.slow
 def test_only_the_main_process_writes_and_only_when_asked(tmp_path):
     trainer, tracked = train(tmp_path)
     tracked.evaluated({"a": 1.0})
@@ -90,6 +93,7 @@ def test_only_the_main_process_writes_and_only_when_asked(tmp_path):
     assert not (tmp_path / "logs").exists()
 
 
+@pytest.mark.slow
 def test_other_trackers_stay_open_until_the_evaluation_is_told(tmp_path, recorder):
     _, tracked = train(tmp_path, "wandb", run_name="mine")
     seen = Recorder.last.seen
@@ -100,6 +104,7 @@ def test_other_trackers_stay_open_until_the_evaluation_is_told(tmp_path, recorde
     assert seen[-2:] == [{"eval_forget_Q_A_Prob": 0.25}, "end"]
 
 
+@pytest.mark.slow
 def test_mlflow_is_told_the_same_names(tmp_path, recorder):
     _, tracked = train(tmp_path, "mlflow")
     tracked.evaluated({"forget_Q_A_Prob": 0.25})
@@ -109,6 +114,7 @@ def test_mlflow_is_told_the_same_names(tmp_path, recorder):
     assert seen[-2] == {"eval/forget_Q_A_Prob": 0.25}
 
 
+@pytest.mark.slow
 def test_our_run_of_wandb_is_finished_and_no_other(tmp_path, recorder, monkeypatch):
     class Wandb:
         run = None
@@ -143,6 +149,7 @@ def test_a_tracker_that_is_not_there_is_refused_in_one_sentence(name, said, monk
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_no_key_of_a_tracker_is_written(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "k3y-of-wandb")
     _, tracked = train(tmp_path, "tensorboard", until=1, hub_token="k3y-of-hub")

@@ -67,6 +67,7 @@ BY_STEPS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*BY_A_TRAINER, *BY_STEPS])
 def test_batch_layout_changes_nothing(tmp_path, name):
     """Rows have unequal lengths: a mean of micro-batch means would differ."""
@@ -112,6 +113,7 @@ def test_a_last_batch_that_is_not_full_is_a_mean_of_its_own_rows(tmp_path):
     assert found[2] == pytest.approx(found[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_terms_are_logged_and_add_up(tmp_path):
     loss = UnlearningLoss.build("NPO", retain_loss_type="NLL", gamma=0.5, alpha=2.0)
     trainer = trainer_for(tmp_path, loss, per_device_train_batch_size=4)
@@ -125,6 +127,7 @@ def test_the_terms_are_logged_and_add_up(tmp_path):
         assert total == pytest.approx(0.5 * forget + 2.0 * retain, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_terms_in_the_log_are_those_of_all_processes(tmp_path, monkeypatch):
     """Another process has seen the same numbers of rows, with a forget_loss of 1 on each."""
     noted = []
@@ -181,6 +184,7 @@ def test_the_reference_stays_while_the_policy_learns(tmp_path):
         assert before.difference(reference)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_model_trained_in_full_gets_a_frozen_reference_only_if_asked_for(tmp_path):
     trainer = trainer_for(tmp_path, UnlearningLoss.build("GradAscent"), llama())
     assert trainer.context.losses.frozen is None
@@ -234,6 +238,7 @@ def improving(folder):
     )
 
 
+@pytest.mark.slow
 def test_a_copied_run_has_its_own_best_checkpoint(tmp_path):
     improving(tmp_path / "one").train()
     shutil.copytree(tmp_path / "one", tmp_path / "copy")
@@ -242,6 +247,7 @@ def test_a_copied_run_has_its_own_best_checkpoint(tmp_path):
     assert trainer.state.best_model_checkpoint == str(tmp_path / "copy" / "checkpoint-2")
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_chosen_by_a_metric_of_the_panel(tmp_path):
     trainer = improving(tmp_path)
     trainer.train()
@@ -284,6 +290,7 @@ def test_training_from_another_model_than_the_target_stops_before_the_first_step
     assert trainer.state.global_step == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reentrant", [None, True, False])
 def test_gradient_checkpointing_reaches_every_adapter(tmp_path, reentrant):
     extra = {"gradient_checkpointing": True}
@@ -299,6 +306,7 @@ def test_gradient_checkpointing_reaches_every_adapter(tmp_path, reentrant):
     assert losses(trainer) == pytest.approx(losses(plain), rel=1e-5)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("wrong", ["missing", "frozen input"])
 def test_an_adapter_without_gradient_stops_the_run(tmp_path, wrong):
     model = lora_model()
@@ -315,6 +323,7 @@ def test_an_adapter_without_gradient_stops_the_run(tmp_path, wrong):
         trainer.train()
 
 
+@pytest.mark.slow
 def test_warm_up_from_zero_is_not_mistaken_for_a_dead_adapter(tmp_path):
     guards = Guards()
     trainer = trainer_for(
@@ -368,6 +377,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
         trainer.train()
 
 
+@pytest.mark.slow
 def test_mixed_precision_does_not_look_like_another_model(tmp_path):
     model = lora_model(init_lora_weights=False)
     model.target = Probe.take(model)
@@ -390,6 +400,7 @@ REMEMBERED = {
 }  # FILA and ReGLU: test_adapter_init.py
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -428,6 +439,7 @@ def test_what_a_step_depends_on_is_resumed_exactly(tmp_path, name):
         torch.testing.assert_close(right[key], tensor, rtol=0, atol=0, equal_nan=True, msg=key)
 
 
+@pytest.mark.slow
 def test_what_is_remembered_is_needed(tmp_path):
     """Without its file, a resumed run is another one."""
     loss = UnlearningLoss.build("NPO", **RETAIN)
@@ -451,6 +463,7 @@ def at_a_layer(loss_name, retain="EMBED_DIFF", layer=0):
     return UnlearningLoss.build(loss_name, retain_loss_type=retain, layer=layer)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 @pytest.mark.parametrize("handler", ["RMU", "AdaptiveRMU", "RMU_upstream"])
 def test_what_is_above_the_layer_neither_runs_nor_learns(tmp_path, handler, full):
@@ -483,6 +496,7 @@ def test_what_is_above_the_layer_neither_runs_nor_learns(tmp_path, handler, full
             assert Probe.take(llama()).difference(reference)[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("handler, retain", [("NPO", "EMBED_DIFF"), ("RMU", "NLL"), ("RMU", "KL")])
 def test_what_a_term_reaches_does_not_rest(tmp_path, handler, retain):
     model, guards = lora_model(init_lora_weights=False), Guards()
@@ -571,11 +585,13 @@ def passes_of_a_step(section, plugins=None, layout=(8, 1)):
     return len(calls)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("name", TRAINERS)
 def test_a_step_costs_the_passes_that_the_terms_declare(shipped, name):
     assert passes_of_a_step(shipped[name]) == PASSES[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["UNDIAL", "BLADE"])
 def test_a_step_of_a_trainer_costs_no_more(tmp_path, shipped, name):
     method_args, _ = settings_of(shipped[name])
@@ -585,6 +601,7 @@ def test_a_step_of_a_trainer_costs_no_more(tmp_path, shipped, name):
     assert counted.by_step == [PASSES[name]]
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     "name, given, passes",
     [

@@ -51,6 +51,7 @@ def assert_same(found, expected):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", PASSES)
 def test_batches_and_order_change_no_answer(name, rows, tokenizer):
     model, ask = tiny.adapted(), PASSES[name]
@@ -77,6 +78,7 @@ def with_memory_for(model, sequences):
     return seen
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("name", PASSES)
 def test_where_memory_runs_out_batches_are_halved_and_no_row_is_lost(name, rows, tokenizer, caplog):
     model, ask = tiny.llama(), PASSES[name]

@@ -40,6 +40,7 @@ def write(model, prompts, tokenizer, ends=()):
     return generate(model, prompts, tokenizer, end_ids=list(ends), max_new_tokens=STEPS)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "family",
     [
@@ -57,6 +58,7 @@ def test_every_row_is_continued_as_it_is_alone(family, prompts, tokenizer, caplo
     assert "deprecated" not in caplog.text  # names of a cache that will go
 
 
+@pytest.mark.default_cases(4)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["llama", "falcon_h1", "granitemoehybrid", "mamba", "minimax"])
 def test_the_fastest_way_that_is_right_is_taken(family, dtype, tokenizer):

@@ -178,6 +178,7 @@ def test_a_row_that_dies_while_it_writes_leaves_and_takes_nobody_with_it(
     assert f"not finite on {sum(hurt)} of 6 rows" in caplog.text
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     "config",
     [

@@ -89,6 +89,7 @@ def test_both_ways_to_a_norm_are_the_same(way, monkeypatch):
     assert way in ways
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("lora", [{}, {"use_dora": True}, {"use_rslora": True}, CONV])
 def test_an_adapter_and_the_same_merged_have_the_same_norm(lora):
     kind = "gpt2" if lora is CONV else "llama"
