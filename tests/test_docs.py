@@ -18,7 +18,8 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 STARTS = ("unlora", "python", "torchrun", "accelerate")
 FILES = ("forget.jsonl", "retain.jsonl", "retain.csv", "facts.jsonl", "holdout.jsonl")
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
-HELPERS = ("export", "doctor", "chat", "report", "completion", "--help")
+AUDITS = ("audit", "dial")
+HELPERS = (*AUDITS, "export", "doctor", "chat", "report", "completion", "--help")
 
 
 def blocks(text: str) -> list[str]:
@@ -77,6 +78,14 @@ def test_every_command_names_what_there_is():
         for group, _, choice in (word.lstrip("@").partition("=") for word in rest):
             known = overrides.choices(group, name, []) if group in ("experiment", "trainer") else ()
             assert not known or choice in (*known, "ChanceLevel"), f"{page}: {group}={choice}"
+
+
+def test_every_audit_composes():
+    audits = [words[2:] for _, words in ALL if words[0] == "unlora" and words[1] in AUDITS]
+    assert len(audits) > 4
+    for words in audits:
+        pairs = zip(["", *words], words, strict=False)
+        composed("audit", [word for flag, word in pairs if "=" in word and flag != "--to"])
 
 
 @pytest.mark.slow

@@ -36,7 +36,9 @@ FORBIDDEN = {
 # calls of a function that may import what a name says, with what they are given
 IMPORTS = {
     "main.py": {"'importlib.metadata'", "module", "f'unlora.cli.{command}'"},
+    "audit.py": {"'unlora.recipes.audit'"},
     "chat.py": {"'readline'"},
+    "dial.py": {"'unlora.recipes.dial'"},
     "doctor.py": {"'torch'"},
     "export.py": {"'unlora.api'", "'unlora.model.export'"},
     "quantised.py": {"PACKAGE", "f'{PACKAGE}.nn'"},

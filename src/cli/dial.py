@@ -26,7 +26,6 @@ def main(argv: Sequence[str]) -> None:
             given[name] = value if sign else words.pop(0)
         else:
             rest.append(word)
-    recipe = "unlora.recipes.dial"
     config = read_words("dial", rest)
     with system_in_words():
-        import_module(recipe).run(config, given["--to"], given["--output"])
+        import_module("unlora.recipes.dial").run(config, given["--to"], given["--output"])
