@@ -115,6 +115,16 @@ def _as(network: Any, names: list[str]) -> Iterator[nn.Module]:
         yield network
 
 
+@contextmanager
+def collecting_soon() -> Iterator[None]:
+    """Within, :func:`release` need not look through what is there already, libraries above all."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def release() -> None:
     """Give back the memory of models that nobody holds any more."""
     gc.collect()

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from unlora.audits.attack import ATTACKS, Attack
 from unlora.audits.residual import Comparison, Held, Residual, draws_of, held, residual
 from unlora.audits.runner import AttackRunner
-from unlora.audits.subject import release
+from unlora.audits.subject import collecting_soon, release
 from unlora.audits.traces import membership, recognisable
 from unlora.audits.verdict import Thresholds, Verdict, judge
 from unlora.config.audit import PARTS, AuditConfig
@@ -53,7 +53,12 @@ def run(config: AuditConfig) -> dict[str, Any]:
     attacks, thresholds = attacks_of(config), thresholds_of(config)
     found = find_run(config)
     folder = Path(config.output_dir or found.folder / FOLDER)
-    with alone(folder, "audit"), full_disk_in_words(folder), without_library_bars():
+    with (
+        alone(folder, "audit"),
+        full_disk_in_words(folder),
+        without_library_bars(),
+        collecting_soon(),
+    ):
         record = Run(str(folder), config.model_dump(), kind="audit")
         content = audited(config, found, attacks, thresholds)
         record.begin(fresh=False)

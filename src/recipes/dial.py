@@ -19,6 +19,7 @@ import numpy as np
 from unlora.audits.dial import LARGEST, SCALES, Point, largest_scale, least_scale, rounded
 from unlora.audits.residual import Comparison, draws_of, residual
 from unlora.audits.runner import AttackRunner
+from unlora.audits.subject import collecting_soon
 from unlora.config.audit import AuditConfig
 from unlora.errors import InputError
 from unlora.evals.eval_model import LazyModel
@@ -190,7 +191,7 @@ def run(
     if why := why_not_scalable(found.folder):
         raise InputError(why)
     before = time.process_time()
-    with alone(found.folder / FOLDER, "audit"), without_library_bars():
+    with alone(found.folder / FOLDER, "audit"), without_library_bars(), collecting_soon():
         dial = Dial(config, found)
         for tried in SCALES:
             dial.point(tried)
