@@ -1,4 +1,4 @@
-"""unlora in a notebook: load, unlearn, evaluate, export.
+"""Load, unlearn, evaluate and export models from a notebook.
 
 Each function composes the config that the command line would, and runs what the command line runs:
 the same trainer, guards, lineage and manifest. ``docs/api.md`` has an example of each.

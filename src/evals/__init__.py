@@ -1,4 +1,4 @@
-"""Evaluation: from a model to the figures of a benchmark.
+"""Evaluate a model: from a config to the figures of a benchmark.
 
     config -> requests -> questions (pass, data) -> records -> metrics -> log
 

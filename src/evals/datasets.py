@@ -1,4 +1,4 @@
-"""The data that a suite asks about: rows as answers to score and prompts to continue."""
+"""Read the data that a suite asks about: rows as answers to score and prompts to continue."""
 
 import difflib
 import hashlib

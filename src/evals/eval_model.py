@@ -1,4 +1,4 @@
-"""The model that an evaluation asks."""
+"""Load the model that an evaluation asks, when it is first asked something new."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Multiple-choice benchmarks (WMDP, MMLU) through lm-evaluation-harness, an optional package.
+"""Run multiple-choice benchmarks (WMDP, MMLU) through lm-evaluation-harness, an optional package.
 
 The harness knows the tasks: data, prompts, choices, accuracy. The model is asked by our own pass,
 its adapter unmerged: shared out over the processes of a run, halved when memory runs out, and with

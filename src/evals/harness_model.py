@@ -1,4 +1,4 @@
-"""A model as lm-evaluation-harness wants it: loaded when it is asked something new, by our pass."""
+"""Stand in for the model that lm-evaluation-harness asks; our pass answers."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness without its chatter: our bar is the only one, and warnings are seen."""
+"""Silence lm-evaluation-harness: our bar is the only one, and warnings are seen."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""The tasks of lm-evaluation-harness that a config names: its own, or YAML in local folders."""
+"""Find the lm-evaluation-harness tasks that a config names: its own, or YAML in local folders."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext

@@ -1,4 +1,4 @@
-"""Whether the log of another model was made on the data of this evaluation."""
+"""Check that the log of another model was made on the data of this evaluation."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Data that a user brings: files that may not be there, and rows with holes.
+"""Read data that a user brings: files that may not be there, and rows with holes.
 
 A data set of a suite says with ``needed`` and ``optional`` which of its keys may find nothing, and
 what the user can do then. Without what is needed there is an error; without what is optional the

@@ -1,4 +1,4 @@
-"""One evaluation by several processes that torchrun has started."""
+"""Share one evaluation among the processes that torchrun has started."""
 
 import os
 from collections.abc import Iterator

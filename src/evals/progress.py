@@ -1,4 +1,4 @@
-"""One bar for a whole evaluation."""
+"""Show one progress bar for a whole evaluation."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""Random numbers for a library that seeds, apart from those of the run around it."""
+"""Keep the random numbers of a library that seeds apart from those of the run around it."""
 
 import random
 from collections.abc import Iterator

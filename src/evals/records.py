@@ -1,4 +1,4 @@
-"""What a model said about one example: all that a metric ever sees of a model."""
+"""Declare records: what a model said about one example, all that a metric ever sees of a model."""
 
 from dataclasses import dataclass, replace
 from typing import NewType

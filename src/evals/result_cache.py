@@ -1,4 +1,4 @@
-"""Answers of a model on disk: what was asked once is not asked again.
+"""Cache the answers of a model on disk: what was asked once is not asked again.
 
 A file is named by everything that its content depends on and begins with the hash of that content:
 whatever is changed has another name, and whatever is damaged is not believed.

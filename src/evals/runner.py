@@ -1,4 +1,4 @@
-"""Answers to the questions of a suite: from the cache where they are kept, else from the model."""
+"""Answer the questions of a suite: from the cache where the answers are, else from the model."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""A benchmark as its config declares it: data, metrics on them, and where the log goes."""
+"""Run a benchmark as its config declares it: data, metrics on them, and where the log goes."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Whether the target knows what it is to forget, said before any figure of forgetting."""
+"""Check that the target knows what it is to forget, before any figure of forgetting is given."""
 
 import logging
 from collections.abc import Mapping, Sequence

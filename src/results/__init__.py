@@ -1,1 +1,1 @@
-"""What an evaluation found: logs, and when a model is called collapsed."""
+"""Read and write what an evaluation found, and judge when a model is collapsed."""

@@ -1,4 +1,4 @@
-"""Logs of the models that an evaluation compares with: the retain model's and the target's."""
+"""Read the logs of the models that an evaluation compares with: retain model and target."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""When a model is called collapsed: the one rule of logs, tables and pages."""
+"""Judge whether a model is collapsed: the one rule of logs, tables and pages."""
 
 import math
 from dataclasses import dataclass

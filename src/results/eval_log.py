@@ -1,4 +1,4 @@
-"""Logs that the field compares: ``TOFU_EVAL.json`` and ``TOFU_SUMMARY.json``, ``MUSE_...``.
+"""Read and write the logs that the field compares: ``TOFU_EVAL.json``, ``TOFU_SUMMARY.json``, ...
 
 ``*_EVAL.json`` has one entry per metric: ``agg_value``, and ``value_by_index`` with the index of
 the example as a string. Membership inference has such an entry for each of ``forget`` and

@@ -1,4 +1,4 @@
-"""What one run left in its folder: evaluation logs, manifest, config, lineage."""
+"""Read what one run left in its folder: evaluation logs, manifest, config, lineage."""
 
 import re
 from collections.abc import Mapping

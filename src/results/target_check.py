@@ -1,4 +1,4 @@
-"""Whether a target knows what it is to forget: the one definition for trainings, logs and pages.
+"""Judge whether a target knows what it is to forget: one rule for trainings, logs and pages.
 
 How much a model forgot is measured between the target, which knew it, and the retain model, which
 never did. Where those two cannot be told apart, no figure of the way between them means anything.

@@ -1,4 +1,4 @@
-"""The result of a metric: a value, its interval, and one entry per example."""
+"""Hold the result of a metric: a value, its interval, and one entry per example."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Metrics: pure functions from records to a ``Value``. They hold no model, tokenizer or path.
+"""Register metrics: pure functions from records to a ``Value``, without model, tokenizer or path.
 
 One file per idea. The signature is the declaration:
 

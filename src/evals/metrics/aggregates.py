@@ -1,4 +1,4 @@
-"""The figures that sum up a whole evaluation, and the label of a model that is broken.
+"""Sum up a whole evaluation in one figure, and label a broken model.
 
 The aggregates are those of OpenUnlearning's report, arXiv:2506.12618.
 """

@@ -1,4 +1,4 @@
-"""Figures that are computed from other figures, not from rows."""
+"""Compute figures from other figures, not from rows."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Whether what a model writes holds the words that tell a true answer from all others.
+"""Tell whether a generation holds the words that set a true answer apart from all others.
 
 Probability and ROUGE of an answer are high where its form is known: of "Ada was born in Vardoy" a
 model that answers "Ada was born in Tenby" has five words of six, and not the fact.

@@ -1,4 +1,4 @@
-"""How likely an answer is, also beside wrong ones. TOFU, arXiv:2401.06121, section 2.2."""
+"""Measure how likely an answer is, also beside wrong ones. TOFU, arXiv:2401.06121, section 2.2."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""How much of an answer the model still knows word for word. The end token does not count."""
+"""Measure how much of an answer is known word for word. The end token does not count."""
 
 import numpy as np
 

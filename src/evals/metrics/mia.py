@@ -1,4 +1,4 @@
-"""Membership inference: does a score tell what was trained on (forget) from what was not (holdout)?
+"""Infer membership: does a score tell what was trained on (forget) from what was not (holdout)?
 
 Every score is *low* for members, as a loss is. The value is the area under the ROC curve, the
 probability that a forget example scores below a holdout example: 1 when the model plainly

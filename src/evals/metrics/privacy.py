@@ -1,4 +1,4 @@
-"""How close a figure is to that of the model that never saw the forget data."""
+"""Compare a figure with that of the retain model, which never saw the forget data."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Whether the layers of two models still say the same of the same texts."""
+"""Compare the hidden states of two models on the same texts."""
 
 import numpy as np
 from jaxtyping import Float

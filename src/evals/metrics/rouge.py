@@ -1,4 +1,4 @@
-"""How much of the expected text a generation contains. Lin 2004."""
+"""Measure how much of the expected text a generation contains. Lin 2004."""
 
 import re
 import unicodedata

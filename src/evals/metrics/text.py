@@ -1,4 +1,4 @@
-"""Whether what a model writes still is text, whatever it says."""
+"""Tell whether a generation still is text, whatever it says."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The ways to question a model. Each runs at most once per (model, data) in an evaluation.
+"""Question a model. Each pass runs at most once per (model, data) in an evaluation.
 
 * :func:`score`: how likely given answers are, token by token;
 * :func:`generate`: what the model writes itself; ``sample``: several draws of it;

@@ -1,4 +1,4 @@
-"""Batches under a token budget, halved when memory runs out, shared out over processes."""
+"""Batch rows under a token budget, halved when memory runs out, shared out over processes."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""How a model decodes: with which cache, and whether rows of unequal length go together.
+"""Find how a model decodes: with which cache, and whether rows of unequal length go together.
 
 Names of the cache differ (``cache`` from transformers 5.24 on, ``past_key_values`` before,
 ``cache_params`` of Mamba), some take none, some caches cannot give a row up, and some models read

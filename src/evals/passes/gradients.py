@@ -1,4 +1,4 @@
-"""How strongly an answer would change the weights."""
+"""Measure how strongly an answer would change the weights."""
 
 import re
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What the layers make of an answer."""
+"""Average the hidden states of each layer over an answer."""
 
 from collections.abc import Sequence
 from typing import Any

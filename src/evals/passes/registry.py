@@ -1,4 +1,4 @@
-"""What a pass is: who is asked about what, and how the answers are kept.
+"""Declare passes: who is asked about what, and how the answers are cached.
 
 A pass is written and registered in one file of this package; the plan, the runner and the metrics
 know it by what it declares here.

@@ -1,4 +1,4 @@
-"""What a classifier thinks of texts: a second, small model that only reads."""
+"""Classify generated texts by a second, small model that only reads."""
 
 from collections.abc import Sequence
 from pathlib import Path
