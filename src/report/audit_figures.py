@@ -9,6 +9,7 @@ from unlora.report.markdown import one_line
 from unlora.report.runs import Row
 
 NEVER, BEFORE = "a model that never saw it", "as before"
+ENDS = ((0, f"0: {NEVER}", "gold"), (1, f"1: {BEFORE}", "target"))
 FARTHEST = -1.0  # a curve is not drawn beyond: nobody wants what lies there
 _LINES = {"unlearned": ("method", "unlearned"), "target": ("target", "knew it"),
           "retain": ("gold", "never saw it")}  # fmt: skip
@@ -43,7 +44,7 @@ def attacks(bars: Sequence[Bar], most: float, prefix: str) -> str:
         ax.set_yticks([])
         ax.set_xticks([])
         ax.spines[["left", "bottom"]].set_visible(False)
-        _ends(ax)
+        _ends(ax, sum(not bar.why_not for bar in bars))
         return as_svg(figure, prefix)
 
 
@@ -65,15 +66,15 @@ def _label(ax: Any, place: int, bar: Bar) -> None:
             color=COLOURS["ink"], fontsize=9)  # fmt: skip
 
 
-def _ends(ax: Any) -> None:
+def _ends(ax: Any, counted: int) -> None:
     """The lines of a model that never saw the data, and of the model before unlearning."""
     low, high = ax.get_xlim()
-    for x, text in ((0, NEVER), (1, BEFORE)):
-        ax.axvline(x, color=COLOURS["gold" if x == 0 else "target"], linewidth=1, zorder=0.5,
-                   linestyle="-" if x == 0 else (0, (4, 4)))  # fmt: skip
+    for x, text, colour in ENDS:
+        ax.plot([x, x], [-0.5, counted - 0.5], color=COLOURS[colour], linewidth=1, zorder=0.5,
+                linestyle=(0, (4, 4)) if x else "-")  # fmt: skip
         align = "center" if x else "right" if -low > 0.4 * (high - low) else "left"
         ax.text(x, 1.0, text, transform=ax.get_xaxis_transform(), ha=align, va="bottom",
-                color=COLOURS["gold" if x == 0 else "target"], fontsize=9)  # fmt: skip
+                color=COLOURS[colour], fontsize=9)  # fmt: skip
 
 
 def relearnt(of: Relearning, prefix: str) -> str:
@@ -114,11 +115,10 @@ def dials(rows: Sequence[Row]) -> str:
         room = 0.08 * (max(ys) - min(ys) or 1.0)
         ax.set_xlim(max(xs) + 0.05, min(xs) - 0.05)  # to the right more is forgotten
         ax.set_ylim(min(ys) - room, max(ys) + room)
-        for x, role in ((0, "gold"), (1, "target")):
-            ax.axvline(x, color=COLOURS[role], linewidth=0.8, linestyle=(0, (4, 4)), zorder=1)
-            ax.text(x, 1.0, NEVER if x == 0 else BEFORE, transform=ax.get_xaxis_transform(),
-                    ha="center" if x == 0 else "left", va="bottom", color=COLOURS[role],
-                    fontsize=9)  # fmt: skip
+        for x, text, colour in ENDS:
+            ax.axvline(x, color=COLOURS[colour], linewidth=0.8, linestyle=(0, (4, 4)), zorder=1)
+            ax.text(x, 1.0, text, transform=ax.get_xaxis_transform(), va="bottom", fontsize=9,
+                    ha="left" if x else "center", color=COLOURS[colour])  # fmt: skip
         ax.set_xlabel("what is left of what it knew, asked plainly")
         ax.set_ylabel("probability of answers to keep")
         return as_svg(figure, "dials")

@@ -49,12 +49,13 @@ def holds(rows: Sequence[Row]) -> dict[str, Any] | None:
 def legend(rows: Sequence[Row]) -> str:
     """How the bars are read."""
     several = any(len(row.results) > 1 for row in rows)
+    never = audit_figures.NEVER
     return (
-        f"0: {audit_figures.NEVER}; 1: as before; below 0: less likely than to {audit_figures.NEVER}. "
-        "Of each attack the form that brings back most, with its 95 % interval over the rows"
+        f"0: {never}; 1: as before; below 0: less likely than to {never}. Of each attack the form "
+        "that brings back most, with its 95 % interval over the rows"
         + (", means over seeds" if several else "")
-        + ". Bars whose interval reaches beyond what a verdict of held allows stand out; what is grey "
-        f"has no part in the verdict. Thresholds: {audits.thresholds(rows)}."
+        + ". Bars whose interval reaches beyond what a verdict of held allows stand out; what is "
+        f"grey has no part in the verdict. Thresholds: {audits.thresholds(rows)}."
     )
 
 
@@ -117,7 +118,9 @@ def _forms(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _bar_words(name: str, bars: Sequence[Bar]) -> str:
     """What the bars show, for who does not see them."""
-    counted = [f"{bar.words} {bar.value:.2f}" for bar in bars if bar.value is not None and not bar.why_not]  # noqa: E501
+    counted = [
+        f"{bar.words} {bar.value:.2f}" for bar in bars if not bar.why_not and bar.value is not None
+    ]
     return f"What attacks bring back of what {name} was to forget: {'; '.join(counted)}."
 
 

@@ -156,9 +156,7 @@ def thresholds(rows: Iterable[Row]) -> str:
     """Where one verdict ends and the next begins, of the first audit."""
     log = next(log for row in rows for _, log in audits(row))
     limits = log.content.get("thresholds")
-    return ", ".join(
-        f"{key.replace('_', ' ')} {value}" for key, value in (limits or {}).items()
-    )
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in (limits or {}).items())
 
 
 def most(row: Row) -> float:
@@ -178,7 +176,9 @@ def bars(row: Row) -> list[Bar]:
         for attack, same in forms.items():
             of_attack.setdefault(attack, []).append(_worst(same))
         for attack, why in log.not_run.items():
-            of_attack.setdefault(attack, []).append(Bar(attack, attack, None, None, f"not run: {why}"))
+            of_attack.setdefault(attack, []).append(
+                Bar(attack, attack, None, None, f"not run: {why}")
+            )
     found = [_over_seeds(same) for same in of_attack.values()]
     return sorted(found, key=lambda bar: bool(bar.why_not))
 

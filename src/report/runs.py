@@ -160,9 +160,7 @@ def read(entry: Entry) -> Result:
             "<kind>_EVAL.json), neither directly nor in evals/ or a checkpoint's. "
             f"Evaluate the model first: unlora eval ... model={entry.folder}"
         )
-    return Result(
-        entry, read_run(entry.folder), read_audit(entry.folder), read_dial(entry.folder)
-    )
+    return Result(entry, read_run(entry.folder), read_audit(entry.folder), read_dial(entry.folder))
 
 
 def kinds_of(rows: Iterable[Row]) -> list[str]:

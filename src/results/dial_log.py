@@ -33,8 +33,9 @@ class DialLog:
     @property
     def curve(self) -> list[tuple[float, float, float]]:
         """(scale, residual, retain probability) of the scales at which both are known."""
-        points = [[p.get(key) for key in ("scale", "residual", "retain")] for p in self._points]
-        return sorted((s, x, y) for s, x, y in points if None not in (s, x, y))
+        keys = ("scale", "residual", "retain")
+        points = [tuple(point.get(key) for key in keys) for point in self.content["curve"]]
+        return sorted(point for point in points if None not in point)
 
     @property
     def chosen(self) -> tuple[float, float] | None:
@@ -46,10 +47,6 @@ class DialLog:
                 residual, retain = (a + share * (b - a) for a, b in zip(left, right, strict=True))
                 return residual, retain
         return None
-
-    @property
-    def _points(self) -> list[Mapping[str, Any]]:
-        return list(self.content["curve"])
 
 
 def read_dial(run: str | Path) -> DialLog | None:
@@ -72,4 +69,7 @@ def read_dial(run: str | Path) -> DialLog | None:
         raise InputError(f"{str(file)!r} holds no curve of scales. {REMEDY}")
     if not isinstance(content.get("scale"), number):
         raise InputError(f"{str(file)!r}: its scale is no number. {REMEDY}")
+    verdict = content.get("verdict")
+    if verdict is not None and not (isinstance(verdict, Mapping) and "sentence" in verdict):
+        raise InputError(f"{str(file)!r}: its verdict has no sentence. {REMEDY}")
     return DialLog(content)
