@@ -50,31 +50,33 @@ def attacks(bars: Sequence[Bar], most: float, prefix: str) -> str:
 
 def _label(ax: Any, place: int, bar: Bar) -> None:
     """The attack on the left; its figures on the right, or in grey why it has none."""
-    grey = bool(bar.why_not) or bar.value is None
     name = one_line(bar.words)
     transform = ax.get_yaxis_transform()
     ax.text(-0.02, place, name if len(name) <= 26 else name[:25] + "…", transform=transform,
-            ha="right", va="center", color=COLOURS["muted" if grey else "ink"])  # fmt: skip
-    if grey:
+            ha="right", va="center", color=COLOURS["muted" if bar.why_not else "ink"])  # fmt: skip
+    if bar.why_not or bar.value is None:
         why = one_line(bar.why_not)
         ax.text(0.0, place, why if len(why) <= 64 else why[:63] + "…", transform=transform,
                 ha="left", va="center", color=COLOURS["muted"], style="italic", fontsize=9,
                 zorder=5)  # fmt: skip
         return
-    interval = " [{:.2f}, {:.2f}]".format(*bar.interval) if bar.interval else ""
-    ax.text(1.02, place, f"{bar.value:.2f}{interval}", transform=transform, ha="left", va="center",
+    interval = " [{}, {}]".format(*map(decimal, bar.interval)) if bar.interval else ""
+    ax.text(1.02, place, decimal(bar.value) + interval, transform=transform, ha="left", va="center",
             color=COLOURS["ink"], fontsize=9)  # fmt: skip
+
+
+def decimal(value: float) -> str:
+    """Two decimals, and no zero below zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def _ends(ax: Any, counted: int) -> None:
     """The lines of a model that never saw the data, and of the model before unlearning."""
-    low, high = ax.get_xlim()
     for x, text, colour in ENDS:
         ax.plot([x, x], [-0.5, counted - 0.5], color=COLOURS[colour], linewidth=1, zorder=0.5,
                 linestyle=(0, (4, 4)) if x else "-")  # fmt: skip
-        align = "center" if x else "right" if -low > 0.4 * (high - low) else "left"
-        ax.text(x, 1.0, text, transform=ax.get_xaxis_transform(), ha=align, va="bottom",
-                color=COLOURS[colour], fontsize=9)  # fmt: skip
+        ax.text(x, 1.0, text, transform=ax.get_xaxis_transform(), va="bottom",
+                ha="center" if x else "right", color=COLOURS[colour], fontsize=9)  # fmt: skip
 
 
 def relearnt(of: Relearning, prefix: str) -> str:
@@ -133,5 +135,5 @@ def _name(ax: Any, row: Row, curve: Sequence[tuple[float, float, float]]) -> Non
     """The run's name at the last scale that is drawn."""
     _, x, y = [point for point in curve if point[1] >= FARTHEST][-1]
     name = one_line(row.name)
-    ax.annotate(name if len(name) <= 24 else name[:23] + "…", (x, y), xytext=(7, -3),
-                textcoords="offset points", va="top", annotation_clip=False)  # fmt: skip
+    ax.annotate(name if len(name) <= 24 else name[:23] + "…", (x, y), xytext=(7, 3),
+                textcoords="offset points", va="bottom", annotation_clip=False)  # fmt: skip

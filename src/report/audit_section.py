@@ -4,10 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from unlora.report import audit_figures, audits
+from unlora.report.audit_figures import decimal
 from unlora.report.audits import Bar
 from unlora.report.runs import Row
 from unlora.report.summary import shown, shown_interval
 from unlora.results.dial_log import DialLog
+
+GOALS = {
+    "audit": "the least change that holds under attack",
+    "plain": "the least change after which nothing is left where it is asked plainly",
+}
 
 
 def holds(rows: Sequence[Row]) -> dict[str, Any] | None:
@@ -86,13 +92,14 @@ def _dial_sentence(row: Row) -> str:
 
 
 def _dialled(dial: DialLog) -> str:
-    asked = str(dial.content.get("to", "audit"))
+    goal = str(dial.content.get("to", "audit"))
+    goal = GOALS.get(goal, goal)
     if dial.scale is None:
-        return f"no scale does what was asked (to: {asked})."
-    text = f"scale {dial.scale:.2f} (to: {asked})"
+        return f"no scale does what was asked for: {goal}."
+    text = f"scale {dial.scale:.2f}, {goal}"
     if dial.chosen:
         residual, retain = dial.chosen
-        text += f": {residual:.2f} is left, answers to keep at {retain:.3f}"
+        text += f": {decimal(residual)} is left, answers to keep at {retain:.3f}"
     verdict = dial.content.get("verdict")
     return f"{text}. {verdict['sentence']}" if verdict else f"{text}."
 
@@ -119,7 +126,9 @@ def _forms(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _bar_words(name: str, bars: Sequence[Bar]) -> str:
     """What the bars show, for who does not see them."""
     counted = [
-        f"{bar.words} {bar.value:.2f}" for bar in bars if not bar.why_not and bar.value is not None
+        f"{bar.words} {decimal(bar.value)}"
+        for bar in bars
+        if not bar.why_not and bar.value is not None
     ]
     return f"What attacks bring back of what {name} was to forget: {'; '.join(counted)}."
 

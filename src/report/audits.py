@@ -17,8 +17,8 @@ COLUMNS = {
 }
 INTRODUCTION = (
     "An attack is another way to get at what was to be forgotten: other questions, many answers "
-    "instead of one, rounded weights, or a little training; each bar says how much of what the "
-    "model knew comes back, beside a model that never saw it and goes through the same."
+    "instead of one, rounded weights, or a little training; each figure says how much of what "
+    "the model knew comes back, beside a model that never saw it and goes through the same."
 )
 # for who knows none of the attacks; an attack of one's own goes by its name
 WORDS = {
@@ -145,11 +145,17 @@ def headline(rows: Sequence[Row]) -> str | None:
 
 
 def sentences(row: Row) -> list[str]:
-    """The verdict of each seed in a sentence."""
+    """The verdict of each seed in a sentence, that of the seed that holds least first."""
     found = audits(row)
     if len(row.results) == 1:
         return [log.sentence for _, log in found]
-    return [f"Seed {result.entry.seed}: {log.sentence}" for result, log in found]
+    ranked = sorted(found, key=lambda one: -_held(one[1]))
+    return [f"Seed {result.entry.seed}: {log.sentence}" for result, log in ranked]
+
+
+def _held(log: AuditLog) -> float:
+    value = log.held["value"] if log.held else None
+    return float("-inf") if value is None else float(value)
 
 
 def thresholds(rows: Iterable[Row]) -> str:

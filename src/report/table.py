@@ -51,10 +51,14 @@ def warnings(findings: Sequence[Findings]) -> list[str]:
 def _of_audit(row: Row) -> list[str]:
     """Residual and HELD with their intervals, and the verdict."""
     figures = [
-        _decimal(cell.mean) + (" [{:.3f}, {:.3f}]".format(*cell.interval) if cell.interval else "")
+        "-" if cell.mean is None else f"{cell.mean:.2f}" + _bounds(cell)
         for cell in audits.cells(row).values()
     ]
     return [*figures, safe(audits.shown_verdict(row)) or "-"]
+
+
+def _bounds(cell: Cell) -> str:
+    return " [{:.2f}, {:.2f}]".format(*cell.interval) if cell.interval else ""
 
 
 def _decimal(value: float | None) -> str:

@@ -113,11 +113,11 @@ def test_every_form_of_the_report_has_residual_held_and_verdict(tmp_path):
     audit(made[2].folder, "held")
     page = write(tmp_path, made, title="T").read_text()
     assert re.findall(r">(residual|HELD|verdict)[<&]", page) == ["residual", "HELD", "verdict"]
-    assert "<td>held</td>" in page and "The worst is wordings. held." in page
+    assert ">held</td>" in page and "The worst is wordings. held." in page
     text = text_table(compare(made)).splitlines()
     assert text[0].split()[-3:] == ["residual", "HELD", "verdict"]
     good = next(line for line in text if line.startswith("good"))
-    assert "0.020 [-0.030, 0.070]  0.100 [0.050, 0.150]     held" in good
+    assert "0.02 [-0.03, 0.07]  0.10 [0.05, 0.15]     held" in good
     rows = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert {row["method"]: row["verdict"] for row in rows}["good"] == "held"
     [held] = [row for row in rows if row["metric"] == "HELD"]
@@ -152,8 +152,9 @@ def test_a_dial_is_a_line_with_the_scale_that_was_chosen(tmp_path):
     dial(made[3].folder, None)
     page = write(tmp_path, made, title="T").read_text()
     assert 'data-part="dial"' in page and 'data-part="audit"' not in page
-    assert "scale 0.75 (to: audit): 0.00 is left, answers to keep at 0.900. It held." in page
-    assert "no scale does what was asked (to: audit)." in page
+    assert "scale 0.75, the least change that holds under attack: 0.00 is left" in page
+    assert "answers to keep at 0.900. It held." in page
+    assert "no scale does what was asked for: the least change that holds under attack." in page
     plot = page[page.index('data-part="dial"') :]
     assert plot.count("var(--good)") >= 1 and "probability of answers to keep" in plot
 
@@ -162,7 +163,10 @@ def test_a_dial_without_retain_rows_has_no_line(tmp_path):
     made = entries(tmp_path / "runs", "good")
     dial(made[2].folder, curve=[{"scale": 0.5, "residual": 0.1, "retain": None}])
     page = write(tmp_path, made, title="T").read_text()
-    assert "scale 0.75 (to: audit)." in page and "answers to keep</text>" not in page
+    assert (
+        "scale 0.75, the least change that holds under attack." in page
+        and "answers to keep</text>" not in page
+    )
 
 
 @pytest.mark.parametrize(
