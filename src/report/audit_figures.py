@@ -15,11 +15,12 @@ _LINES = {"unlearned": ("method", "unlearned"), "target": ("target", "knew it"),
           "retain": ("gold", "never saw it")}  # fmt: skip
 
 
-def attacks(bars: Sequence[Bar], most: float, prefix: str) -> str:
+def attacks(bars: Sequence[Bar], most: float, baseline: str, prefix: str) -> str:
     """One bar for each attack with its interval; an SVG.
 
     Args:
         most: a bar whose interval reaches beyond stands out.
+        baseline: who has a residual of 0.
     """
     row, left, right = 0.27, 2.0, 1.4  # inches
     height = row * len(bars) + 0.35
@@ -44,7 +45,7 @@ def attacks(bars: Sequence[Bar], most: float, prefix: str) -> str:
         ax.set_yticks([])
         ax.set_xticks([])
         ax.spines[["left", "bottom"]].set_visible(False)
-        _ends(ax, sum(not bar.why_not for bar in bars))
+        _ends(ax, sum(not bar.why_not for bar in bars), baseline)
         return as_svg(figure, prefix)
 
 
@@ -70,9 +71,9 @@ def decimal(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}"
 
 
-def _ends(ax: Any, counted: int) -> None:
+def _ends(ax: Any, counted: int, baseline: str) -> None:
     """The lines of a model that never saw the data, and of the model before unlearning."""
-    for x, text, colour in ENDS:
+    for x, text, colour in ((0, f"0: {baseline}", "gold"), ENDS[1]):
         ax.plot([x, x], [-0.5, counted - 0.5], color=COLOURS[colour], linewidth=1, zorder=0.5,
                 linestyle=(0, (4, 4)) if x else "-")  # fmt: skip
         ax.text(x, 1.0, text, transform=ax.get_xaxis_transform(), va="bottom",

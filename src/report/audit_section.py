@@ -25,12 +25,13 @@ def holds(rows: Sequence[Row]) -> dict[str, Any] | None:
         return None
     runs, relearnt = [], []
     for i, row in enumerate(found):
-        bars = audits.bars(row)
+        bars, baseline = audits.bars(row), audits.baseline([row])
+        svg = audit_figures.attacks(bars, audits.most(row), baseline, f"attacks-{i}")
         runs.append({
             "name": row.name,
             "verdict": audits.shown_verdict(row),
             "sentences": audits.sentences(row),
-            "svg": Markup(audit_figures.attacks(bars, audits.most(row), f"attacks-{i}")),
+            "svg": Markup(svg),
             "words": _bar_words(row.name, bars),
         })  # fmt: skip
         if relearning := audits.relearning(row):
@@ -55,7 +56,7 @@ def holds(rows: Sequence[Row]) -> dict[str, Any] | None:
 def legend(rows: Sequence[Row]) -> str:
     """How the bars are read."""
     several = any(len(row.results) > 1 for row in rows)
-    never = audit_figures.NEVER
+    never = audits.baseline(rows)
     return (
         f"0: {never}; 1: as before; below 0: less likely than to {never}. Of each attack the form "
         "that brings back most, with its 95 % interval over the rows"
@@ -94,14 +95,16 @@ def _dial_sentence(row: Row) -> str:
 def _dialled(dial: DialLog) -> str:
     goal = str(dial.content.get("to", "audit"))
     goal = GOALS.get(goal, goal)
+    missed = f"no scale does what was asked for: {goal}"
     if dial.scale is None:
-        return f"no scale does what was asked for: {goal}."
-    text = f"scale {dial.scale:.2f}, {goal}"
+        return f"{missed}."
+    reached = dial.content.get("reached", True)
+    text = f"scale {dial.scale:.2f}, " + (goal if reached else f"though {missed}")
     if dial.chosen:
         residual, retain = dial.chosen
         text += f": {decimal(residual)} is left, answers to keep at {retain:.3f}"
     verdict = dial.content.get("verdict")
-    return f"{text}. {verdict['sentence']}" if verdict else f"{text}."
+    return f"{text}. {verdict['sentence']}" if verdict and reached else f"{text}."
 
 
 def _forms(rows: Sequence[Row]) -> list[dict[str, Any]]:

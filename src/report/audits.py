@@ -42,6 +42,7 @@ MEANINGS = {
     "known": "it still answers when asked plainly",
     "over-forgotten": "that leaves a mark of what was deleted",
 }
+NEVER_SAW = "a model that never saw the data"
 OF_ADAPTERS = "counts only where the adapter itself is delivered"
 
 
@@ -156,6 +157,13 @@ def sentences(row: Row) -> list[str]:
 def _held(log: AuditLog) -> float:
     value = log.held["value"] if log.held else None
     return float("-inf") if value is None else float(value)
+
+
+def baseline(rows: Iterable[Row]) -> str:
+    """Whom the runs are compared with, as the first audit has it."""
+    log = next(log for row in rows for _, log in audits(row))
+    said = str(log.content.get("baseline", NEVER_SAW))
+    return "a model that never saw it" if said == NEVER_SAW else said
 
 
 def thresholds(rows: Iterable[Row]) -> str:

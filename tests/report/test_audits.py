@@ -74,6 +74,13 @@ def test_a_bar_is_the_form_that_brings_back_most_of_those_that_count(tmp_path):
         assert text in page, text
 
 
+def test_the_zero_line_is_the_model_that_was_compared_with(tmp_path):
+    [made] = seeds(tmp_path, "held")
+    audit(made.folder, "held", baseline="the root model")
+    page = write(tmp_path / "out", [made], title="T").read_text()
+    assert "0: the root model</text>" in page and "less likely than to the root model" in page
+
+
 def test_a_bar_is_a_mean_over_the_seeds_in_which_the_attack_counts(tmp_path):
     made = seeds(tmp_path, "held", "held", "held")
     audit(made[2].folder, "held", form("plain", 0.3), form("wordings", 9.0, left_out="too wide"))
@@ -112,7 +119,7 @@ def test_every_form_of_the_report_has_residual_held_and_verdict(tmp_path):
     made = entries(tmp_path / "runs", "good", "lazy")
     audit(made[2].folder, "held")
     page = write(tmp_path, made, title="T").read_text()
-    assert re.findall(r">(residual|HELD|verdict)[<&]", page) == ["residual", "HELD", "verdict"]
+    assert re.findall(r">(residual|HELD|verdict)[<&]", page) == ["verdict", "residual", "HELD"]
     assert ">held</td>" in page and "The worst is wordings. held." in page
     text = text_table(compare(made)).splitlines()
     assert text[0].split()[-3:] == ["residual", "HELD", "verdict"]
@@ -157,6 +164,16 @@ def test_a_dial_is_a_line_with_the_scale_that_was_chosen(tmp_path):
     assert "no scale does what was asked for: the least change that holds under attack." in page
     plot = page[page.index('data-part="dial"') :]
     assert plot.count("var(--good)") >= 1 and "probability of answers to keep" in plot
+
+
+def test_a_scale_that_was_taken_though_none_does_it_is_told_so(tmp_path):
+    made = entries(tmp_path / "runs", "good")
+    dial(made[2].folder, reached=False, verdict={"name": "hidden", "sentence": "Of another."})
+    page = write(tmp_path, made, title="T").read_text()
+    assert (
+        "scale 0.75, though no scale does what was asked for: the least change that holds" in page
+    )
+    assert "Of another." not in page
 
 
 def test_a_dial_without_retain_rows_has_no_line(tmp_path):
