@@ -28,9 +28,9 @@ from unlora.model.adapter_scale import scaled, why_not_scalable, write_scaled
 from unlora.recipes.audit import attacks_of, audited, probability, runner_for, thresholds_of
 from unlora.recipes.audited_run import AuditedRun, find_run
 from unlora.results.audit_log import FOLDER
+from unlora.results.dial_log import FILE
 from unlora.runs.run import alone, write_json
 
-FILE = "DIAL.json"
 STEP = 0.02  # a scale is searched no finer
 logger = logging.getLogger("unlora.recipes.dial")
 

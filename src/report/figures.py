@@ -32,7 +32,7 @@ def scatter(findings: Findings) -> str:
     if not shown:
         return ""
     share = findings.scale != "raw"
-    with _figure((7.2, 4.5)) as (figure, ax):
+    with Drawing((7.2, 4.5)) as (figure, ax):
         marker_of = {
             line.name: MARKERS[i % len(MARKERS)] for i, line in enumerate(findings.methods)
         }
@@ -69,7 +69,7 @@ def scatter(findings: Findings) -> str:
             "raw": "forgotten: one minus the forget figures",
         }[findings.scale])  # fmt: skip
         ax.set_ylabel("utility, share of the target's" if share else "utility")
-        return _svg(figure, f"scatter-{findings.kind}")
+        return as_svg(figure, f"scatter-{findings.kind}")
 
 
 def curves(name: str, histories: Sequence[Sequence[Mapping[str, Any]]], prefix: str) -> str:
@@ -83,7 +83,7 @@ def curves(name: str, histories: Sequence[Sequence[Mapping[str, Any]]], prefix: 
         series["retain_loss"] = []  # nothing else is learnt
     if not series["loss"]:
         return ""
-    with _figure((3.6, 2.3)) as (figure, ax):
+    with Drawing((3.6, 2.3)) as (figure, ax):
         for key, (colour, dashes, width) in keys.items():
             for i, points in enumerate(series[key]):
                 ax.plot(*zip(*points, strict=True), color=COLOURS[colour], linestyle=dashes,
@@ -94,7 +94,7 @@ def curves(name: str, histories: Sequence[Sequence[Mapping[str, Any]]], prefix: 
         ax.set_yscale("symlog", linthresh=1) if _wide(series) else None
         if sum(map(bool, series.values())) > 1:
             ax.legend(frameon=False, fontsize=8, loc="upper right", handlelength=2.2)
-        return _svg(figure, prefix)
+        return as_svg(figure, prefix)
 
 
 def history(training: Any) -> list[Mapping[str, Any]]:
@@ -124,7 +124,7 @@ def _wide(series: Mapping[str, Sequence[Sequence[tuple[float, float]]]]) -> bool
     return max(values) > 100
 
 
-class _figure:
+class Drawing:
     """A figure of this page's style; nothing of it outlives the block."""
 
     def __init__(self, size: tuple[float, float]):
@@ -213,7 +213,7 @@ def _direction(ax: Any, findings: Findings) -> None:
             va="top", style="italic", fontsize=10)  # fmt: skip
 
 
-def _svg(figure: Any, prefix: str) -> str:
+def as_svg(figure: Any, prefix: str) -> str:
     """The figure as an element of a page: ids of its own, the page's colours and fonts."""
     import matplotlib
 

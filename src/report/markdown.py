@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unlora.report import summary
+from unlora.report import audits, summary
 from unlora.report.examples import Answers
 from unlora.report.findings import Findings
 from unlora.report.provenance import Facts, differences
 from unlora.report.runs import Row
-from unlora.report.suites import AIM_WORDS
+from unlora.report.suites import AIM_WORDS, Aim
 from unlora.report.summary import shown, shown_interval
 
 EXAMPLES, LONGEST = 3, 300
@@ -20,25 +20,33 @@ EXAMPLES, LONGEST = 3, 300
 def as_csv(all_findings: Sequence[Findings]) -> str:
     """One line for each method and metric."""
     seeds = max(len(line.row.results) for found in all_findings for line in found.lines)
+    audited = any(audits.audited(line.row for line in found.lines) for found in all_findings)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
         ["suite", "method", "role", "collapsed", "metric", "better", "best", "mean", "low95",
-         "high95", *(f"seed_{i + 1}" for i in range(seeds)), "note"]
+         "high95", *(f"seed_{i + 1}" for i in range(seeds)), "note",
+         *(["verdict"] if audited else [])]
     )  # fmt: skip
     for found in all_findings:
         for line in found.lines:
-            for metric in (*found.main, *found.others):
-                cell = line.cells[metric]
+            verdict = [plain(audits.shown_verdict(line.row))] if audited else []
+            of_audit = audits.cells(line.row) if audits.audits(line.row) else {}
+            cells = {m: line.cells[m] for m in (*found.main, *found.others)} | of_audit
+            for metric, cell in cells.items():
                 bounds = cell.interval or (None, None)
                 figures = [cell.mean, *bounds, *cell.seeds, *[None] * (seeds - len(cell.seeds))]
                 writer.writerow(
                     [found.kind, plain(line.name), line.role, int(bool(line.collapsed)),
-                     plain(metric), AIM_WORDS[found.aims[metric]], int(metric in line.best),
+                     plain(metric), AIM_WORDS[_aim(found, metric)], int(metric in line.best),
                      *("" if x is None else repr(x) for x in figures),
-                     plain(cell.note or found.note(metric))]
+                     plain(cell.note or found.note(metric)), *verdict]
                 )  # fmt: skip
     return stream.getvalue()
+
+
+def _aim(found: Findings, metric: str) -> Aim | None:
+    return "zero" if metric in audits.COLUMNS else found.aims[metric]
 
 
 def as_markdown(
@@ -58,6 +66,8 @@ def as_markdown(
         parts += ["\n".join(f"- **{inline(n)}** {inline(s)}" for n, s in summary.sentences(found))]
         parts += [inline(summary.measured_by(found)), _main_table(found), _other_table(found)]
         parts += [_examples(answers[found.kind])]
+    if holds := [row for row in rows if audits.audits(row)]:
+        parts += ["## Does it hold?", audits.INTRODUCTION, *map(_attacks, holds)]
     if missing:
         parts += ["Not here, as it failed:", "\n".join(f"- {inline(one)}" for one in missing)]
     names, different = differences(rows)
@@ -136,7 +146,9 @@ def _number(value: Any) -> float | None:
 
 
 def _main_table(found: Findings) -> str:
-    head = ["", *(inline(found.heading(metric)) for metric in found.main), ""]
+    audited = audits.audited(line.row for line in found.lines)
+    of_audit = [*audits.COLUMNS, "verdict"] if audited else []
+    head = ["", *(inline(found.heading(metric)) for metric in found.main), *of_audit, ""]
     body = []
     for line in found.lines:
         cells = []
@@ -145,9 +157,26 @@ def _main_table(found: Findings) -> str:
             value = shown(cell.mean)
             value = f"**{value}** (best)" if metric in line.best else value
             cells.append(f"{value} {inline(shown_interval(cell))}".rstrip())
+        if audited:
+            figures = audits.cells(line.row).values()
+            cells += [f"{shown(c.mean)} {inline(shown_interval(c))}".rstrip() for c in figures]
+            cells.append(inline(audits.shown_verdict(line.row)))
         body.append([inline(line.name), *cells, "collapsed" if line.collapsed else ""])
-    goals = ["*best*", *(AIM_WORDS[found.aims[metric]] for metric in found.main), ""]
+    goals = ["*best*", *(AIM_WORDS[found.aims[metric]] for metric in found.main)]
+    goals += [*(AIM_WORDS["zero"] for _ in audits.COLUMNS), "", ""] if audited else [""]
     return _table(head, [*body, goals])
+
+
+def _attacks(row: Row) -> str:
+    """What attacks brought back of one run, and its verdict."""
+    said = " ".join(map(inline, audits.sentences(row)))
+    body = []
+    for bar in audits.bars(row):
+        low, high = map(shown, bar.interval or (None, None))
+        value = f"{shown(bar.value)} \\[{low}, {high}\\]" if bar.interval else shown(bar.value)
+        body.append([inline(bar.words), inline(bar.form), value, inline(bar.why_not)])
+    table = _table(["attack", "form", "residual", "not counted"], body)
+    return f"**{inline(row.name)}.** {said}\n\n{table}"
 
 
 def _other_table(found: Findings) -> str:

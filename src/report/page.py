@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from unlora.report import figures, markdown, provenance, summary
+from unlora.report import audit_section, audits, figures, markdown, provenance, summary
 from unlora.report.examples import Answers, collect, script_json
 from unlora.report.findings import Comparison, Findings, Line, compare
 from unlora.report.runs import Entry, Row
@@ -83,6 +83,8 @@ def _html(
         "theme": Markup(theme),
         "script": Markup(script),
         "script_hashes": " ".join(map(_hash, (theme, script))),
+        "holds": audit_section.holds(rows),
+        "dials": audit_section.dials(rows),
         "sections": [_section(one, answers[one.kind]) for one in found],
         "curves": [{**one, "svg": Markup(one["svg"])} for one in _curves(rows)],
         "runs": runs,
@@ -116,6 +118,9 @@ def _section(found: Findings, answers: Answers) -> dict[str, Any]:
         "main": [_column(found, metric) for metric in found.main],
         "others": [_column(found, metric) for metric in found.others],
         "cell": _cell,
+        "audited": audits.COLUMNS if audits.audited(line.row for line in found.lines) else {},
+        "audit_cells": audit_section.table_cells,
+        "verdict": audits.shown_verdict,
         "seeds": any(len(line.row.results) > 1 for line in found.lines),
         "json": Markup(script_json(answers.as_json())) if answers.splits else None,
         "shared": {label: before for label, before in answers.shared.items() if before},

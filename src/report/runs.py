@@ -7,6 +7,8 @@ from statistics import fmean
 from typing import Any, Literal
 
 from unlora.errors import InputError
+from unlora.results.audit_log import AuditLog, read_audit
+from unlora.results.dial_log import DialLog, read_dial
 from unlora.results.eval_log import KINDS, LogEntry
 from unlora.results.run_result import RunResult, find_logs, read_run
 
@@ -31,10 +33,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Result:
-    """What one run left, and which run of the page it is."""
+    """What one run left, and which run of the page it is.
+
+    Attributes:
+        audit: None where it was not audited; so with ``dial``.
+    """
 
     entry: Entry
     run: RunResult
+    audit: AuditLog | None = None
+    dial: DialLog | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +160,7 @@ def read(entry: Entry) -> Result:
             "<kind>_EVAL.json), neither directly nor in evals/ or a checkpoint's. "
             f"Evaluate the model first: unlora eval ... model={entry.folder}"
         )
-    return Result(entry, read_run(entry.folder))
+    return Result(entry, read_run(entry.folder), read_audit(entry.folder), read_dial(entry.folder))
 
 
 def kinds_of(rows: Iterable[Row]) -> list[str]:

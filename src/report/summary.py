@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
+from unlora.report import audits
 from unlora.report.findings import Findings, Line
 from unlora.report.runs import Cell
 from unlora.results.target_check import TRAIN_FURTHER
@@ -39,7 +40,20 @@ def percent(share: float) -> str:
 
 
 def headline(findings: Findings) -> str:
-    """One sentence on the whole comparison; first of all whether there is anything to compare."""
+    """One sentence on the whole comparison; first of all whether there is anything to compare.
+
+    It ends with the verdict of an audit on the best method that has one.
+    """
+    if warning(findings):
+        return _compared(findings)
+    sound = [line for line in findings.methods if not line.collapsed]
+    measured = [line for line in sound if line.point.forgot is not None]
+    ranked = [*sorted(measured, key=_distance(findings)), *sound, *findings.methods]
+    verdict = audits.headline([line.row for line in ranked])
+    return "; ".join(filter(None, (_compared(findings), verdict)))
+
+
+def _compared(findings: Findings) -> str:
     methods = findings.methods
     if not methods:
         return "; ".join(filter(None, (_nothing_unlearned(findings), warning(findings))))

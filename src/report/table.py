@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from unlora.report import summary
+from unlora.report import audits, summary
 from unlora.report.findings import Comparison, Findings
-from unlora.report.runs import Cell
+from unlora.report.runs import Cell, Row
 from unlora.report.suites import SUITES
 from unlora.runs.redaction import safe
 
@@ -18,11 +18,14 @@ def text_table(comparison: Comparison) -> str:
     headings = {metric: head for suite in SUITES.values() for metric, head in suite.main.items()}
     lines = [line for one in findings for line in one.lines]
     metrics = [metric for metric in headings if any(metric in line.cells for line in lines)]
-    rows = [["", *(headings[metric] for metric in metrics), ""]]
+    audited = audits.audited(comparison.rows)
+    of_audit = [*audits.COLUMNS, "verdict"] if audited else []
+    rows = [["", *(headings[metric] for metric in metrics), *of_audit, ""]]
     for row in comparison.rows:
         own = [line for line in lines if line.name == row.name]
         cells = {metric: cell for line in own for metric, cell in line.cells.items()}
         values = [_decimal(cells.get(metric, Cell()).mean) for metric in metrics]
+        values += _of_audit(row) if audited else []
         collapsed = any(line.collapsed for line in own)
         rows.append([safe(row.name), *values, "collapsed" if collapsed else ""])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -43,6 +46,19 @@ def warnings(findings: Sequence[Findings]) -> list[str]:
     texts = [(one, summary.warning(one)) for one in findings]
     several = len(findings) > 1
     return [f"{one.suite.title + ': ' if several else ''}{text}." for one, text in texts if text]
+
+
+def _of_audit(row: Row) -> list[str]:
+    """Residual and HELD with their intervals, and the verdict."""
+    figures = [
+        "-" if cell.mean is None else f"{cell.mean:.2f}" + _bounds(cell)
+        for cell in audits.cells(row).values()
+    ]
+    return [*figures, safe(audits.shown_verdict(row)) or "-"]
+
+
+def _bounds(cell: Cell) -> str:
+    return " [{:.2f}, {:.2f}]".format(*cell.interval) if cell.interval else ""
 
 
 def _decimal(value: float | None) -> str:

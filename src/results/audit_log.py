@@ -1,5 +1,6 @@
 """Read and write ``AUDIT.json``: what an audit found, for reports and programs."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from unlora.runs.safe_loading import read_mapping
 FILE, FOLDER = "AUDIT.json", "audit"
 REMEDY = "Was the audit interrupted? Repeat it: unlora audit RUN."
 Interval = tuple[float, float] | None
+_TRAINED = re.compile(r".*: learning rate (\d+(?:\.\d+)?(?:e[+-]?\d+)?), step (\d+)")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,22 @@ class AuditLog:
         """What the model knows where it is asked plainly."""
         return next((one for one in self.attacks if one.get("attack") == "plain"), None)
 
+    @property
+    def not_run(self) -> Mapping[str, str]:
+        """Attack -> why it could not be run."""
+        reasons = self.content.get("not_run")
+        return {str(k): str(v) for k, v in reasons.items()} if isinstance(reasons, Mapping) else {}
+
+    @property
+    def trainings(self) -> dict[tuple[str, float], dict[int, Mapping[str, Any]]]:
+        """(attack, learning rate) -> step -> form, of the attacks that train the model shortly."""
+        trainings: dict[tuple[str, float], dict[int, Mapping[str, Any]]] = {}
+        for form in self.attacks:
+            if match := _TRAINED.fullmatch(form["name"]):
+                key = form["attack"], float(match[1])
+                trainings.setdefault(key, {})[int(match[2])] = form
+        return trainings
+
 
 def write_audit(folder: Path, content: Mapping[str, Any]) -> Path:
     """Write ``AUDIT.json`` into a folder."""
@@ -70,4 +88,31 @@ def read_audit(run: str | Path) -> AuditLog | None:
     verdict = content.get("verdict")
     if not isinstance(verdict, Mapping) or not {"name", "sentence"} <= set(verdict):
         raise InputError(f"{str(file)!r} holds no verdict. {REMEDY}")
+    attacks = content.get("attacks")
+    if not isinstance(attacks, list) or not attacks:
+        raise InputError(f"{str(file)!r} holds a verdict and no attacks. {REMEDY}")
+    held = content.get("held")
+    for i, form in enumerate(attacks):
+        if not _is_figure(form, "residual") or not _is_text(form, "name", "attack"):
+            raise InputError(f"{str(file)!r}: attack {i + 1} is damaged. {REMEDY}")
+    if held is not None and not _is_figure(held, "value"):
+        raise InputError(f"{str(file)!r}: its largest residual (held) is damaged. {REMEDY}")
     return AuditLog(content)
+
+
+def _is_text(form: Mapping[str, Any], *keys: str) -> bool:
+    return all(isinstance(form.get(key), str) for key in keys)
+
+
+def _is_figure(entry: Any, key: str) -> bool:
+    """Whether it has a number, or null, and an interval of two numbers, or null."""
+    if not isinstance(entry, Mapping) or key not in entry:
+        return False
+    bounds = entry.get("interval95")
+    bounds = (0, 0) if bounds is None else bounds
+    return (
+        isinstance(bounds, (list, tuple))
+        and len(bounds) == 2
+        and all(isinstance(number, (int, float)) for number in bounds)
+        and isinstance(entry[key], (int, float, type(None)))
+    )

@@ -105,3 +105,34 @@ def entries(
             for name in methods
         ),
     ]
+
+
+def form(name: str, residual: float | None, *, unlearned: float = -2.0, **others) -> dict:
+    """One form of an attack as an audit writes it; its interval is 0.05 to either side."""
+    bounds = None if residual is None else [residual - 0.05, residual + 0.05]
+    return {
+        "name": name, "attack": name.split(":")[0], "residual": residual, "interval95": bounds,
+        "left_out": None, "counts": True, "rows": 60,
+        "means": {"unlearned": unlearned, "target": -0.1, "retain": -1.4}, **others,
+    }  # fmt: skip
+
+
+def audit(folder: Path, verdict: str = "held", *forms: dict, **others) -> None:
+    """``AUDIT.json`` of a run; the first form is the plain one."""
+    forms = forms or (form("plain", 0.02), form("wordings", 0.1))
+    worst = max((f for f in forms if f["residual"] is not None), key=lambda f: f["residual"])
+    write_json(folder / "audit" / "AUDIT.json", {
+        "verdict": {"name": verdict, "sentence": f"The worst is {worst['name']}. {verdict}."},
+        "held": {"value": worst["residual"], "interval95": worst["interval95"],
+                 "worst": worst["name"], "forms": len(forms)},
+        "attacks": list(forms), "not_run": {}, **others,
+    })  # fmt: skip
+
+
+def dial(folder: Path, scale: float | None = 0.75, **others) -> None:
+    """``DIAL.json`` of a run."""
+    points = [(0.0, 1.0, 0.96), (0.5, 0.5, 0.94), (1.0, -0.5, 0.86), (1.25, -1.5, 0.7)]
+    curve = [{"scale": s, "residual": x, "retain": y, "holdout": None} for s, x, y in points]
+    write_json(folder / "audit" / "DIAL.json", {
+        "to": "audit", "scale": scale, "curve": curve, "verdict": None, "run": None, **others,
+    })  # fmt: skip
