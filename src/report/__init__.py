@@ -1,4 +1,4 @@
-"""Reports: what several runs came to, side by side, as a page, a text and a table.
+"""Report what several runs came to, side by side, as a page, a text and a table.
 
 ``results`` reads run folders, ``findings`` compares them, ``words`` says what happened; ``page``
 and ``text`` write it down. ``command`` is ``unlora report``. What draws and renders is imported

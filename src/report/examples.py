@@ -1,4 +1,4 @@
-"""What was asked and what each model answered: the rows of the page's before/after browser."""
+"""Collect what was asked and what each model answered: the page's before/after browser."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The plots of a report as inline SVG whose colours follow the theme of the page."""
+"""Draw the plots of a report as inline SVG whose colours follow the theme of the page."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""What several runs came to: how far each forgot, what it kept, which one is best at what."""
+"""Compare runs: how far each forgot, what it kept, which one is best at what."""
 
 import math
 from collections.abc import Mapping, Sequence

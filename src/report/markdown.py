@@ -1,4 +1,4 @@
-"""The same as the page for papers and programs: ``report.md`` and ``table.csv``."""
+"""Write the page for papers and programs: ``report.md`` and ``table.csv``."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""What ran: settings, where each model comes from, versions, machine, time."""
+"""Show what ran: settings, where each model comes from, versions, machine, time."""
 
 import json
 from collections.abc import Mapping, Sequence

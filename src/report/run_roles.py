@@ -1,4 +1,4 @@
-"""Which runs are compared, and which of them are target and gold: by what they say themselves."""
+"""Find which runs are compared, and which are target and retain model, by what they say."""
 
 import os
 import re

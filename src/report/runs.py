@@ -1,4 +1,4 @@
-"""Runs as a report reads them: seeds of one name are one row."""
+"""Read runs for a report: seeds of one name are one row."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

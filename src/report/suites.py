@@ -1,4 +1,4 @@
-"""What a report knows of each benchmark: which figures come first, and which end is better."""
+"""Know each benchmark: which figures come first, and which end is better."""
 
 import re
 from collections.abc import Mapping

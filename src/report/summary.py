@@ -1,4 +1,4 @@
-"""What happened, in words: from the figures, by thresholds that the page names."""
+"""Say in words what happened: from the figures, by thresholds that the page names."""
 
 import math
 from collections.abc import Callable, Sequence

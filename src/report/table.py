@@ -1,4 +1,4 @@
-"""One table of all runs and benchmarks, as plain text."""
+"""Print one table of all runs and benchmarks, as plain text."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What a model writes about the data to be forgotten: whose secrets, and whether it is text."""
+"""Judge what a model writes about the forget data: whose secrets, and whether it is text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Compute forget quality, one of two figures that sum up TOFU. arXiv:2401.06121, section 2.2.
+"""Compute forget quality, which sums up TOFU. arXiv:2401.06121, section 2.2."""
 
 import numpy as np
 from scipy.stats import ks_2samp
