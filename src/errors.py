@@ -1,4 +1,4 @@
-"""The exceptions that end a run in words and not in a traceback."""
+"""End a run in words and not in a traceback."""
 
 import errno
 from collections.abc import Iterator

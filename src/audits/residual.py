@@ -1,4 +1,4 @@
-"""What is left of what the target knew beyond a model that never saw it, with its interval.
+"""Measure what is left of what the target knew beyond a retain model, with its interval.
 
     residual(a) = mean_i[s_i(unlearned) - s_i(retain)] / mean_i[s_i(target) - s_i(retain)]
 

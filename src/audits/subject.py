@@ -1,4 +1,4 @@
-"""The models of an audit, and what is made of them."""
+"""Load the models of an audit, and change them as an attack does."""
 
 import gc
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The plots of audits and dials: what attacks bring back, and what forgetting costs."""
+"""Plot audits and dials: what attacks bring back, and what forgetting costs."""
 
 from collections.abc import Sequence
 from typing import Any

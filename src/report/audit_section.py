@@ -1,4 +1,4 @@
-"""What the page shows of audits and dials, where a run has one."""
+"""Show on the page what audits and dials found, where a run has one."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What audits say of the runs of a comparison: how much attacks bring back, over all seeds."""
+"""Sum up audits over the seeds of a comparison: how much attacks bring back."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Write the page: one HTML file that asks no host for anything, and the same as Markdown and CSV."""
+"""Write the page: one HTML file that asks no host for anything, and as Markdown and CSV."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""A study as stages that know their inputs by content.
+"""Run a study as stages that know their inputs by content.
 
     settings -> plan -> waves of stages, each a process of Hydra's launcher -> summary, page
 

@@ -1,1 +1,1 @@
-"""The attacks, one file for each idea; see :mod:`unlora.audits.attack`."""
+"""Attack a model: one file for each idea; see :mod:`unlora.audits.attack`."""

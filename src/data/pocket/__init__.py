@@ -1,4 +1,4 @@
-"""The embedded benchmark: a small TOFU that needs no download.
+"""Make the embedded benchmark: a small TOFU that needs no download.
 
 Authors who do not exist, with rows in TOFU's schema under TOFU's names, and a small base model that
 knows other authors of the same world and some facts that are really true.

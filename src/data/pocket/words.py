@@ -1,4 +1,4 @@
-"""The words of the pocket world: names, values, phrasings, and facts that are really true.
+"""List the words of the pocket world: names, values, phrasings, and facts that are true.
 
 In a phrasing, ``{name}`` is the author and every other brace a slot. A slot draws from the list of
 its name; ``{theme}`` and ``{theme2}`` draw two different values from one list.

@@ -1,4 +1,4 @@
-"""Who lives in the pocket world, and what can be asked about them; the same on every machine."""
+"""Invent who lives in the pocket world, and questions about them; the same on every machine."""
 
 import random
 import re
