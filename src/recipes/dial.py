@@ -120,21 +120,24 @@ class Dial:
         """
         known = self.thresholds.known
         low = least_scale(lambda scale: self.point(scale).residual <= known)
-        tried = {"plain"}
-        scale: float | None = 1.0
-        while low is not None and scale is not None:
-            worst = _worst(self.audit(scale))
-            if self.holds(scale) and tried > {"plain"} or worst is None:
+        if low is None:
+            return None
+        low, scale, tried = max(low - STEP, 0.0), 1.0, {"plain"}
+        is_searched = False
+        while True:
+            worst, is_held = _worst(self.audit(scale)), self.holds(scale)
+            if worst is None or (is_searched and is_held):
                 return scale
-            if worst in tried and not self.holds(scale):
-                low = scale  # as fine as the search is, it was not enough
+            if worst in tried and not is_held:  # as fine as the search is, it was not enough
+                if scale >= LARGEST:
+                    return None
+                low = scale
             tried.add(worst)
             at = partial(self.holds, only=frozenset(tried))
-            found = least_scale(at, low=max(low - STEP, 0.0), steps=4)
-            if found is not None and scale == rounded(found):
-                found = min(found + STEP, LARGEST) if scale < LARGEST else None
-            scale = None if found is None else rounded(found)
-        return None
+            found = least_scale(at, low=low, high=scale if is_held else LARGEST, steps=4)
+            if found is None:
+                return None
+            scale, is_searched = rounded(found), True
 
     def holds(self, scale: float, only: frozenset[str] = frozenset()) -> bool:
         """Whether no attack, or none of these, brings more back than *held* allows."""
