@@ -1,4 +1,4 @@
-"""Pre-train the small language model that pocket starts from, where it is first needed."""
+"""The small language model that pocket starts from, pre-trained where it is first needed."""
 
 import hashlib
 import json
