@@ -63,9 +63,10 @@ def _needs(of: Stage, target: Stage, gold: Stage | None) -> tuple[str, ...]:
 
 def config_of(stage: Stage) -> AuditConfig:
     """What the stage does, as ``unlora audit`` would be told."""
-    cfg = composed("audit", [f"audit={stage.params['audit']}"]).copy()
+    cfg = composed("audit", ["audit=none"])
     cfg.run, cfg.target = stage.model, stage.params["target"]
     cfg.retain_model, cfg.output = stage.params["retain_model"], "quiet"
+    cfg.audit = dict(stage.params["audit"])
     return read_audit(cfg)
 
 

@@ -153,7 +153,7 @@ class Study(Section):
     unlearn: Annotated[Any, AfterValidator(_overrides)]
     methods: Annotated[Any, AfterValidator(_methods)]
     search: SearchKeys
-    audit: str | None = None
+    audit: dict[str, dict[str, Any] | None] | None = None
     audit_seeds: Annotated[Any, AfterValidator(_some_seeds)] = None
     dial: Annotated[Any, AfterValidator(_dial)] = None
     # named once, used in several of the lists
