@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pretended import METHODS, study
 
+from unlora.cli.compose import composed
 from unlora.cli.main import main
 from unlora.config import read as checked
 from unlora.errors import InputError
@@ -104,6 +105,23 @@ def test_the_shipped_study_plans_what_its_page_says(files, capsys):
     with pytest.raises(SystemExit):
         main(["study", "experiment=study/pocket/lora", "model=root", "--dry-run"])
     assert "no list of this study uses it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("role", ["target", "gold"])
+def test_how_long_target_and_gold_of_the_shipped_study_learn_is_said_once(files, role):
+    words = ["experiment=study/own/lora", "model=root", *FILES, "seeds=[0]"]
+
+    def arguments(*more):
+        stages = {stage.run: stage for stage in plan(read(composed("study", [*words, *more])), Path())
+                  if stage.kind == "train"}  # fmt: skip
+        args = checked(fingerprints.config_of(stages[role])).trainer.args
+        return args["num_train_epochs"], args["learning_rate"]
+
+    assert arguments() == (3, 2e-4)
+    longer = arguments("finetune.num_train_epochs=10", "finetune.learning_rate=1e-3")
+    assert longer == (10, 1e-3)
+    with pytest.raises(InputError, match=r"num_train_epochs is 0"):
+        arguments("finetune.num_train_epochs=0")
 
 
 @pytest.mark.slow
