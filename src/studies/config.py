@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, Field, with_config
 from typing_extensions import TypedDict
@@ -116,6 +116,7 @@ class OwnModel(TypedDict):
     """A model that the lists of a study name."""
 
     path: str
+    torch_dtype: NotRequired[str]
 
 
 @with_config(STRICT)
