@@ -96,6 +96,25 @@ def root_config(lineage: Lineage, model_args: Mapping[str, Any]) -> PretrainedCo
     return found
 
 
+def _say_where_it_is_slow(dtype: torch.dtype) -> None:
+    """Log a line where this processor computes half precision many times slower than float32."""
+    half = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)
+    if half is None or torch.accelerator.is_available() or _multiplies(half):
+        return
+    logger.warning(
+        "The weights are in %s, in which this processor is many times slower than in float32. Set "
+        "model.model_args.torch_dtype=float32, which takes twice the memory.",
+        str(dtype).removeprefix("torch."),
+    )
+
+
+def _multiplies(half: str) -> bool:
+    """Whether oneDNN multiplies matrices of ``bf16`` or ``fp16`` on this processor."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return bool(getattr(torch.ops.mkldnn, f"_is_mkldnn_{half}_supported")())
+
+
 def _refuse_adapter(lineage: Lineage, hub: Mapping[str, Any]) -> None:
     """Raises InputError for an adapter on the hub: transformers would load it, base and all."""
     args = {key: value for key, value in hub.items() if key != "trust_remote_code"}
@@ -138,6 +157,7 @@ def load_root(lineage: Lineage, model_args: Mapping[str, Any]) -> tuple[PreTrain
             "belong to it."
         )
     settle(base)
+    _say_where_it_is_slow(base.dtype)
     found = fingerprint(lineage.root) if lineage.local_root else commit_of(lineage.root, args)
     return base, Lineage(lineage.root, lineage.links, found)
 

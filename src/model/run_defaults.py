@@ -73,7 +73,10 @@ def _loaded(section: ModelSection, trained: ModelSection | None) -> dict[str, An
     elif QUANTISED in section.model_args:
         quantisation = None
     attention = section.model_args.get("attn_implementation") or args.get("attn_implementation")
-    args.update(section.model_args)
+    given = dict(section.model_args)
+    if given.get("torch_dtype") is None:  # null: as the run had it
+        given.pop("torch_dtype", None)
+    args.update(given)
     if attention:  # `model=PATH` leaves it open
         args["attn_implementation"] = attention
     return {"model_args": args, "quantisation": quantisation}

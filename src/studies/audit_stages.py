@@ -31,12 +31,13 @@ def with_audits(study: Study, stages: Sequence[Stage]) -> list[Stage]:
 
 def _of_method(study: Study, trained: Stage, target: Stage, gold: Stage | None) -> Iterator[Stage]:
     """The audit of a method, and the method dialled, with its evaluation and its audit."""
-    yield _attack(study, trained, target, gold)
+    attack = _attack(study, trained, target, gold)
+    yield attack
     if study.dial is not None:
         dialled = Stage(
             "dial", trained.run + DIALLED, "method", trained.seed, trained.folder + DIALLED,
             "unlearn", (), {"to": study.dial, **_compared(study, target, gold)},
-            model=trained.folder, needs=_needs(trained, target, gold),
+            model=trained.folder, needs=_needs(attack, target, gold),
         )  # fmt: skip
         yield dialled
         yield evaluation(study, dialled, gold, target)

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, Field, with_config
 from typing_extensions import TypedDict
@@ -12,7 +12,7 @@ from unlora.config.resolve import plain
 from unlora.config.schema import STRICT, Paths, Section
 from unlora.config.unused_keys import referred
 from unlora.config.validation import checked
-from unlora.config.value_types import Count, TaskName
+from unlora.config.value_types import Count, Positive, TaskName
 from unlora.errors import InputError
 from unlora.registry import unknown
 from unlora.runs.redaction import without_setting
@@ -129,6 +129,7 @@ class OwnModel(TypedDict):
     """A model that the lists of a study name."""
 
     path: str
+    torch_dtype: NotRequired[str]
 
 
 @with_config(STRICT)
@@ -138,6 +139,14 @@ class OwnFiles(TypedDict, total=False):
     forget: str
     retain: str
     holdout: str | None
+
+
+@with_config(STRICT)
+class OwnFinetune(TypedDict, total=False):
+    """How long target and gold are trained, which the lists of a study name."""
+
+    num_train_epochs: Positive
+    learning_rate: Positive
 
 
 class Study(Section):
@@ -159,6 +168,7 @@ class Study(Section):
     # named once, used in several of the lists
     model: OwnModel | None = None
     data: OwnFiles | None = None
+    finetune: OwnFinetune | None = None
     question_key: str | None = None
     answer_key: str | None = None
     dry_run: bool = False
@@ -166,7 +176,7 @@ class Study(Section):
 
 
 def _named_once(study: Study) -> Iterator[tuple[str, Any]]:
-    for part in ("model", "data"):
+    for part in ("model", "data", "finetune"):
         yield from ((f"{part}.{key}", v) for key, v in (getattr(study, part) or {}).items())
     yield from ((key, getattr(study, key)) for key in ("question_key", "answer_key"))
 

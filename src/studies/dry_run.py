@@ -9,7 +9,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -105,7 +105,7 @@ def forecasts(study: Study, stages: Sequence[Stage], folder: Path) -> list[Forec
 
 
 def check_evaluations(stages: Sequence[Stage]) -> None:
-    """Compose every config, which otherwise happens after the trainings before it.
+    """Compose every config and read its local data, which otherwise happens after other trainings.
 
     Raises:
         InputError: something in one is wrong.
@@ -114,16 +114,55 @@ def check_evaluations(stages: Sequence[Stage]) -> None:
     from unlora.recipes.baselines import without_references
 
     first = {(one.kind, one.role, one.overrides): one for one in reversed(stages)}
+    configs: dict[str, Config] = {}
     for stage in reversed(first.values()):
         try:
             if stage.kind in ("audit", "dial"):
                 audit_stages.config_of(stage)
                 continue
-            config = checked(fingerprints.config_of(stage))
+            config = configs[stage.title] = checked(fingerprints.config_of(stage))
             if stage.kind == "eval":
                 check({name: without_references(suite) for name, suite in config.eval.items()})
         except InputError as error:
             raise InputError(f"{stage.title}: {error}") from error
+    for title, config in sorted(configs.items(), key=lambda one: one[1].mode == "eval"):
+        try:
+            _check_columns(config)
+        except InputError as error:
+            raise InputError(f"{title}: {error}") from error
+
+
+def _check_columns(config: Config) -> None:
+    """Raise InputError where rows on this machine are no questions and answers."""
+    from unlora.data.conversations import as_questions
+    from unlora.data.qa import read_pairs
+    from unlora.evals.own import without_column
+
+    place = config.paths.datasets_dir
+    for where, name, data_set in _question_sets(config):
+        keys = {key: data_set.get(key, key[:-4]) for key in ("question_key", "answer_key")}
+        try:
+            rows = fingerprints.local_rows(data_set["hf_args"], place)
+            if rows is not None:
+                asked = as_questions(rows, *keys.values(), of=name)
+                if "needed" in data_set:  # of an evaluation, where rows may have holes
+                    without_column(name, data_set, keys, asked)
+                else:
+                    read_pairs(asked, *keys.values())
+        except InputError as error:
+            raise InputError(f"Data set {name} of {where}: {error}") from error
+
+
+def _question_sets(config: Config) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Of questions and answers: the part of the config, the name, and what is set."""
+    for part, sets in config.data.items():
+        for name, one in sets.items() if isinstance(sets, Mapping) else ():
+            if one["handler"] != "PretrainingDataset":
+                yield f"data.{part}", name, one["args"]
+    for suite, section in config.eval.items():
+        for name, one in (section.get("data") or {}).items():
+            if "needed" in one and (one.get("hf_args") or {}).get("path"):
+                yield f"eval.{suite}.data", name, one
 
 
 class Sizes:

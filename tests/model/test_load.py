@@ -44,3 +44,22 @@ def test_another_attention_that_is_not_there_is_refused(tmp_path):
     root, _ = saved("gpt_oss", tmp_path / "root")
     with pytest.raises(InputError, match="cannot be loaded|package is missing"):
         load(root, attn_implementation="flash_attention_2")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "multiplies", "said"),
+    [
+        (torch.bfloat16, False, ["The weights are in bfloat16"]),
+        (torch.float16, False, ["The weights are in float16"]),
+        (torch.bfloat16, True, []),
+        (torch.float32, False, []),
+    ],
+)
+def test_a_line_says_where_half_precision_is_slow(
+    dtype, multiplies, said, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    monkeypatch.setattr("unlora.model.load._multiplies", lambda half: multiplies)
+    families.model("llama").to(dtype).save_pretrained(tmp_path / "root")
+    load(str(tmp_path / "root"))
+    assert [line.split(",")[0] for line in caplog.messages if "many times slower" in line] == said

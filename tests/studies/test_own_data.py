@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pretended import METHODS, study
 
+from unlora.cli.compose import composed
 from unlora.cli.main import main
 from unlora.config import read as checked
 from unlora.errors import InputError
@@ -86,6 +87,23 @@ def test_what_is_wrong_in_an_evaluation_is_said_before_anything_is_trained(files
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("forget", r"train target.*data.train.*no column 'question'.*question_key"),
+        ("retain", r"train gold.*data.train.*no column 'question'.*question_key"),
+        ("holdout", r"(train NPO|evaluate) .*eval.own.data.*column 'question'.*question_key"),
+    ],
+)
+def test_rows_without_their_columns_are_said_before_anything_is_trained(files, file, said):
+    holdout = [*UNLEARN, "data.holdout=holdout.jsonl"]
+    dry_run.check_evaluations(stages_of(unlearn=holdout))
+    Path(f"{file}.jsonl").write_text('{"frage": "Who is it?", "answer": "Ada."}\n')
+    with pytest.raises(InputError, match=said):
+        dry_run.check_evaluations(stages_of(unlearn=holdout))
+
+
+@pytest.mark.slow
 def test_trainings_that_differ_in_their_seed_are_estimated_once(files, monkeypatch):
     asked = []
     monkeypatch.setattr(
@@ -107,6 +125,29 @@ def test_the_shipped_study_plans_what_its_page_says(files, capsys):
     with pytest.raises(SystemExit):
         main(["study", "experiment=study/pocket/lora", "model=root", "--dry-run"])
     assert "no list of this study uses it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("role", ["target", "gold"])
+def test_how_long_target_and_gold_of_the_shipped_study_learn_is_said_once(files, role):
+    words = ["experiment=study/own/lora", "model=root", *FILES, "seeds=[0]"]
+
+    def arguments(*more):
+        planned = plan(read(composed("study", [*words, *more])), Path())
+        stages = {stage.run: stage for stage in planned if stage.kind == "train"}
+        args = checked(fingerprints.config_of(stages[role])).trainer.args
+        return args["num_train_epochs"], args["learning_rate"]
+
+    assert arguments() == (3, 2e-4)
+    in_float32 = [*words, "model.torch_dtype=float32"]
+    for stage in plan(read(composed("study", in_float32)), Path()):
+        if stage.kind == "train":  # an evaluation takes the dtype of the run
+            assert (
+                checked(fingerprints.config_of(stage)).model.model_args["torch_dtype"] == "float32"
+            )
+    longer = arguments("finetune.num_train_epochs=10", "finetune.learning_rate=1e-3")
+    assert longer == (10, 1e-3)
+    with pytest.raises(InputError, match=r"num_train_epochs is 0"):
+        arguments("finetune.num_train_epochs=0")
 
 
 @pytest.mark.slow
