@@ -12,7 +12,7 @@ from pretended import study
 from unlora.errors import InputError
 from unlora.model.lineage import Link
 from unlora.results.audit_log import write_audit
-from unlora.studies import audit_stages
+from unlora.studies import audit_stages, fingerprints
 from unlora.studies.config import read
 from unlora.studies.dry_run import check_evaluations
 from unlora.studies.fingerprints import key
@@ -38,7 +38,7 @@ def test_methods_are_audited_and_dialled_for_the_seeds_that_are_asked_for():
     assert audit.model == audit.folder == dial.model == str(home / "NPO")
     assert dial.folder == str(home / "NPO-dialled")
     assert audit.params == told and dial.params == told | {"to": "plain"}
-    assert set(audit.needs) == set(dial.needs) == trainings
+    assert trainings <= set(audit.needs) and audit.needs == dial.needs
     asked, again = stages["seed0-NPO-dialled-eval"], stages["seed0-NPO-dialled-audit"]
     assert asked.model == again.model == dial.folder
     assert "seed0-NPO-dialled-dial" in asked.needs and "seed0-NPO-dialled-dial" in again.needs
@@ -124,8 +124,10 @@ def test_the_key_follows_content_and_not_the_name_of_a_folder(runs, tmp_path):
     rows = runs / "rows" / "forget.jsonl"
     text = rows.read_text()
     rows.write_text(text.replace("owl 3?", "owl 33?"))
+    fingerprints._hash_of_rows.cache_clear()  # a process reads them once
     assert key(stage(runs)) != before
     rows.write_text(text)
+    fingerprints._hash_of_rows.cache_clear()
     assert key(stage(runs)) == before
 
 
