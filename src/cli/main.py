@@ -47,6 +47,8 @@ AFTER_CTRL_C = {
     "eval": "What was asked until now is kept: the same command goes on where this one was.",
     "study": "What is finished is kept: the same command goes on where this one was.",
     "alternates": "Nothing was written: the same command begins anew.",
+    "audit": "What was asked until now is kept: the same command goes on where this one was.",
+    "dial": "What was asked until now is kept: the same command goes on where this one was.",
     "export": "Nothing usable was written: the same command begins anew.",
 }
 # where a command's ``run`` is

@@ -234,8 +234,8 @@ def unreadable(override: str) -> str:
 
 
 def _top_level_keys(name: str) -> list[str]:
-    if name == "study":
-        text = resources.files("unlora.configs").joinpath("study.yaml").read_text("utf-8")
+    if name in ("study", "audit"):
+        text = resources.files("unlora.configs").joinpath(f"{name}.yaml").read_text("utf-8")
         return [key for key in re.findall(r"^(\w+):", text, re.MULTILINE) if key != "defaults"]
     from unlora.config.schema import Config
 

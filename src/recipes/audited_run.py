@@ -23,6 +23,7 @@ from unlora.recipes.baselines.retain_model import (
     same_origin,
     start_of,
 )
+from unlora.registry import unknown
 from unlora.runs.safe_loading import read_json
 
 ROOT = "the root model without adapters"
@@ -207,6 +208,8 @@ def _source(
         return None
     check_source(part, section)
     source = Source(part, section, chat, load)
+    if not source.missing and (absent := source.absent):
+        raise InputError(unknown("column", absent[0], source.rows[0]))
     return None if source.missing or source.several and part != "forget" else source
 
 

@@ -211,8 +211,8 @@ def alone(folder: str | Path, kind: str = "") -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise InputError(
-            f"Another process is at work in {str(folder)!r}. Wait for it, or give this one another "
-            "task_name."
+            f"Another process is at work in {str(folder)!r}. Wait for it"
+            + ("." if kind == "audit" else ", or give this one another task_name.")
         ) from error
     except (OSError, NotImplementedError) as error:  # some disks know no locks
         logger.warning("%s is not locked against other processes: %s", folder, error)
