@@ -157,7 +157,7 @@ def _given(config: Config, suite: str, key: str, path: str) -> str | Pending:
 
 
 def _auto_retain(config: Config, suite: str) -> Any:
-    """Find the retain model of the same origin: its log, ``Pending``, or advice where there is none."""
+    """Find the retain model of the same origin: its log, ``Pending``, or advice without one."""
     settings = config.eval[suite]
 
     def log_of(folder: Path) -> Path | None:
