@@ -111,6 +111,7 @@ def check_evaluations(stages: Sequence[Stage]) -> None:
         InputError: something in one is wrong.
     """
     from unlora.evals import check
+    from unlora.recipes.audit import attacks_of
     from unlora.recipes.baselines import without_references
 
     first = {(one.kind, one.role, one.overrides): one for one in reversed(stages)}
@@ -118,7 +119,7 @@ def check_evaluations(stages: Sequence[Stage]) -> None:
     for stage in reversed(first.values()):
         try:
             if stage.kind in ("audit", "dial"):
-                audit_stages.config_of(stage)
+                attacks_of(audit_stages.config_of(stage))
                 continue
             config = configs[stage.title] = checked(fingerprints.config_of(stage))
             if stage.kind == "eval":

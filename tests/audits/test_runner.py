@@ -202,6 +202,7 @@ def loaded(monkeypatch):
     return roles
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("name", ASKED)
 def test_what_was_asked_is_not_asked_again_and_a_changed_setting_is(name, run, runner, loaded):
     before = scores(runner, name, run.unlearned)

@@ -244,6 +244,7 @@ def other(made):
     return write_run(made / "other", model, root, mode="finetune")
 
 
+@pytest.mark.default_cases(7)
 @pytest.mark.parametrize(("words", "expected"), WRONG, ids=[words[0] for words, _ in WRONG])
 def test_what_is_wrong_is_one_sentence_and_nothing_is_written(
     runs, other, capsys, loaded, words, expected
@@ -352,6 +353,7 @@ def test_where_no_scale_does_it_nothing_is_written_and_it_is_said(runs, capsys):
     assert {folder.name for folder in runs.iterdir() if folder.is_dir()} == before
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("to", ["nonsense", "utility", "utility=2", "utility=0", "utility=much"])
 def test_a_dial_to_nothing_is_refused(runs, capsys, loaded, to):
     before = files(runs)
