@@ -140,6 +140,7 @@ def test_programs_read_json_and_quiet_says_nothing(runs, capfd):
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_attacks_can_be_left_out_and_changed(runs):
     gone = ("relearn", "relearn-benign", "depth", "nf4", "int4", "half", "more", "three-quarters")
     words = (*(f"~audit.{name}" for name in gone), "~audit.sample", "audit.wordings.examples=0")
@@ -189,6 +190,7 @@ def test_an_interrupted_audit_goes_on(runs, tmp_path, monkeypatch, loaded, capsy
     assert not loaded and again | {"cpu_seconds": 0} == found | {"cpu_seconds": 0}
 
 
+@pytest.mark.slow
 def test_a_damaged_answer_is_asked_again(runs, tmp_path, monkeypatch, loaded):
     monkeypatch.setenv("UNLORA_CACHE", str(tmp_path / "cache"))
     before = audit(runs / "npo", "audit=none")

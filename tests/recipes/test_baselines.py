@@ -163,6 +163,7 @@ def test_nothing_given_is_not_computed_and_the_log_has_the_command(home):
     assert why.endswith("Set eval.tofu.target_logs_path=auto, which takes saves/finetune/full")
 
 
+@pytest.mark.slow
 def test_the_command_in_the_advice_makes_the_reference(home):
     shutil.rmtree("saves/finetune/retain90")
     _, given = find()

@@ -43,6 +43,7 @@ def test_where_the_best_checkpoint_is_kept_all_that_chooses_it_counts():
         assert keys("seed0-target-train", target=target(*best, more), gold=None) != before
 
 
+@pytest.mark.slow
 def test_the_tokenizer_counts_by_its_content():
     before = keys("seed0-target-train")
     file = Path("root/chat_template.jinja")

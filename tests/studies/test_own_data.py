@@ -127,6 +127,7 @@ def test_the_shipped_study_plans_what_its_page_says(files, capsys):
     assert "no list of this study uses it" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["target", "gold"])
 def test_how_long_target_and_gold_of_the_shipped_study_learn_is_said_once(files, role):
     words = ["experiment=study/own/lora", "model=root", *FILES, "seeds=[0]"]
