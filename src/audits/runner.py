@@ -137,7 +137,9 @@ class AttackRunner:
     ) -> Iterator[tuple[str, Scores]]:
         drawn = {ours: settings[key] for key, ours in SAMPLING.items() if key in settings}
         limits = replace(self.limits, **drawn)
-        answers = self._ask("sample", model.plain(), self.data.forget, limits)
+        # an adapter beside the weights would be asked at every token
+        asked = model.plain() if model.resolved.quantised else model.changed(model.merged, "merged")
+        answers = self._ask("sample", asked, self.data.forget, limits)
         yield from _named(attack.fn(answers, **settings))
 
     def _merged(

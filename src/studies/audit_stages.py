@@ -13,6 +13,7 @@ from unlora.studies.config import Study
 from unlora.studies.stages import Stage, evaluation
 
 DIALLED = "-dialled"
+PLAIN = {"plain": {"handler": "plain"}}
 
 
 def with_audits(study: Study, stages: Sequence[Stage]) -> list[Stage]:
@@ -20,8 +21,9 @@ def with_audits(study: Study, stages: Sequence[Stage]) -> list[Stage]:
     evaluations = {stage.name: stage for stage in stages if stage.kind == "eval"}
     found = [*stages]
     for stage in stages:
-        wanted = not study.audit_seeds or stage.seed in study.audit_seeds
-        if study.audit is None or not wanted or (stage.kind, stage.role) != ("train", "method"):
+        asked = study.audit is not None or study.dial is not None
+        wanted = asked and stage.seed in study.seeds[: study.audit_seeds]
+        if not wanted or (stage.kind, stage.role) != ("train", "method"):
             continue
         needs = evaluations[stage.name.removesuffix("train") + "eval"].needs
         roles = {evaluations[n].role: evaluations[n] for n in needs if n in evaluations}
@@ -32,16 +34,19 @@ def with_audits(study: Study, stages: Sequence[Stage]) -> list[Stage]:
 def _of_method(study: Study, trained: Stage, target: Stage, gold: Stage | None) -> Iterator[Stage]:
     """The audit of a method, and the method dialled, with its evaluation and its audit."""
     attack = _attack(study, trained, target, gold)
-    yield attack
+    if study.audit is not None:
+        yield attack
     if study.dial is not None:
         dialled = Stage(
             "dial", trained.run + DIALLED, "method", trained.seed, trained.folder + DIALLED,
             "unlearn", (), {"to": study.dial, **_compared(study, target, gold)},
-            model=trained.folder, needs=_needs(attack, target, gold),
+            model=trained.folder,
+            needs=_needs(trained if study.audit is None else attack, target, gold),
         )  # fmt: skip
         yield dialled
         yield evaluation(study, dialled, gold, target)
-        yield _attack(study, dialled, target, gold)
+        if study.audit is not None:
+            yield _attack(study, dialled, target, gold)
 
 
 def _attack(study: Study, of: Stage, target: Stage, gold: Stage | None) -> Stage:
@@ -67,7 +72,7 @@ def config_of(stage: Stage) -> AuditConfig:
     cfg = composed("audit", ["audit=none"])
     cfg.run, cfg.target = stage.model, stage.params["target"]
     cfg.retain_model, cfg.output = stage.params["retain_model"], "quiet"
-    cfg.audit = dict(stage.params["audit"])
+    cfg.audit = dict(stage.params["audit"] or PLAIN)
     return read_audit(cfg)
 
 

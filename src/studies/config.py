@@ -73,10 +73,6 @@ def _seeds(value: Any) -> Any:
     return value
 
 
-def _some_seeds(value: Any) -> Any:
-    return None if value is None else _seeds(value)
-
-
 def _dial(value: Any) -> Any:
     if value is None or value in ("audit", "plain"):
         return value
@@ -163,7 +159,7 @@ class Study(Section):
     methods: Annotated[Any, AfterValidator(_methods)]
     search: SearchKeys
     audit: dict[str, dict[str, Any] | None] | None = None
-    audit_seeds: Annotated[Any, AfterValidator(_some_seeds)] = None
+    audit_seeds: Count | None = None
     dial: Annotated[Any, AfterValidator(_dial)] = None
     # named once, used in several of the lists
     model: OwnModel | None = None
@@ -196,10 +192,8 @@ def read(cfg: Mapping[str, Any]) -> Study:
         for word in (words if isinstance(words, list) else ())
         if without_setting(word) != word
     ]
-    if study.dial is not None and study.audit is None:
-        wrong.append("dial is set, but audit is not. Give audit=default, or audit=none.")
-    if missing := [seed for seed in study.audit_seeds or () if seed not in study.seeds]:
-        wrong.append(f"audit_seeds has {missing[0]}, which is none of seeds.")
+    if study.dial == "audit" and study.audit is None:
+        wrong.append("dial is audit, but there is none. Give audit=default, or dial=plain.")
     if study.dial is not None:
         wrong += [
             f"A method cannot be called {name!r} where dial is set: that of {name[:-8]!r} is "

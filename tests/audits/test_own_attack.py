@@ -51,7 +51,7 @@ def test_a_config_asks_for_it(noise):
     assert attacks_of(read_audit(cfg))["noise"][1] == {"share": 0.02, "seed": 0}
 
 
-@pytest.mark.parametrize("name", ["default", "full", "none"])
+@pytest.mark.parametrize("name", ["default", "quick", "full", "none"])
 def test_the_shipped_audits_are_complete(name):
     cfg = composed("audit", [f"audit={name}"])
     cfg.run = "run"

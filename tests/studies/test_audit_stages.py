@@ -31,7 +31,7 @@ def planned(**changes):
 
 
 def test_methods_are_audited_and_dialled_for_the_seeds_that_are_asked_for():
-    stages, plain = planned(audit=DEFAULT, dial="plain", audit_seeds=[0]), planned()
+    stages, plain = planned(audit=DEFAULT, dial="plain", audit_seeds=1), planned()
     new = {f"seed0-{method}{end}" for method in ("NPO", "GradDiff")
            for end in ("-audit", "-dialled-dial", "-dialled-eval", "-dialled-audit")}  # fmt: skip
     assert stages.keys() - plain.keys() == new
@@ -65,8 +65,8 @@ def test_without_gold_a_method_is_compared_with_the_root():
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"dial": "plain"}, "dial is set, but audit is not. Give audit=default, or audit=none."),
-        ({"audit": NONE, "audit_seeds": [7]}, "audit_seeds has 7, which is none of seeds."),
+        ({"dial": "audit"}, "dial is audit, but there is none. Give audit=default, or dial=plain"),
+        ({"audit": NONE, "audit_seeds": 0}, "audit_seeds is 0"),
         ({"audit": NONE, "dial": "utility=2"}, "it must be audit, plain, utility=SHARE"),
         ({"audit": NONE, "dial": "more"}, "it must be audit, plain, utility=SHARE"),
         (
@@ -151,3 +151,12 @@ def test_a_stage_audits_and_dials_in_this_process(runs):
     assert list(audit_stages.outputs(dialled)) == []
     write_audit(runs / "npo-dialled" / "audit", {"verdict": {"name": "held", "sentence": ""}})
     assert len(list(audit_stages.outputs(dialled))) == 1
+
+
+def test_a_dial_that_no_attack_decides_needs_no_audit():
+    stages, plain = planned(dial="plain", audit_seeds=1), planned()
+    new = stages.keys() - plain.keys()
+    assert {name.rpartition("-")[2] for name in new} == {"dial", "eval"}
+    dial = stages["seed0-NPO-dialled-dial"]
+    assert "seed0-NPO-train" in dial.needs
+    assert set(audit_stages.config_of(dial).audit) == {"plain"}
