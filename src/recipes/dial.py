@@ -30,6 +30,7 @@ from unlora.recipes.audited_run import AuditedRun, find_run
 from unlora.results.audit_log import FOLDER
 from unlora.results.dial_log import FILE
 from unlora.runs.run import alone, write_json
+from unlora.runs.safe_loading import read_json
 
 STEP = 0.02  # a scale is searched no finer
 logger = logging.getLogger("unlora.recipes.dial")
@@ -209,10 +210,12 @@ def run(
             "run": None if written is None else str(written), **dial.tried(),
             "cpu_seconds": round(time.process_time() - before, 1),
         }  # fmt: skip
-        (found.folder / FOLDER).mkdir(exist_ok=True)
-        write_json(found.folder / FOLDER / FILE, content)
-    if config.output != "quiet":
-        print(json.dumps(content) if config.output == "json" else as_text(content))
+        file = found.folder / FOLDER / FILE
+        write_json(file, content)
+    if config.output == "json":
+        print(json.dumps(read_json(file)))  # which has no NaN
+    elif config.output == "lines":
+        print(as_text(content))
     return written
 
 
