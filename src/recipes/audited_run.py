@@ -15,6 +15,7 @@ from unlora.errors import InputError
 from unlora.evals.datasets import ReadRows, Source, check_source
 from unlora.evals.suite import KINDS
 from unlora.model import ResolvedModel, load_tokenizer, resolve_model
+from unlora.model.run_defaults import OF_MODEL
 from unlora.recipes.baselines.retain_model import (
     RUN_CONFIG,
     History,
@@ -28,6 +29,7 @@ from unlora.runs.safe_loading import read_json
 
 ROOT = "the root model without adapters"
 NEVER_SAW = "a model that never saw the data"
+Declared = Mapping[str, dict[str, Any] | None]  # the data set of each part
 TRAINING_KEYS = ("hf_args", "question_key", "answer_key", "text_key", "max_length")
 
 
@@ -72,16 +74,16 @@ def find_run(config: AuditConfig) -> AuditedRun:
     unlearned = _model("unlearned", str(folder), trained)
     target = _model("target", _target(config, folder, trained), trained)
     given = config.retain_model
-    path = _auto_retain(folder, trained) if given == "auto" else given
+    declared = {part: _declared(part, config, trained) for part in PARTS}
+    path = _auto_retain(folder, trained, declared) if given == "auto" else given
     if path is None:
         retain, baseline = _root(unlearned, trained), ROOT
     else:
         retain, baseline = _model("retain", path, trained), NEVER_SAW
         _refuse_another_root(unlearned, retain)
     _refuse_the_same(unlearned, target, retain)
-    return AuditedRun(
-        folder, trained, unlearned, target, retain, _data(config, trained, unlearned), baseline
-    )
+    data = _data(config, trained, unlearned, declared)
+    return AuditedRun(folder, trained, unlearned, target, retain, data, baseline)
 
 
 def _model(role: Role, path: str, trained: Mapping[str, Any]) -> AuditedModel:
@@ -111,7 +113,7 @@ def _target(config: AuditConfig, folder: Path, trained: Mapping[str, Any]) -> st
     return start_of(folder, trained)
 
 
-def _auto_retain(folder: Path, trained: Mapping[str, Any]) -> str | None:
+def _auto_retain(folder: Path, trained: Mapping[str, Any], declared: Declared) -> str | None:
     """The model behind the run's retain log, or a run that never saw the rows; None without."""
     for name in ("eval_config.json", RUN_CONFIG):
         file = folder / name
@@ -123,8 +125,10 @@ def _auto_retain(folder: Path, trained: Mapping[str, Any]) -> str | None:
     beside = folder.parent / "gold"  # of a study
     if run_config(beside):
         return str(beside)
+    given = {part: section for part, section in declared.items() if section}
     suites = [s for s in (trained.get("eval") or {}).values() if s.get("handler") in KINDS]
-    for suite in suites:
+    for suite in suites or [{}]:
+        suite = {"data": {**(suite.get("data") or {}), **given}}
         try:
             gold = find_gold(read(trained), suite, History.of(str(folder)), lambda run: False)
         except (InputError, KeyError, TypeError):  # its data are gone, or of another version
@@ -150,10 +154,13 @@ def _root(unlearned: AuditedModel, trained: Mapping[str, Any]) -> AuditedModel:
             "that never saw the forget rows. Train one without them, and give retain_model=RUN."
         )
     bare = resolve_model(_section(lineage.root, trained))
-    asked = unlearned.resolved.section  # in the same template
-    section = bare.section.model_copy(
-        update={"template_args": asked.template_args, "tokenizer_args": asked.tokenizer_args}
-    )
+    asked = unlearned.resolved.section  # in the same template, dtype and quantisation
+    loaded = {key: value for key, value in asked.model_args.items() if key in OF_MODEL}
+    alike = {
+        key: getattr(asked, key) for key in ("template_args", "tokenizer_args", "quantisation")
+    }
+    alike["model_args"] = {**bare.section.model_args, **loaded}
+    section = bare.section.model_copy(update=alike)
     return AuditedModel.of("retain", lineage.root, ResolvedModel(section, bare.lineage))
 
 
@@ -176,8 +183,9 @@ def _refuse_the_same(unlearned: AuditedModel, target: AuditedModel, retain: Audi
         )
 
 
-def _data(config: AuditConfig, trained: Mapping[str, Any], unlearned: AuditedModel) -> AuditData:
-    declared = {part: _declared(part, config, trained) for part in PARTS}
+def _data(
+    config: AuditConfig, trained: Mapping[str, Any], unlearned: AuditedModel, declared: Declared
+) -> AuditData:
     if declared["forget"] is None:
         raise InputError(
             f"{config.run!r} names no forget rows, neither in its section eval nor in data. Give "
