@@ -66,10 +66,9 @@ def run(config: AuditConfig) -> dict[str, Any]:
         record = Run(str(folder), config.model_dump(), kind="audit")
         content = audited(config, found, attacks, thresholds)
         record.begin(fresh=False)
-        file = write_audit(folder, content)
+        if is_main_process():
+            _show(content, write_audit(folder, content), config.output)
     record.finish(verdict=content["verdict"], cpu_seconds=content["cpu_seconds"])
-    if is_main_process():
-        _show(content, file, config.output)
     return content
 
 

@@ -403,6 +403,14 @@ def test_what_cannot_be_turned_is_refused_before_it_is_asked(runs, capsys, loade
     assert files(runs) == before and not loaded
 
 
+def test_of_several_processes_one_writes_and_speaks(runs, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    before = files(runs)
+    main(["dial", str(runs / "npo"), "audit=none", "--to", "plain"])
+    main(["audit", str(runs / "npo"), "audit=none"])
+    assert files(runs) == before and not capsys.readouterr().out
+
+
 def test_a_dialled_run_is_never_written_over(runs, capsys):
     (runs / "npo-mine").mkdir()
     (runs / "npo-mine" / "mine.txt").write_text("mine")
