@@ -203,6 +203,9 @@ class AttackRunner:
     ) -> Iterator[tuple[str, Scores]]:
         rows = [row for n in plan.rows for row in source.answers[n]]
         content = source.fingerprint(plan.rows)
+        texts = {tuple(row.input_ids) for row in rows}
+        asked = (answers[0] for answers in self.data.forget.answers)
+        taught = [tuple(row.input_ids) in texts for row in asked]  # a copy of a row, too
         training: list[Relearning] = []
 
         def trained(step: int) -> torch.nn.Module:
@@ -215,8 +218,7 @@ class AttackRunner:
             parts = (attack.name, attack.version, replace(plan, steps=()), content, step)
             lazy = model.changed(partial(trained, step), *map(str, parts))
             scores = self._logps(lazy)
-            if plan.data == "forget":
-                scores[list(plan.rows)] = np.nan
+            scores[taught] = np.nan
             yield f"learning rate {plan.learning_rate:g}, step {step}", scores
 
     def _patched(

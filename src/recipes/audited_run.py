@@ -1,5 +1,6 @@
 """Find what an audit needs: the three models and the rows, from a run folder and what it names."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ ROOT = "the root model without adapters"
 NEVER_SAW = "a model that never saw the data"
 Declared = Mapping[str, dict[str, Any] | None]  # the data set of each part
 TRAINING_KEYS = ("hf_args", "question_key", "answer_key", "text_key", "max_length")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def find_run(config: AuditConfig) -> AuditedRun:
         retain, baseline = _model("retain", path, trained), NEVER_SAW
         _refuse_another_root(unlearned, retain)
     _refuse_the_same(unlearned, target, retain)
+    for other in (target, retain):
+        _warn_of_another_template(unlearned, other)
     data = _data(config, trained, unlearned, declared)
     return AuditedRun(folder, trained, unlearned, target, retain, data, baseline)
 
@@ -183,6 +187,16 @@ def _refuse_the_same(unlearned: AuditedModel, target: AuditedModel, retain: Audi
         )
 
 
+def _warn_of_another_template(unlearned: AuditedModel, other: AuditedModel) -> None:
+    """Say that a model is not asked as it was trained."""
+    ours, theirs = (model.resolved.section.template_args for model in (unlearned, other))
+    if ours != theirs and run_config(Path(other.path)):
+        logger.warning(
+            "%s was trained in another template than %s, and is asked in the latter's: it may know "
+            "more than shows", other.path, unlearned.path
+        )  # fmt: skip
+
+
 def _data(
     config: AuditConfig, trained: Mapping[str, Any], unlearned: AuditedModel, declared: Declared
 ) -> AuditData:
@@ -233,11 +247,13 @@ def _declared(part: str, config: AuditConfig, trained: Mapping[str, Any]) -> dic
             break
     if found is None:
         found = _as_trained((trained.get("data") or {}).get(part))
-    if part in config.data:
+    if "handler" in config.data.get(part, ()):  # another kind has other keys
+        found = config.data[part]
+    elif part in config.data:
         found = {**(found or {"handler": "QADataset", "question_key": "question",
                               "answer_key": "answer"}), **config.data[part]}  # fmt: skip
     if found and config.max_new_tokens is not None:
-        found["max_new_tokens"] = config.max_new_tokens
+        found = {**found, "max_new_tokens": config.max_new_tokens}
     return found
 
 

@@ -177,6 +177,17 @@ def test_the_last_adapter_is_turned_and_so_is_that_of_a_scaled_model(runs, run, 
     assert off == pytest.approx(merged, abs=0.1) and off != pytest.approx(half, abs=0.1)
 
 
+def test_a_copy_of_a_row_that_was_trained_on_is_not_scored(runs, run, runner, tmp_path):
+    plan = ShortTraining("forget", (0, 2), 1e-3, (1,))
+    file = tmp_path / "twice.jsonl"
+    rows = [*PARTS["forget"][:4], PARTS["forget"][2]]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runner.data = found(runs / "npo", f"data.forget.hf_args.path={file}").data
+    attack = replace(ATTACKS["relearn"], fn=lambda data: [plan])
+    ((_, scored),) = runner.scores(attack, {}, run.unlearned)
+    assert np.isnan(scored).tolist() == [True, False, True, False, True]
+
+
 def test_a_form_that_only_one_model_has_says_nothing(run, runner):
     given = iter("abc")
     attack = replace(

@@ -78,3 +78,21 @@ def test_a_retain_model_has_not_seen_the_rows_that_are_given(runs):
     file = runs / "rows" / "retain.jsonl"
     assert found(runs / "npo").baseline == NEVER_SAW
     assert found(runs / "npo", f"data.forget.hf_args.path={file}").baseline == ROOT
+
+
+def test_a_model_that_is_not_asked_as_it_was_trained_is_named(runs, caplog):
+    found(runs / "npo")
+    assert "another template" not in caplog.text
+    config = json.loads((runs / "finetune" / "gold" / "run_config.json").read_text())
+    config["model"]["template_args"] = {"apply_chat_template": False}
+    (runs / "finetune" / "gold" / "run_config.json").write_text(json.dumps(config))
+    found(runs / "npo")
+    assert f"{runs / 'finetune' / 'gold'} was trained in another template" in caplog.text
+
+
+def test_running_text_can_be_given_to_a_run_on_questions(runs):
+    file = runs / "rows" / "text.jsonl"
+    file.write_text(json.dumps({"text": "Ada keeps owl 0."}) + "\n")
+    section = f"{{handler: CompletionDataset, text_key: text, hf_args: {{path: {file}}}}}"
+    run = found(runs / "npo", f"data.forget={section}", "retain_model=null")
+    assert not run.data.forget.is_qa and len(run.data.forget) == 1
