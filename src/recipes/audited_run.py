@@ -247,11 +247,12 @@ def _declared(part: str, config: AuditConfig, trained: Mapping[str, Any]) -> dic
             break
     if found is None:
         found = _as_trained((trained.get("data") or {}).get(part))
-    if "handler" in config.data.get(part, ()):  # another kind has other keys
-        found = config.data[part]
-    elif part in config.data:
-        found = {**(found or {"handler": "QADataset", "question_key": "question",
-                              "answer_key": "answer"}), **config.data[part]}  # fmt: skip
+    if part in config.data:
+        given = config.data[part]
+        below = found or {"handler": "QADataset", "question_key": "question",
+                          "answer_key": "answer"}  # fmt: skip
+        is_other = given.get("handler", below["handler"]) != below["handler"]
+        found = {**({} if is_other else below), **given}  # another kind has other keys
     if found and config.max_new_tokens is not None:
         found = {**found, "max_new_tokens": config.max_new_tokens}
     return found
