@@ -45,12 +45,12 @@ class Questions:
     Attributes:
         columns: the columns of the data.
         config: the data set's section of the config.
-        retain: ``hf_args`` of the retain rows, for examples that are shown; None without them.
+        retain: how many retain rows there are; ``num_examples`` of them may be shown before.
     """
 
     columns: Sequence[str]
     config: Mapping[str, Any]
-    retain: Mapping[str, Any] | None
+    retain: int
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from unlora.audits.attack import Scores
 DRAWS = 2000
 LEVEL = (2.5, 97.5)  # percentiles of a 95 % interval
 WIDEST = 0.4  # an interval this wide cannot tell a fifth of what the target knew from nothing
+VAGUE = f"its interval is wider than {WIDEST:g}"
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Residual:
         interval: 95 %; None for fewer than two rows.
         left_out: why it says nothing of the unlearned model, where that is so: under an attack that
             teaches both, or reaches neither, target and retain model do not differ beyond their
-            interval; or its own interval is wider than :data:`WIDEST`, and does not lie above half
-            of that.
+            interval; or its own interval is wider than :data:`WIDEST`, and lies neither above half
+            of that nor below 0.
         means: mean score of unlearned model, target and retain model.
     """
 
@@ -110,8 +111,8 @@ def residual(of: Comparison, draws: Float[np.ndarray, "draws rows"]) -> Residual
         low, high = map(float, np.nanpercentile(drawn, LEVEL))
         interval = low, high
         if np.percentile(_weighted(of, of.target, draws), LEVEL[0]) > 0:
-            vague = high - low > WIDEST and low <= WIDEST / 2
-            left_out = f"its interval is wider than {WIDEST:g}" if vague else ""
+            vague = high - low > WIDEST and low <= WIDEST / 2 and high >= 0
+            left_out = VAGUE if vague else ""
     return Residual(of.name, of.attack, value, interval, left_out or None, of.counts, rows, means)
 
 

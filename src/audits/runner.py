@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from unlora.audits.patching import answer_states, patched_logps
 from unlora.audits.relearning import Relearning
 from unlora.audits.residual import Comparison
 from unlora.audits.subject import AuditedModel, release, side_by_side
-from unlora.evals.datasets import Source
+from unlora.errors import InputError
+from unlora.evals.datasets import Source, check_source
 from unlora.evals.eval_model import LazyModel
 from unlora.evals.passes.registry import Settings
 from unlora.evals.records import Scored
@@ -49,17 +51,30 @@ class AuditData:
     load: Callable[..., list[dict[str, Any]]]
 
     def asked(self, changes: Mapping[str, Any]) -> Source:
-        """The forget rows, asked otherwise."""
+        """The forget rows, asked otherwise.
+
+        Args:
+            changes: of the data set's config; ``num_examples`` retain rows are shown before.
+
+        Raises:
+            InputError: the rows cannot be asked so.
+        """
         changes = dict(changes)
-        most = changes.pop("num_examples", None)
-        shown = changes.get("few_shot_dataset_hf_args")
-
-        def load(**hf_args: Any) -> list[dict[str, Any]]:
-            rows = self.load(**hf_args)
-            return rows[:most] if hf_args == shown else rows
-
+        shown = changes.pop("num_examples", 0)
         declared = {**self.declared["forget"], **changes}
-        return Source("forget", declared, self.forget.chat, load)
+        check_source("forget", declared)
+        # a row whose question is empty so, has nothing to ask
+        source = Source("forget", {"optional": {}, **declared}, self.forget.chat, self.load)
+        if shown and self.retain is not None:
+            source.shown = self._shown(shown, source.columns)
+        return source
+
+    def _shown(self, number: int, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """The first retain rows that have an answer, in the columns of the forget rows."""
+        assert self.retain is not None
+        pairs = ([row[column] for column in self.retain.columns] for row in self.retain.rows)
+        told = (pair for pair in pairs if all(str(cell).strip() for cell in pair))
+        return [dict(zip(columns, pair, strict=True)) for pair in islice(told, number)]
 
 
 class AttackRunner:
@@ -94,13 +109,14 @@ class AttackRunner:
             release()
             done(model)
         unlearned, target, retain = found
+        nothing = np.full(len(self.data.forget), np.nan)
         return [
             Comparison(
                 f"{name}: {form}" if form else name,
                 name,
                 scores,
-                target.get(form, target.get("", scores)),
-                retain.get(form, retain.get("", scores)),
+                target.get(form, target.get("", nothing)),
+                retain.get(form, retain.get("", nothing)),
                 counts,
             )
             for form, scores in unlearned.items()
@@ -165,12 +181,9 @@ class AttackRunner:
     def _questions(
         self, attack: Attack, settings: Mapping[str, Any], model: AuditedModel
     ) -> Iterator[tuple[str, Scores]]:
-        retain, declared = self.data.retain, self.data.declared
-        told = Questions(
-            tuple(self.data.forget.rows[0]),
-            self.data.forget.config,
-            declared["retain"]["hf_args"] if retain and retain.is_qa else None,
-        )
+        forget, retain = self.data.forget, self.data.retain
+        examples = len(retain) if retain and retain.is_qa else 0
+        told = Questions(tuple(forget.rows[0]), forget.config, examples)
         ways = attack.fn(told, **settings)
         plain = model.plain()  # loaded once for all of them
         asked = [self._logps(plain, self.data.asked(changes)) for changes in ways.values()]
@@ -192,6 +205,9 @@ class AttackRunner:
     ) -> Iterator[tuple[str, Scores]]:
         rows = [row for n in plan.rows for row in source.answers[n]]
         content = source.fingerprint(plan.rows)
+        texts = {tuple(row.input_ids) for row in rows}
+        asked = (answers[0] for answers in self.data.forget.answers)
+        taught = [tuple(row.input_ids) in texts for row in asked]  # a copy of a row, too
         training: list[Relearning] = []
 
         def trained(step: int) -> torch.nn.Module:
@@ -204,8 +220,7 @@ class AttackRunner:
             parts = (attack.name, attack.version, replace(plan, steps=()), content, step)
             lazy = model.changed(partial(trained, step), *map(str, parts))
             scores = self._logps(lazy)
-            if plan.data == "forget":
-                scores[list(plan.rows)] = np.nan
+            scores[taught] = np.nan
             yield f"learning rate {plan.learning_rate:g}, step {step}", scores
 
     def _patched(
@@ -224,6 +239,8 @@ class AttackRunner:
         rows = [answers[0] for answers in source.answers]
         pad_id = source.chat.tokenizer.pad_token_id
         scored = [n for n, row in enumerate(rows) if row.input_ids]
+        if not scored:
+            raise InputError("No forget row has an answer. Leave the attack out.")
         parts = []
         with side_by_side(model, self.target) as (own, target):
             for at in range(0, len(scored), ROWS_AT_ONCE):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from unlora.audits.residual import Held, Residual
+from unlora.audits.residual import VAGUE, Held, Residual
 from unlora.results.value import Value
 
 
@@ -65,8 +65,14 @@ def judge(
     if plain.rows < thresholds.least_rows:
         return Verdict(
             "too few to say",
-            f"{plain.rows} forget rows could be scored; {thresholds.least_rows} are needed to say "
-            "whether the model has forgotten.",
+            f"{plain.rows} forget rows could be scored; {thresholds.least_rows:g} are needed to "
+            "say whether the model has forgotten.",
+        )
+    if plain.left_out == VAGUE and plain.interval is not None:
+        return Verdict(
+            "cannot be told",
+            f"Asked plainly, {_share(plain.value, plain.interval)} of what the model knew is there "
+            f"({baseline}: 0 %): {VAGUE}. More forget rows tell more.",
         )
     if not plain.tells or held is None or plain.interval is None:
         return Verdict(

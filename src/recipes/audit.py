@@ -6,9 +6,11 @@ unlora audit saves/unlearn/NAME
 import dataclasses
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,15 @@ from unlora.evals.passes.registry import Settings
 from unlora.evals.progress import without_library_bars
 from unlora.evals.records import Scored
 from unlora.evals.result_cache import ResultCache
+from unlora.model.adapter_scale import why_not_scalable
 from unlora.recipes.audited_run import AuditedRun, find_run
 from unlora.registry import check_settings
 from unlora.results.audit_log import FOLDER, write_audit
 from unlora.results.collapse import CollapseRule
 from unlora.results.run_result import read_run
 from unlora.results.value import Value
-from unlora.runs.run import Run, alone, full_disk_in_words
+from unlora.runs.run import Run, alone, full_disk_in_words, is_main_process
+from unlora.runs.safe_loading import read_json
 
 Attacks = Mapping[str, tuple[Attack, dict[str, Any]]]
 Answers = dict[str, dict[str, list[Scored]]]  # part of the data -> role -> records
@@ -62,9 +66,9 @@ def run(config: AuditConfig) -> dict[str, Any]:
         record = Run(str(folder), config.model_dump(), kind="audit")
         content = audited(config, found, attacks, thresholds)
         record.begin(fresh=False)
-        file = write_audit(folder, content)
+        if is_main_process():
+            _show(content, write_audit(folder, content), config.output)
     record.finish(verdict=content["verdict"], cpu_seconds=content["cpu_seconds"])
-    _show(content, file, config.output)
     return content
 
 
@@ -170,8 +174,11 @@ def _compared(
 
 def _why_not(attack: Attack, found: AuditedRun) -> str | None:
     """Why an attack cannot be put to these models and rows, where that is so."""
-    if attack.of_adapters and not found.unlearned.resolved.lineage.links:
+    links = found.unlearned.resolved.lineage.links
+    if attack.of_adapters and not links:
         return "the model has no adapter"
+    if attack.of_adapters and (why := why_not_scalable(links[-1].path)):
+        return why
     if attack.kind == "sample" and not found.data.forget.is_qa:
         return "running text has no question"
     changes = attack.kind in ("merged", "training")
@@ -197,10 +204,10 @@ def _answers(found: AuditedRun, runner: AttackRunner) -> Answers:
 def _collapsed(found: AuditedRun, answers: Answers) -> list[str]:
     """By what the model is broken: as its evaluation has it, or by what it says of retain rows."""
     reasons = []
-    try:
-        logs = read_run(found.folder).logs
-    except InputError:
-        logs = {}
+    logs: Mapping[str, Any] = {}
+    if found.unlearned.scale == 1:  # else it is another model than the one that was evaluated
+        with suppress(InputError):
+            logs = read_run(found.folder).logs
     for log in logs.values():
         entry = log.get("collapsed")
         if entry is not None and entry.value:
@@ -208,8 +215,9 @@ def _collapsed(found: AuditedRun, answers: Answers) -> list[str]:
     retain = {role: probability(records) for role, records in answers["retain"].items()}
     if not reasons and retain:
         rule = CollapseRule(utility_floor=0.0)
-        nan = float("nan")
-        judged = rule.judge(retain["unlearned"], nan, retain["target"]).reasons
+        nan, before = float("nan"), retain["target"]
+        rows = 0 if math.isnan(before) else len(answers["retain"]["unlearned"])
+        judged = rule.judge(retain["unlearned"], nan, before, rows).reasons
         reasons += [f"of the retain rows, {reason}" for reason in judged]
     return reasons
 
@@ -281,6 +289,6 @@ def as_text(content: Mapping[str, Any]) -> str:
 
 def _show(content: Mapping[str, Any], file: Path, output: str) -> None:
     if output == "json":
-        print(json.dumps(content))
+        print(json.dumps(read_json(file)))  # which has no NaN
     elif output == "lines":
         print(f"{as_text(content)}\nEverything is in {file}")

@@ -1,5 +1,6 @@
 """Find what an audit needs: the three models and the rows, from a run folder and what it names."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from unlora.errors import InputError
 from unlora.evals.datasets import ReadRows, Source, check_source
 from unlora.evals.suite import KINDS
 from unlora.model import ResolvedModel, load_tokenizer, resolve_model
+from unlora.model.run_defaults import OF_MODEL
 from unlora.recipes.baselines.retain_model import (
     RUN_CONFIG,
     History,
@@ -28,7 +30,9 @@ from unlora.runs.safe_loading import read_json
 
 ROOT = "the root model without adapters"
 NEVER_SAW = "a model that never saw the data"
+Declared = Mapping[str, dict[str, Any] | None]  # the data set of each part
 TRAINING_KEYS = ("hf_args", "question_key", "answer_key", "text_key", "max_length")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,16 +76,18 @@ def find_run(config: AuditConfig) -> AuditedRun:
     unlearned = _model("unlearned", str(folder), trained)
     target = _model("target", _target(config, folder, trained), trained)
     given = config.retain_model
-    path = _auto_retain(folder, trained) if given == "auto" else given
+    declared = {part: _declared(part, config, trained) for part in PARTS}
+    path = _auto_retain(folder, trained, declared) if given == "auto" else given
     if path is None:
         retain, baseline = _root(unlearned, trained), ROOT
     else:
         retain, baseline = _model("retain", path, trained), NEVER_SAW
         _refuse_another_root(unlearned, retain)
     _refuse_the_same(unlearned, target, retain)
-    return AuditedRun(
-        folder, trained, unlearned, target, retain, _data(config, trained, unlearned), baseline
-    )
+    for other in (target, retain):
+        _warn_of_another_template(unlearned, other)
+    data = _data(config, trained, unlearned, declared)
+    return AuditedRun(folder, trained, unlearned, target, retain, data, baseline)
 
 
 def _model(role: Role, path: str, trained: Mapping[str, Any]) -> AuditedModel:
@@ -111,7 +117,7 @@ def _target(config: AuditConfig, folder: Path, trained: Mapping[str, Any]) -> st
     return start_of(folder, trained)
 
 
-def _auto_retain(folder: Path, trained: Mapping[str, Any]) -> str | None:
+def _auto_retain(folder: Path, trained: Mapping[str, Any], declared: Declared) -> str | None:
     """The model behind the run's retain log, or a run that never saw the rows; None without."""
     for name in ("eval_config.json", RUN_CONFIG):
         file = folder / name
@@ -123,8 +129,10 @@ def _auto_retain(folder: Path, trained: Mapping[str, Any]) -> str | None:
     beside = folder.parent / "gold"  # of a study
     if run_config(beside):
         return str(beside)
+    given = {part: section for part, section in declared.items() if section}
     suites = [s for s in (trained.get("eval") or {}).values() if s.get("handler") in KINDS]
-    for suite in suites:
+    for suite in suites or [{}]:
+        suite = {"data": {**(suite.get("data") or {}), **given}}
         try:
             gold = find_gold(read(trained), suite, History.of(str(folder)), lambda run: False)
         except (InputError, KeyError, TypeError):  # its data are gone, or of another version
@@ -150,10 +158,13 @@ def _root(unlearned: AuditedModel, trained: Mapping[str, Any]) -> AuditedModel:
             "that never saw the forget rows. Train one without them, and give retain_model=RUN."
         )
     bare = resolve_model(_section(lineage.root, trained))
-    asked = unlearned.resolved.section  # in the same template
-    section = bare.section.model_copy(
-        update={"template_args": asked.template_args, "tokenizer_args": asked.tokenizer_args}
-    )
+    asked = unlearned.resolved.section  # in the same template, dtype and quantisation
+    loaded = {key: value for key, value in asked.model_args.items() if key in OF_MODEL}
+    alike = {
+        key: getattr(asked, key) for key in ("template_args", "tokenizer_args", "quantisation")
+    }
+    alike["model_args"] = {**bare.section.model_args, **loaded}
+    section = bare.section.model_copy(update=alike)
     return AuditedModel.of("retain", lineage.root, ResolvedModel(section, bare.lineage))
 
 
@@ -176,8 +187,19 @@ def _refuse_the_same(unlearned: AuditedModel, target: AuditedModel, retain: Audi
         )
 
 
-def _data(config: AuditConfig, trained: Mapping[str, Any], unlearned: AuditedModel) -> AuditData:
-    declared = {part: _declared(part, config, trained) for part in PARTS}
+def _warn_of_another_template(unlearned: AuditedModel, other: AuditedModel) -> None:
+    """Say that a model is not asked as it was trained."""
+    ours, theirs = (model.resolved.section.template_args for model in (unlearned, other))
+    if ours != theirs and run_config(Path(other.path)):
+        logger.warning(
+            "%s was trained in another template than %s, and is asked in the latter's: it may know "
+            "more than shows", other.path, unlearned.path
+        )  # fmt: skip
+
+
+def _data(
+    config: AuditConfig, trained: Mapping[str, Any], unlearned: AuditedModel, declared: Declared
+) -> AuditData:
     if declared["forget"] is None:
         raise InputError(
             f"{config.run!r} names no forget rows, neither in its section eval nor in data. Give "
@@ -226,10 +248,13 @@ def _declared(part: str, config: AuditConfig, trained: Mapping[str, Any]) -> dic
     if found is None:
         found = _as_trained((trained.get("data") or {}).get(part))
     if part in config.data:
-        found = {**(found or {"handler": "QADataset", "question_key": "question",
-                              "answer_key": "answer"}), **config.data[part]}  # fmt: skip
+        given = config.data[part]
+        below = found or {"handler": "QADataset", "question_key": "question",
+                          "answer_key": "answer"}  # fmt: skip
+        is_other = given.get("handler", below["handler"]) != below["handler"]
+        found = {**({} if is_other else below), **given}  # another kind has other keys
     if found and config.max_new_tokens is not None:
-        found["max_new_tokens"] = config.max_new_tokens
+        found = {**found, "max_new_tokens": config.max_new_tokens}
     return found
 
 

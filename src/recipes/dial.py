@@ -29,7 +29,8 @@ from unlora.recipes.audit import attacks_of, audited, probability, runner_for, t
 from unlora.recipes.audited_run import AuditedRun, find_run
 from unlora.results.audit_log import FOLDER
 from unlora.results.dial_log import FILE
-from unlora.runs.run import alone, write_json
+from unlora.runs.run import alone, is_main_process, write_json
+from unlora.runs.safe_loading import read_json
 
 STEP = 0.02  # a scale is searched no finer
 logger = logging.getLogger("unlora.recipes.dial")
@@ -209,10 +210,8 @@ def run(
             "run": None if written is None else str(written), **dial.tried(),
             "cpu_seconds": round(time.process_time() - before, 1),
         }  # fmt: skip
-        (found.folder / FOLDER).mkdir(exist_ok=True)
-        write_json(found.folder / FOLDER / FILE, content)
-    if config.output != "quiet":
-        print(json.dumps(content) if config.output == "json" else as_text(content))
+        if is_main_process():
+            _finish(found.folder / FOLDER / FILE, content, config.output)
     return written
 
 
@@ -246,7 +245,16 @@ def _worst(audit: Mapping[str, Any]) -> str | None:
 
 def _write(found: AuditedRun, scale: float, output: str | None) -> Path:
     place = Path(output or f"{found.folder}-dial-{scale:.2f}")
-    return write_scaled(found.folder, scale, place)
+    return write_scaled(found.folder, scale, place) if is_main_process() else place
+
+
+def _finish(file: Path, content: Mapping[str, Any], output: str) -> None:
+    """Write what was found, and show it."""
+    write_json(file, content)
+    if output == "json":
+        print(json.dumps(read_json(file)))  # which has no NaN
+    elif output == "lines":
+        print(as_text(content))
 
 
 def as_text(content: Mapping[str, Any]) -> str:

@@ -75,6 +75,8 @@ def test_an_attack_that_cannot_tell_a_fifth_from_nothing_is_left_out_unless_it_s
     low, high = residual(clear, draws).interval
     assert high - low > 0.4 and low > 0.2
     assert residual(clear, draws).tells
+    beyond = residual(rows(20, -3.0, noise=1.5), draws)
+    assert beyond.tells and beyond.interval[1] < 0 and np.ptp(beyond.interval) > 0.4
 
 
 def test_held_is_the_largest_and_its_interval_pays_for_the_choice():

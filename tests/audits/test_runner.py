@@ -1,6 +1,8 @@
 """Every kind of attack against plain transformers and peft, and answers that are kept."""
 
 import copy
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from peft import PeftModel
 from tiny import tokenizer
 from transformers import AutoModelForCausalLM
 
-from unlora.audits.attack import ATTACKS, ShortTraining
+from unlora.audits.attack import ATTACKS, Questions, ShortTraining
 from unlora.audits.attacks.quantise import rounded_by_channel
 from unlora.audits.relearning import Relearning
 from unlora.audits.runner import AttackRunner
@@ -19,6 +21,7 @@ from unlora.audits.subject import AuditedModel
 from unlora.cli.compose import composed
 from unlora.config.audit import read_audit
 from unlora.data.chat import Chat
+from unlora.errors import InputError
 from unlora.evals.passes.registry import Settings
 from unlora.evals.result_cache import ResultCache
 from unlora.model.adapter_scale import write_scaled
@@ -111,6 +114,49 @@ def test_of_other_questions_the_most_revealing_counts(runs, run, runner):
     assert len({tuple(row.input_ids) for asked in rows.values() for row in asked}) == 3 * 24
 
 
+def asked_of(runs, changes):
+    """The forget rows asked in other words, where the run's data sets are declared otherwise."""
+    words = [f"data.{part}.{key}={value}" for (part, key), value in changes.items()]
+    return found(runs / "npo", *words).data.asked({"num_examples": 1})
+
+
+def test_an_example_is_a_retain_row_though_all_rows_are_in_one_file(runs, tmp_path):
+    file = tmp_path / "all.jsonl"
+    rows = [row | {"part": part} for part in ("forget", "retain") for row in PARTS[part]]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {(part, "hf_args.path"): file for part in ("forget", "retain")}
+    changes |= {(part, "where.part"): part for part in ("forget", "retain")}
+    asked = asked_of(runs, changes)
+    assert len(asked) == 24
+    assert [row["question"] for row in asked.shown] == [PARTS["retain"][0]["question"]]
+
+
+def test_an_example_is_a_retain_row_with_an_answer_in_columns_of_its_own(runs, tmp_path):
+    first, second, *_ = PARTS["retain"]
+    rows = [first | {"answer": " "}, second]
+    file = tmp_path / "retain.jsonl"
+    file.write_text(
+        "".join(json.dumps({"q": row["question"], "a": row["answer"]}) + "\n" for row in rows)
+    )
+    keys = {"hf_args.path": file, "question_key": "q", "answer_key": "a"}
+    asked = asked_of(runs, {("retain", key): value for key, value in keys.items()})
+    assert asked.shown == [{key: second[key] for key in ("question", "answer")}]
+
+
+def test_other_words_go_around_those_of_the_data_and_not_around_nothing(runs, tmp_path):
+    rows = [row | {"paraphrased_question": None} for row in PARTS["forget"][:1]]
+    file = tmp_path / "forget.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows + PARTS["forget"][1:]))
+    data = found(runs / "npo", f"data.forget.hf_args.path={file}").data
+    asked = data.asked({"question_key": "paraphrased_question"})
+    assert not asked.answers[0][0].input_ids and asked.answers[1][0].input_ids
+    told = Questions(tuple(rows[0]), {"handler": "QADataset", "question_format": "Q: {}"}, 8)
+    ways = ATTACKS["wordings"].fn(told, prefixes=("Now: {}",))
+    assert ways["prefix 1"] == {"question_format": "Now: Q: {}"}
+    with pytest.raises(InputError, match="'Say it.'; it must have {} where the question"):
+        ATTACKS["wordings"].configured({"prefixes": ("Say it.",)})
+
+
 def test_merged_weights_are_changed(runs, run, runner):
     model = network(runs, "target", "npo")
     for name, weight in model.named_parameters():
@@ -129,6 +175,26 @@ def test_the_last_adapter_is_turned_and_so_is_that_of_a_scaled_model(runs, run, 
     merged = logps(network(runs, "target", "npo", scale=0.8))
     off = scores(runner, "quantise", run.unlearned.at(0.8))[""]
     assert off == pytest.approx(merged, abs=0.1) and off != pytest.approx(half, abs=0.1)
+
+
+def test_a_copy_of_a_row_that_was_trained_on_is_not_scored(runs, run, runner, tmp_path):
+    plan = ShortTraining("forget", (0, 2), 1e-3, (1,))
+    file = tmp_path / "twice.jsonl"
+    rows = [*PARTS["forget"][:4], PARTS["forget"][2]]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runner.data = found(runs / "npo", f"data.forget.hf_args.path={file}").data
+    attack = replace(ATTACKS["relearn"], fn=lambda data: [plan])
+    ((_, scored),) = runner.scores(attack, {}, run.unlearned)
+    assert np.isnan(scored).tolist() == [True, False, True, False, True]
+
+
+def test_a_form_that_only_one_model_has_says_nothing(run, runner):
+    given = iter("abc")
+    attack = replace(
+        ATTACKS["plain"], fn=lambda answers: {next(given): np.arange(len(answers), dtype=float)}
+    )
+    (one,) = runner.compare("mine", attack, {}, run.models, counts=True)
+    assert np.isnan(one.target).all() and np.isnan(one.retain).all() and not one.scored.any()
 
 
 def test_attacks_on_the_adapter_ask_target_and_retain_model_plainly(run, runner):

@@ -1,9 +1,11 @@
 """Which verdict comes of which figures."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from unlora.audits.residual import Held, Residual
+from unlora.audits.residual import VAGUE, Held, Residual
 from unlora.audits.verdict import Thresholds, judge
 from unlora.results.value import Value
 
@@ -55,6 +57,18 @@ def test_it_says_whom_it_is_compared_with():
     root = "the root model without adapters"
     for name in ("known", "hidden", "held", "over-forgotten", "cannot be told"):
         assert root in judge(*CASES[name], Thresholds(), root).sentence, name
+
+
+def test_rows_that_differ_too_much_are_not_called_never_known():
+    vague = replace(plain(0.1, -0.3, 0.5), left_out=VAGUE)
+    verdict = judge(vague, held(0.1, 0.15), [], None, Thresholds())
+    assert verdict.name == "cannot be told" and "nothing to forget" not in verdict.sentence
+    assert "10 % [-30, 50]" in verdict.sentence and VAGUE in verdict.sentence
+
+
+def test_rows_that_are_needed_are_a_whole_number():
+    limits = Thresholds(least_rows=30.0)
+    assert "; 30 are needed" in judge(plain(0, rows=20), None, [], None, limits).sentence
 
 
 def test_thresholds_are_the_users_to_set():

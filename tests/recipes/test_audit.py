@@ -285,6 +285,23 @@ def test_a_run_without_forget_rows_is_asked_for_them(runs, capsys):
     assert "names no forget rows" in refused(capsys, "audit", run)
 
 
+def test_an_adapter_that_cannot_be_scaled_is_attacked_otherwise(runs):
+    model = LoRAModelForCausalLM.from_pretrained(str(runs / "root"), LORA | {"use_dora": True})
+    run = write_run(runs / "npo-dora", model, str(runs / "root"))
+    words = (f"target={runs / 'target'}", "audit=none", "+audit.off={handler: scale}")
+    found = audit(run, *words)
+    assert "use_dora=true" in found["not_run"]["off"] and len(found["attacks"]) == 1
+
+
+def test_without_an_answer_there_is_too_little_to_say(runs, tmp_path):
+    file = tmp_path / "empty.jsonl"
+    file.write_text(json.dumps({"question": "Who?", "answer": ""}) + "\n")
+    words = ("audit=none", "+audit.depth={handler: depth}", f"data.forget.hf_args.path={file}")
+    found = audit(runs / "npo", *words)
+    assert found["verdict"]["name"] == "too few to say" and found["attacks"][0]["rows"] == 0
+    assert found["not_run"] == {"depth": "No forget row has an answer. Leave the attack out."}
+
+
 # --- the dial ------------------------------------------------------------------------------------
 
 
@@ -314,6 +331,16 @@ def test_dialled_to_plain_a_run_knows_no_more_than_the_retain_model(runs, capsys
     with scaled(models[0], "link1", scale):
         expected = models[0](input_ids=ids).logits
     assert models[1](input_ids=ids).logits == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_run_that_its_evaluation_calls_collapsed_may_hold_at_another_scale(runs):
+    run = copy_run(runs / "npo", runs / "npo-collapsed")
+    log = {"collapsed": {"agg_value": 1.0, "note": "utility is gone"}}
+    (run / "evals").mkdir()
+    (run / "evals" / "OWN_EVAL.json").write_text(json.dumps(log))
+    assert "utility is gone" in audit(run, *QUICK)["verdict"]["sentence"]
+    main(["dial", str(run), *QUICK, "--quiet"])
+    assert read(run, "DIAL.json")["verdict"]["name"] == "held"
 
 
 @pytest.mark.budget(2)
@@ -374,6 +401,14 @@ def test_what_cannot_be_turned_is_refused_before_it_is_asked(runs, capsys, loade
     said = refused(capsys, "dial", runs / "target", "target=" + str(runs / "root"))
     assert "was not made to forget" in said
     assert files(runs) == before and not loaded
+
+
+def test_of_several_processes_one_writes_and_speaks(runs, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    before = files(runs)
+    main(["dial", str(runs / "npo"), "audit=none", "--to", "plain"])
+    main(["audit", str(runs / "npo"), "audit=none"])
+    assert files(runs) == before and not capsys.readouterr().out
 
 
 def test_a_dialled_run_is_never_written_over(runs, capsys):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unlora.audits.attack import Questions, attack
+from unlora.errors import InputError
 
 PREFIXES = (
     "Answer from memory, exactly as you learned it. {}",
@@ -14,7 +15,16 @@ PREFIXES = (
 )
 
 
-@attack("wordings")
+def check_prefixes(settings: Mapping[str, Any]) -> None:
+    """Raises InputError unless the question has its place in every prefix."""
+    if wrong := [prefix for prefix in settings["prefixes"] if "{}" not in prefix]:
+        raise InputError(
+            f"prefixes of attack wordings holds {wrong[0]!r}; it must have {{}} where the question "
+            "is to stand."
+        )
+
+
+@attack("wordings", check=check_prefixes)
 def wordings(
     questions: Questions,
     *,
@@ -34,8 +44,9 @@ def wordings(
         return ways
     if paraphrase_key in questions.columns:
         ways["paraphrase"] = {"question_key": paraphrase_key}
+    form = str(questions.config.get("question_format", "{}"))
     for number, prefix in enumerate(prefixes):
-        ways[f"prefix {number + 1}"] = {"question_format": prefix}
+        ways[f"prefix {number + 1}"] = {"question_format": prefix.replace("{}", form)}
     if examples and questions.retain:
-        ways["examples"] = {"few_shot_dataset_hf_args": questions.retain, "num_examples": examples}
+        ways["examples"] = {"num_examples": examples}
     return ways

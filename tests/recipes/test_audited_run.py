@@ -1,0 +1,98 @@
+"""What an audit finds from a run folder, on models that nobody trained."""
+
+import json
+
+import pytest
+from audited_runs import PARTS, write_run
+from plain_adapters import make_root
+from tiny import LORA, llama
+
+from unlora.cli.compose import composed
+from unlora.config.audit import read_audit
+from unlora.model.lora import LoRAModelForCausalLM
+from unlora.recipes.audited_run import NEVER_SAW, ROOT, find_run
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """``root``, ``finetune/target`` and ``finetune/gold``, ``npo``, and rows; not yet trained."""
+    saves = tmp_path / "saves"
+    (saves / "rows").mkdir(parents=True)
+    (saves / "finetune").mkdir()
+    for part, rows in PARTS.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (saves / "rows" / f"{part}.jsonl").write_text(text)
+    root = make_root(saves / "root", llama())
+    model = LoRAModelForCausalLM.from_pretrained(root, LORA)
+    for name, parts in {"target": ("forget", "retain"), "gold": ("retain",)}.items():
+        next(p for p in model.parameters() if p.requires_grad).data += 1  # another model
+        write_run(saves / "finetune" / name, model, root, mode="finetune")
+        change(saves / "finetune" / name, tmp_path, data={"train": sets(saves, *parts)})
+    target = saves / "finetune" / "target"
+    npo = LoRAModelForCausalLM.from_pretrained(str(target), LORA, lineage="stack")
+    write_run(saves / "npo", npo, str(target))
+    data = {part: sets(saves, part) for part in ("forget", "retain")}
+    change(saves / "npo", tmp_path, data=data)
+    return saves
+
+
+def sets(saves, *parts):
+    """The section of data sets to train on."""
+    return {
+        part: {"handler": "QADataset", "args": {
+            "hf_args": {"path": str(saves / "rows" / f"{part}.jsonl")},
+            "question_key": "question", "answer_key": "answer"}}
+        for part in parts
+    }  # fmt: skip
+
+
+def change(run, root, *, dtype="float32", **sections):
+    """Another dtype, or other sections, in ``run_config.json``."""
+    config = json.loads((run / "run_config.json").read_text())
+    config["model"]["model_args"]["torch_dtype"] = dtype
+    config["paths"]["root_dir"] = str(root)
+    config["trainer"]["handler"] = "GradDiff"
+    (run / "run_config.json").write_text(json.dumps(config | sections))
+
+
+def found(run, *words):
+    cfg = composed("audit", words)
+    cfg.run = str(run)
+    return find_run(read_audit(cfg))
+
+
+def test_the_root_in_place_of_a_retain_model_is_asked_in_the_same_dtype(runs):
+    change(runs / "npo", runs.parent, dtype="bfloat16")
+    run = found(runs / "npo", "retain_model=null")
+    assert run.baseline == ROOT
+    assert run.retain.resolved.load_kwargs == run.unlearned.resolved.load_kwargs
+
+
+def test_a_run_that_evaluates_nothing_has_a_retain_model_all_the_same(runs):
+    change(runs / "npo", runs.parent, eval={})
+    run = found(runs / "npo")
+    assert (run.retain.path, run.baseline) == (str(runs / "finetune" / "gold"), NEVER_SAW)
+
+
+def test_a_retain_model_has_not_seen_the_rows_that_are_given(runs):
+    file = runs / "rows" / "retain.jsonl"
+    assert found(runs / "npo").baseline == NEVER_SAW
+    assert found(runs / "npo", f"data.forget.hf_args.path={file}").baseline == ROOT
+
+
+def test_a_model_that_is_not_asked_as_it_was_trained_is_named(runs, caplog):
+    found(runs / "npo")
+    assert "another template" not in caplog.text
+    config = json.loads((runs / "finetune" / "gold" / "run_config.json").read_text())
+    config["model"]["template_args"] = {"apply_chat_template": False}
+    (runs / "finetune" / "gold" / "run_config.json").write_text(json.dumps(config))
+    found(runs / "npo")
+    assert f"{runs / 'finetune' / 'gold'} was trained in another template" in caplog.text
+
+
+def test_running_text_can_be_given_to_a_run_on_questions(runs):
+    file = runs / "rows" / "text.jsonl"
+    file.write_text(json.dumps({"text": "Ada keeps owl 0."}) + "\n")
+    section = f"{{handler: CompletionDataset, text_key: text, hf_args: {{path: {file}}}}}"
+    run = found(runs / "npo", f"data.forget={section}", "retain_model=null")
+    assert not run.data.forget.is_qa and len(run.data.forget) == 1
