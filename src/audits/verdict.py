@@ -68,19 +68,20 @@ def judge(
             f"{plain.rows} forget rows could be scored; {thresholds.least_rows:g} are needed to "
             "say whether the model has forgotten.",
         )
-    if plain.left_out == VAGUE and plain.interval is not None:
+    is_vague = plain.left_out == VAGUE
+    if is_vague and plain.interval and (held is None or held.interval[1] <= thresholds.hidden):
         return Verdict(
             "cannot be told",
             f"Asked plainly, {_share(plain.value, plain.interval)} of what the model knew is there "
             f"({baseline}: 0 %): {VAGUE}. More forget rows tell more.",
         )
-    if not plain.tells or held is None or plain.interval is None:
+    if held is None or plain.interval is None or not (plain.tells or is_vague):
         return Verdict(
             "cannot be told",
             f"The model before unlearning knows no more of the forget rows than {baseline}, so "
             "there was nothing to forget.",
         )
-    if plain.value > thresholds.known:
+    if plain.tells and plain.value > thresholds.known:
         return Verdict(
             "known",
             f"Asked plainly, the model still has {_share(plain.value, plain.interval)} of what it "

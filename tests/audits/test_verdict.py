@@ -74,3 +74,9 @@ def test_rows_that_are_needed_are_a_whole_number():
 def test_thresholds_are_the_users_to_set():
     assert judge(plain(0.0), held(0.15, 0.21), [], None, Thresholds(hidden=0.3)).name == "held"
     assert np.isclose(Thresholds().as_dict()["hidden"], 0.2)
+
+
+def test_an_attack_that_shows_enough_needs_no_plain_question():
+    wide = Residual("plain", "plain", 0.0, (-0.3, 0.2), VAGUE, True, 60, (NAN,) * 3)
+    assert judge(wide, held(0.5, 0.6), [], None, Thresholds()).name == "hidden"
+    assert judge(wide, held(0.1, 0.15), [], None, Thresholds()).name == "cannot be told"
