@@ -79,7 +79,7 @@ class ResumableTrainer(Trainer):
             handler = self.callback_handler
             self.control = handler.on_train_end(self.args, self.state, self.control)  # type: ignore[has-type]
             loss = self.progress.mean(0.0, self.state.global_step)
-            self.log({"train_loss": loss})
+            self.log({"train_runtime": 0.0, "train_loss": loss})  # no step was left
             return TrainOutput(self.state.global_step, loss, {})
 
     def _maybe_log_save_evaluate(self, tr_loss: Tensor, *args: Any, **kwargs: Any) -> None:
