@@ -302,6 +302,7 @@ def test_the_scale_is_part_of_what_answers_are_kept_under(run):
     assert keys[-1] == run.unlearned.key
 
 
+@pytest.mark.slow
 def test_two_runs_share_the_answers_of_target_and_retain_model(runs, run, runner, loaded):
     other = write_scaled(runs / "npo", 0.9, runs / "simnpo")
     for name in ("plain", "quantise", "depth"):

@@ -285,6 +285,7 @@ def test_a_run_without_forget_rows_is_asked_for_them(runs, capsys):
     assert "names no forget rows" in refused(capsys, "audit", run)
 
 
+@pytest.mark.slow
 def test_an_adapter_that_cannot_be_scaled_is_attacked_otherwise(runs):
     model = LoRAModelForCausalLM.from_pretrained(str(runs / "root"), LORA | {"use_dora": True})
     run = write_run(runs / "npo-dora", model, str(runs / "root"))
@@ -305,6 +306,7 @@ def test_without_an_answer_there_is_too_little_to_say(runs, tmp_path):
 # --- the dial ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_dialled_to_plain_a_run_knows_no_more_than_the_retain_model(runs, capsys):
     before = files(runs / "npo")
     main(["dial", str(runs / "npo"), "audit=none", "--to", "plain", "--json"])
@@ -333,6 +335,7 @@ def test_dialled_to_plain_a_run_knows_no_more_than_the_retain_model(runs, capsys
     assert models[1](input_ids=ids).logits == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_that_its_evaluation_calls_collapsed_may_hold_at_another_scale(runs):
     run = copy_run(runs / "npo", runs / "npo-collapsed")
     log = {"collapsed": {"agg_value": 1.0, "note": "utility is gone"}}
@@ -357,6 +360,7 @@ def test_dialled_to_the_audit_the_least_scale_that_holds_is_written(runs, capsys
     assert all(one < scale for one in known)
 
 
+@pytest.mark.slow
 def test_where_only_the_plain_question_is_asked_the_dial_ends(runs):
     main(["dial", str(runs / "npo"), "audit=none", "--quiet"])
     content = read(runs / "npo", "DIAL.json")

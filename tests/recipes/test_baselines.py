@@ -242,6 +242,7 @@ def test_a_plain_model_is_evaluated_into_the_folder_of_the_evaluation(home):
     assert sorted(x.name for x in (home / "root").iterdir() if "EVAL" in x.name) == []
 
 
+@pytest.mark.slow
 def test_a_reference_is_evaluated_once_for_both_keys(home):
     given = without_log("retain90")
     overrides = (f"retain_logs_path={given}", f"eval.tofu.target_logs_path={given}")
@@ -292,6 +293,7 @@ def test_auto_takes_the_run_that_never_saw_the_forget_rows(home):
     assert "Make one with `python src/train.py" in advice
 
 
+@pytest.mark.slow
 def test_auto_evaluates_a_run_without_a_log(home):
     without_log("retain90")
     summary = evaluation.run(eval_config("retain_logs_path=auto", "task_name=mine"))

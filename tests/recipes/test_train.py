@@ -171,6 +171,7 @@ def test_what_an_earlier_run_left_is_never_taken_for_this_ones(folder):
     assert (folder / "saves" / "finetune" / "full.previous-1" / "lineage.json").is_file()
 
 
+@pytest.mark.slow
 def test_divergence_ends_the_run_in_words(folder):
     with pytest.raises(GuardError, match="divergence: retain_loss is"):
         finetune("task_name=full", "trainer.args.learning_rate=1e30", "trainer.args.optim=sgd",

@@ -138,6 +138,7 @@ def test_the_key_follows_content_and_not_the_name_of_a_folder(runs, tmp_path):
     assert key(stage(runs)) == before
 
 
+@pytest.mark.slow
 @pytest.mark.budget(2)
 def test_a_stage_audits_and_dials_in_this_process(runs):
     audit_stages.run(stage(runs))

@@ -54,6 +54,7 @@ def test_every_stage_has_a_config(files, unlearn):
     assert len(fingerprints.key(stages["seed0-target-train"])) == 64
 
 
+@pytest.mark.slow
 def test_rows_count_by_their_content_and_a_data_set_without_a_path_has_none(files):
     there = stages_of(target="root", gold=None)[0]
     before = fingerprints.key(there)
