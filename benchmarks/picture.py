@@ -7,9 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).parents[1] / "tests")
-)  # tests/helpers/browser.py drives Chromium
+# which drives Chromium
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 import browser
 
 from unlora.report import Entry, write
