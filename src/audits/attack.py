@@ -38,6 +38,11 @@ PatchedLogps = NewType("PatchedLogps", np.ndarray)
 hidden states behind each layer at the answer's positions are those of the audited model."""
 
 
+def mean_logps(answers: Sequence[Scored]) -> Scores:
+    """Mean log-probability of the tokens of each answer, in nats; NaN for one without a token."""
+    return np.array([-answer.loss for answer in answers])
+
+
 @dataclass(frozen=True)
 class Questions:
     """What can be said of the forget rows without reading them.

@@ -39,15 +39,7 @@ def least_scale(
         A scale at which it holds, at most ``(high - low) / 2 ** steps`` above the least; None where
         it does not hold at ``high``.
     """
-    if not enough(high):
-        return None
-    for _ in range(steps):
-        middle = (low + high) / 2
-        if enough(middle):
-            high = middle
-        else:
-            low = middle
-    return high
+    return _bisected(enough, high, low, steps) if enough(high) else None
 
 
 def largest_scale(
@@ -56,15 +48,18 @@ def largest_scale(
     """The largest scale that is still good enough, of a condition that holds up to some scale."""
     if enough(high):
         return high
-    if not enough(low):
-        return None
+    return _bisected(enough, low, high, steps) if enough(low) else None
+
+
+def _bisected(enough: Callable[[float], bool], good: float, bad: float, steps: int) -> float:
+    """Move a scale that is good enough towards one that is not, as far as it stays so."""
     for _ in range(steps):
-        middle = (low + high) / 2
+        middle = (good + bad) / 2
         if enough(middle):
-            low = middle
+            good = middle
         else:
-            high = middle
-    return low
+            bad = middle
+    return good
 
 
 def rounded(scale: float) -> float:

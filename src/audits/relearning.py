@@ -33,6 +33,8 @@ class Relearning:
         InputError: no row has a scored token.
     """
 
+    VERSION = 1  # raise it when a training comes to end otherwise: its answers are asked again
+
     def __init__(
         self, network: nn.Module, rows: Sequence[Encoded], plan: ShortTraining, pad_id: int
     ) -> None:

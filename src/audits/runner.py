@@ -16,6 +16,7 @@ from unlora.audits.attack import (
     Scores,
     ShortTraining,
     TrainingData,
+    mean_logps,
 )
 from unlora.audits.patching import answer_states, patched_logps
 from unlora.audits.relearning import Relearning
@@ -78,7 +79,7 @@ class AuditData:
 
 
 class AttackRunner:
-    """Asks a model under an attack.
+    """Ask a model under an attack.
 
     Args:
         target: whose reading of inner states counts, for attacks that patch them.
@@ -140,8 +141,7 @@ class AttackRunner:
         return runner.answer([(name, source.name)])[name, source.name]
 
     def _logps(self, model: LazyModel, source: Source | None = None) -> Scores:
-        records = self.records(model, source or self.data.forget)
-        return np.array([-record.loss for record in records])
+        return mean_logps(self.records(model, source or self.data.forget))
 
     def _score(
         self, attack: Attack, settings: Mapping[str, Any], model: AuditedModel
@@ -217,7 +217,8 @@ class AttackRunner:
             return training[0].at(step)
 
         for step in plan.steps:
-            parts = (attack.name, attack.version, replace(plan, steps=()), content, step)
+            versions = (attack.version, Relearning.VERSION)
+            parts = (attack.name, versions, replace(plan, steps=()), content, step)
             lazy = model.changed(partial(trained, step), *map(str, parts))
             scores = self._logps(lazy)
             scores[taught] = np.nan

@@ -158,8 +158,7 @@ def write_scaled(run: str | Path, scale: float, output: str | Path) -> Path:
     real = folder.resolve()  # the paths of a lineage are relative to where it really is
     temporary = real.with_name(real.name + ".tmp")
     with alone(folder), full_disk_in_words(folder):
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise InputError(f"{str(folder)!r} is not empty. Give another output, or remove it.")
+        refuse_filled(folder)
         real.mkdir(exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         try:
@@ -169,6 +168,12 @@ def write_scaled(run: str | Path, scale: float, output: str | Path) -> Path:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def refuse_filled(folder: Path) -> None:
+    """Raises InputError where a scaled run would be written over something."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{str(folder)!r} is not empty. Give another output, or remove it.")
 
 
 def _write(run: Path, lineage: Lineage, scale: float, temporary: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from unlora.audits.attack import ATTACKS, Attack
+from unlora.audits.attack import ATTACKS, Attack, mean_logps
 from unlora.audits.residual import Comparison, Held, Residual, draws_of, held, residual
 from unlora.audits.runner import AttackRunner
 from unlora.audits.subject import collecting_soon, release
@@ -73,7 +73,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
 
 
 def runner_for(config: AuditConfig, found: AuditedRun) -> AttackRunner:
-    """Asks the models of a run, as the config limits it."""
+    """Make what asks the models of a run, within the limits of the config."""
     cache = ResultCache(cache_folder() / "answers" if config.cache else None)
     limits = Settings(batch_size=config.batch_size, tokens=config.token_budget)
     return AttackRunner(found.data, found.target, cache, limits)
@@ -104,6 +104,11 @@ def attacks_of(config: AuditConfig) -> Attacks:
 
 
 def thresholds_of(config: AuditConfig) -> Thresholds:
+    """The thresholds of the verdict, with those that the config sets.
+
+    Raises:
+        InputError: there is no such threshold, or it wants a number.
+    """
     defaults = {k: float(v) for k, v in Thresholds().as_dict().items()}
     return Thresholds(**check_settings("thresholds", defaults, config.thresholds))  # type: ignore[arg-type]
 
@@ -227,7 +232,7 @@ def _recognisable(answers: Answers) -> Value | None:
         return None
     roles = ("unlearned", "retain")
     forget, holdout = (
-        [_logps(answers[part][role]) for role in roles] for part in ("forget", "holdout")
+        [mean_logps(answers[part][role]) for role in roles] for part in ("forget", "holdout")
     )
     return recognisable(*forget, *holdout)
 
@@ -243,13 +248,9 @@ def _membership(answers: Answers) -> dict[str, Any]:
     }
 
 
-def _logps(records: Sequence[Scored]) -> np.ndarray:
-    return np.array([-record.loss for record in records])
-
-
 def probability(records: Sequence[Scored]) -> float:
     """Mean over rows of the geometric mean of the tokens' probabilities."""
-    return float(np.nanmean(np.exp(_logps(records))))
+    return float(np.nanmean(np.exp(mean_logps(records))))
 
 
 def _value(value: Value | None) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from unlora.audits.attack import mean_logps
 from unlora.audits.dial import LARGEST, SCALES, Point, largest_scale, least_scale, rounded
 from unlora.audits.residual import Comparison, draws_of, residual
 from unlora.audits.runner import AttackRunner
@@ -24,7 +25,7 @@ from unlora.config.audit import AuditConfig
 from unlora.errors import InputError
 from unlora.evals.eval_model import LazyModel
 from unlora.evals.progress import without_library_bars
-from unlora.model.adapter_scale import scaled, why_not_scalable, write_scaled
+from unlora.model.adapter_scale import refuse_filled, scaled, why_not_scalable, write_scaled
 from unlora.recipes.audit import attacks_of, audited, probability, runner_for, thresholds_of
 from unlora.recipes.audited_run import AuditedRun, find_run
 from unlora.results.audit_log import FOLDER
@@ -52,9 +53,9 @@ class Dial:
             logger.info("scale %.2f", scale)
             data, (forget, *others) = self.found.data, self._answers(scale)
             target, retain = self.compared
-            scores = np.array([-one.loss for one in forget])
             plain = residual(
-                Comparison("plain", "plain", scores, target, retain), draws_of(len(data.forget))
+                Comparison("plain", "plain", mean_logps(forget), target, retain),
+                draws_of(len(data.forget)),
             )
             found = (None if records is None else probability(records) for records in others)
             self.points[scale] = Point(scale, plain.value, *found)
@@ -83,11 +84,8 @@ class Dial:
     @cached_property
     def compared(self) -> list[np.ndarray]:
         """What target and retain model say of the forget rows."""
-        models = (self.found.target, self.found.retain)
-        return [
-            np.array([-one.loss for one in self.runner.records(m.plain(), self.found.data.forget)])
-            for m in models
-        ]
+        models, forget = (self.found.target, self.found.retain), self.found.data.forget
+        return [mean_logps(self.runner.records(model.plain(), forget)) for model in models]
 
     def audit(self, scale: float, only: frozenset[str] = frozenset()) -> Mapping[str, Any]:
         """The audit of the model at a scale, with all attacks or with these."""
@@ -194,6 +192,8 @@ def run(
         raise InputError(f"{config.run!r} was not made to forget, so there is nothing to dial.")
     if why := why_not_scalable(found.folder):
         raise InputError(why)
+    if output:
+        refuse_filled(Path(output))  # before the minutes that the search may take
     before = time.process_time()
     with alone(found.folder / FOLDER, "audit"), without_library_bars(), collecting_soon():
         dial = Dial(config, found)

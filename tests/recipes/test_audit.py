@@ -415,6 +415,12 @@ def test_of_several_processes_one_writes_and_speaks(runs, capsys, monkeypatch):
     assert files(runs) == before and not capsys.readouterr().out
 
 
+def test_a_folder_that_is_filled_is_refused_before_a_model_is_loaded(runs, capsys, loaded):
+    words = ("--to=plain", f"--output={runs / 'target'}", "audit=none")
+    assert "is not empty" in refused(capsys, "dial", runs / "npo", *words)
+    assert not loaded
+
+
 def test_a_dialled_run_is_never_written_over(runs, capsys):
     (runs / "npo-mine").mkdir()
     (runs / "npo-mine" / "mine.txt").write_text("mine")
