@@ -77,16 +77,16 @@ class Model:
         _check(question=question, max_new_tokens=max_new_tokens)
         chat = Chat(self.tokenizer, self.template_args)
         ends = sorted({chat.end_id, self.tokenizer.eos_token_id} - {None})
-        [said] = generate(
+        [answer] = generate(
             self.network, [chat.prompt(question)], self.tokenizer, end_ids=ends,
             max_new_tokens=max_new_tokens, answer_of=chat.without_thought,
         )  # fmt: skip
-        if said is None:
+        if answer is None:
             raise GuardError(
                 f"{self.path} has given no answer: its logits are not finite, or it was still "
                 f"thinking after {max_new_tokens} tokens. Set max_new_tokens higher."
             )
-        return said.strip()
+        return answer.strip()
 
 
 @dataclass(frozen=True)
@@ -319,9 +319,9 @@ def export(
     return write(_path(run), form, str(output) if output else None, dtype=dtype)
 
 
-def _check(**given: Any) -> None:
+def _check(**parts: Any) -> None:
     """Raises InputError where an argument is of another kind than it may be."""
-    for name, value in given.items():
+    for name, value in parts.items():
         kinds, wanted = ARGUMENTS[name]
         number = isinstance(value, bool) and bool not in kinds  # which True is, too
         if not isinstance(value, kinds) or number:
@@ -382,22 +382,22 @@ def _checked(data: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: no rows, or one that is not two texts.
     """
-    found = {name: _rows(name, given) for name, given in data.items() if given is not None}
-    forget, retain = found.get("forget"), found.get("retain")
+    parts = {name: _rows(name, rows) for name, rows in data.items() if rows is not None}
+    forget, retain = parts.get("forget"), parts.get("retain")
     if isinstance(forget, list) and isinstance(retain, list):
         both = sum(row in retain for row in forget)
         if both:
             logger.warning("%d of %d forget rows are in retain, too.", both, len(forget))
-    return found
+    return parts
 
 
-def _rows(name: str, given: Any) -> "str | list[dict[str, str]]":
-    if isinstance(given, (str, Path)):
-        return os.path.expanduser(given)
+def _rows(name: str, data: Any) -> "str | list[dict[str, str]]":
+    if isinstance(data, (str, Path)):
+        return os.path.expanduser(data)
     wanted = "it must be a list of (question, answer) pairs, or a file of them."
-    if isinstance(given, Mapping) or not hasattr(given, "__iter__"):
-        raise InputError(f"{name} is {given!r}; {wanted}")
-    pairs = list(given)
+    if isinstance(data, Mapping) or not hasattr(data, "__iter__"):
+        raise InputError(f"{name} is {data!r}; {wanted}")
+    pairs = list(data)
     if not pairs:
         raise InputError(f"{name} is empty; {wanted}")
     for number, pair in enumerate(pairs):
@@ -430,19 +430,19 @@ def _new_run(folder: Path) -> Iterator[None]:
     make_writable(folder, instead="Set output_dir to")
     there = any(folder.iterdir())
     had_data = (folder / "data").exists()
-    kept = set_aside(folder) if there else None
+    previous = set_aside(folder) if there else None
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
         if not (folder / "run_config.json").is_file():
-            if there and kept is None:  # what is no run is the user's, and stays
+            if there and previous is None:  # what is no run is the user's, and stays
                 if not had_data:
                     shutil.rmtree(folder / "data", ignore_errors=True)
             else:
                 shutil.rmtree(folder, ignore_errors=True)
-                if kept is not None:
-                    kept.rename(folder)
+                if previous is not None:
+                    previous.rename(folder)
         raise
 
 

@@ -85,7 +85,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
 def check_settings(
     owner: str,
     defaults: Mapping[str, object],
-    given: Mapping[str, object],
+    settings: Mapping[str, object],
     declared: Any = None,
 ) -> dict[str, object]:
     """The settings that a config gives to something with these defaults.
@@ -97,8 +97,8 @@ def check_settings(
     Raises:
         InputError: ``owner`` has no setting of that name, or it wants another value.
     """
-    hints = get_type_hints(declared, include_extras=True) if declared and given else {}
-    for name, value in given.items():
+    hints = get_type_hints(declared, include_extras=True) if declared and settings else {}
+    for name, value in settings.items():
         if name not in defaults:
             raise InputError(unknown(f"parameter of {owner}", name, defaults))
         default, number = defaults[name], isinstance(value, (int, float))
@@ -118,7 +118,7 @@ def check_settings(
         allowed = getattr(hints.get(name), "__metadata__", ())
         if number and (wanted := out_of_range(value, allowed)):
             raise InputError(f"{name} of {owner} is {value!r}; it must be {wanted}.")
-    return dict(given)
+    return dict(settings)
 
 
 def _is_list_like(value: object, default: tuple[Any, ...]) -> bool:
@@ -131,12 +131,12 @@ def out_of_range(value: Any, allowed: Iterable[Any] = ()) -> str | None:
     """What a number must be, in words, if it is not finite or breaks one of these bounds."""
     bounds = [bound for bound in allowed if isinstance(bound, (Gt, Ge, Le))]
     words = {Gt: "above {}", Ge: "{} or more", Le: "{} or less"}
-    kept = {
+    holds = {
         Gt: lambda bound: value > bound.gt,
         Ge: lambda bound: value >= bound.ge,
         Le: lambda bound: value <= bound.le,
     }
-    if math.isfinite(value) and all(kept[type(bound)](bound) for bound in bounds):
+    if math.isfinite(value) and all(holds[type(bound)](bound) for bound in bounds):
         return None
     limit = [words[type(b)].format(getattr(b, type(b).__name__.lower())) for b in bounds]
     return " and ".join(limit) or "a finite number"

@@ -12,6 +12,8 @@ NO_VERBS = {
     "answers", "data", "figures", "logs", "metrics", "random", "everything",
 }  # fmt: skip
 TEXT_COUNTS = {"base.py"}  # its text is a part of the name of the model that it makes
+# names that do not say what they hold
+NO_NOUNS = {"asked", "found", "given", "kept", "one", "place", "said"}
 PHRASES = ("as it were", "so to speak", "voices", "make sense of")
 
 
@@ -39,3 +41,37 @@ def test_phrases_that_say_nothing_are_nowhere():
     for file in modules():
         text = file.read_text("utf-8")
         assert not [phrase for phrase in PHRASES if phrase in text], file
+
+
+def locals_of(file: Path) -> list[tuple[int, str]]:
+    """Every parameter and every name that a function, comprehension or module binds."""
+    tree = ast.parse(file.read_text("utf-8"))
+    fields = {
+        id(statement.target)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.ClassDef)
+        for statement in block.body
+        if isinstance(statement, ast.AnnAssign)
+    }
+    return [
+        (node.lineno, node.arg if isinstance(node, ast.arg) else node.id)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.arg)
+        or (
+            isinstance(node, ast.Name)
+            and isinstance(node.ctx, ast.Store)
+            and id(node) not in fields
+        )
+    ]
+
+
+def test_a_local_name_is_the_noun_of_what_it_holds():
+    wrong = [
+        f"{file.relative_to(SRC)}:{line} names a value {name!r}, which does not say what it is.\n"
+        f"No local or parameter is called any of {', '.join(sorted(NO_NOUNS))}.\n"
+        "Name what it holds: rows, model, adapters, folder, match."
+        for file in modules()
+        for line, name in locals_of(file)
+        if name in NO_NOUNS
+    ]
+    assert not wrong, "\n\n".join(wrong)

@@ -117,14 +117,14 @@ class Attack:
     version: int
     check: Callable[[Mapping[str, Any]], None]
 
-    def configured(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def configured(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """All its settings.
 
         Raises:
             InputError: it has no such setting, not of that kind, or they do not go together.
         """
-        check_settings(f"attack {self.name}", self.settings, given, declared=self.fn)
-        settings = {**self.settings, **given}
+        check_settings(f"attack {self.name}", self.settings, changes, declared=self.fn)
+        settings = {**self.settings, **changes}
         self.check(settings)
         return settings
 

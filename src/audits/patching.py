@@ -77,13 +77,13 @@ def _replacing(number: int, places: Places, own: Tensor) -> Callable[[Tensor, in
 
 @torch.no_grad()
 def _in_batches(
-    lm: Any, rows: Sequence[Encoded], asked: Sequence[int], ask_batch: Callable[[list[int]], list]
+    lm: Any, rows: Sequence[Encoded], indices: Sequence[int], ask_batch: Callable[[list[int]], list]
 ) -> list[Any]:
     """Answers about some rows, so many at a time that their logits fit into memory."""
     tokens = min(found_budget(lm), LOGITS_AT_ONCE // lm.config.get_text_config().vocab_size)
-    sizes = [len(rows[i].input_ids) for i in asked]
+    sizes = [len(rows[i].input_ids) for i in indices]
     with evaluating(lm):
-        return answer_all(asked, sizes, ask_batch, lm, budget=Budget(max(1, tokens)))
+        return answer_all(indices, sizes, ask_batch, lm, budget=Budget(max(1, tokens)))
 
 
 def _inputs(rows: Sequence[Encoded], pad_id: int, lm: Any) -> tuple[dict[str, Tensor], Places]:

@@ -118,13 +118,13 @@ def residual(of: Comparison, draws: Float[np.ndarray, "draws rows"]) -> Residual
 
 def held(comparisons: Sequence[Comparison], draws: Float[np.ndarray, "draws rows"]) -> Held | None:
     """The largest residual; None where no attack tells target and retain model apart."""
-    counted = [one for one in comparisons if one.counts]
-    found = [(residual(one, draws), one) for one in counted]
-    telling = [(value, one) for value, one in found if value.tells]
+    counted = [comparison for comparison in comparisons if comparison.counts]
+    values = [(residual(comparison, draws), comparison) for comparison in counted]
+    telling = [(value, comparison) for value, comparison in values if value.tells]
     if not telling:
         return None
     worst = max(telling, key=lambda pair: pair[0].value)[0]
-    largest = np.nanmax(np.stack([_drawn(one, draws) for _, one in telling]), axis=0)
+    largest = np.nanmax(np.stack([_drawn(comparison, draws) for _, comparison in telling]), axis=0)
     low, high = np.nanpercentile(largest, LEVEL)
     return Held(worst.value, (float(low), float(high)), worst.name, len(telling))
 

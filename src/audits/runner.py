@@ -102,14 +102,14 @@ class AttackRunner:
         done: Callable[[AuditedModel], Any] = lambda model: None,
     ) -> list[Comparison]:
         """Every form of one attack, on unlearned model, target and retain model."""
-        found: list[dict[str, Scores]] = []
+        of_models: list[dict[str, Scores]] = []
         for model in models:
             plainly = attack.of_adapters and model.role != "unlearned"
-            asked, given = (ATTACKS["plain"], {}) if plainly else (attack, settings)
-            found.append(dict(self.scores(asked, given, model)))
+            chosen, changes = (ATTACKS["plain"], {}) if plainly else (attack, settings)
+            of_models.append(dict(self.scores(chosen, changes, model)))
             release()
             done(model)
-        unlearned, target, retain = found
+        unlearned, target, retain = of_models
         nothing = np.full(len(self.data.forget), np.nan)
         return [
             Comparison(
@@ -132,8 +132,8 @@ class AttackRunner:
 
     def records(self, model: LazyModel, source: Source) -> list[Scored]:
         """The answers of a data set under a model."""
-        found: list[Scored] = self._ask("score", model, source, self.limits)
-        return found
+        answers: list[Scored] = self._ask("score", model, source, self.limits)
+        return answers
 
     def _ask(self, name: str, model: LazyModel, source: Source, settings: Settings) -> Any:
         rows = {source.name: range(len(source))}
@@ -154,8 +154,10 @@ class AttackRunner:
         drawn = {ours: settings[key] for key, ours in SAMPLING.items() if key in settings}
         limits = replace(self.limits, **drawn)
         # an adapter beside the weights would be asked at every token
-        asked = model.plain() if model.resolved.quantised else model.changed(model.merged, "merged")
-        answers = self._ask("sample", asked, self.data.forget, limits)
+        sampled = (
+            model.plain() if model.resolved.quantised else model.changed(model.merged, "merged")
+        )
+        answers = self._ask("sample", sampled, self.data.forget, limits)
         yield from _named(attack.fn(answers, **settings))
 
     def _merged(
@@ -186,9 +188,9 @@ class AttackRunner:
         told = Questions(tuple(forget.rows[0]), forget.config, examples)
         ways = attack.fn(told, **settings)
         plain = model.plain()  # loaded once for all of them
-        asked = [self._logps(plain, self.data.asked(changes)) for changes in ways.values()]
-        if asked:
-            yield "", np.fmax.reduce(np.stack(asked))
+        worded = [self._logps(plain, self.data.asked(changes)) for changes in ways.values()]
+        if worded:
+            yield "", np.fmax.reduce(np.stack(worded))
 
     def _training(
         self, attack: Attack, settings: Mapping[str, Any], model: AuditedModel
@@ -206,8 +208,8 @@ class AttackRunner:
         rows = [row for n in plan.rows for row in source.answers[n]]
         content = source.fingerprint(plan.rows)
         texts = {tuple(row.input_ids) for row in rows}
-        asked = (answers[0] for answers in self.data.forget.answers)
-        taught = [tuple(row.input_ids) in texts for row in asked]  # a copy of a row, too
+        prompts = (answers[0] for answers in self.data.forget.answers)
+        taught = [tuple(row.input_ids) in texts for row in prompts]  # a copy of a row, too
         training: list[Relearning] = []
 
         def trained(step: int) -> torch.nn.Module:
@@ -235,8 +237,8 @@ class AttackRunner:
         whole = source.fingerprint(range(len(source)))
         keys = (model.key, self.target.key)
         key = None if None in keys else digest("patched", 1, *keys, whole)
-        if (kept := self.cache.read(key)) is not None:
-            return kept["logps"]
+        if (arrays := self.cache.read(key)) is not None:
+            return arrays["logps"]
         rows = [answers[0] for answers in source.answers]
         pad_id = source.chat.tokenizer.pad_token_id
         scored = [n for n, row in enumerate(rows) if row.input_ids]

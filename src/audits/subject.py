@@ -93,15 +93,15 @@ def side_by_side(own: AuditedModel, other: AuditedModel) -> Iterator[tuple[Asked
     if own.key is not None and own.key == other.key:
         yield (lambda: nullcontext(network)), (lambda: nullcontext(network))
         return
-    one, two = own.resolved, other.resolved
-    if one.lineage.root != two.lineage.root or one.load_kwargs != two.load_kwargs:
+    ours, theirs = own.resolved, other.resolved
+    if ours.lineage.root != theirs.lineage.root or ours.load_kwargs != theirs.load_kwargs:
         second = other.load()
         yield (lambda: nullcontext(network)), (lambda: nullcontext(second))
         return
-    names = [f"link{n}" for n in range(len(one.lineage.links))]
-    others = [f"other{n}" for n in range(len(two.lineage.links))]
+    names = [f"link{n}" for n in range(len(ours.lineage.links))]
+    others = [f"other{n}" for n in range(len(theirs.lineage.links))]
     adapted: Any = network
-    for name, link in zip(others, two.lineage.links, strict=True):
+    for name, link in zip(others, theirs.lineage.links, strict=True):
         adapted = put_on(adapted, link.path, name)
     if names:
         adapted.base_model.set_adapter(names)

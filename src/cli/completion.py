@@ -86,9 +86,9 @@ def main(argv: Sequence[str]) -> None:
     if argv[:1] == ["--words"]:
         print("\n".join(words(" ".join(argv[1:]))))
     elif len(argv) != 1 or argv[0] not in SCRIPTS:
-        given = f" {' '.join(argv)!r}" if argv else ""
+        shell = f" {' '.join(argv)!r}" if argv else ""
         raise InputError(
-            f"No completion for{given or ' no shell'}. Type: unlora completion bash (or zsh, fish)"
+            f"No completion for{shell or ' no shell'}. Type: unlora completion bash (or zsh, fish)"
         )
     else:
         print(SCRIPTS[argv[0]], end="")

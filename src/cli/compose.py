@@ -23,8 +23,8 @@ def composed(name: str, words: Sequence[str]) -> Any:
         InputError: a word is not understood, or names what is not there.
     """
     folders = _config_folders()
-    given = [word for folder in folders for word in ("--config-dir", folder)]
-    args = normalised([*given, *words])[len(given) :]
+    options = [word for folder in folders for word in ("--config-dir", folder)]
+    args = normalised([*options, *words])[len(options) :]
     return _composed(name, tuple(args), folders).copy()
 
 
@@ -35,7 +35,7 @@ def _config_folders() -> tuple[str, ...]:
     if not HydraConfig.initialized():
         return ()
     sources = HydraConfig.get().runtime.config_sources
-    return tuple(one.path for one in sources if one.provider == "command-line")
+    return tuple(source.path for source in sources if source.provider == "command-line")
 
 
 @functools.cache
@@ -69,8 +69,8 @@ def _composed(name: str, args: tuple[str, ...], folders: tuple[str, ...]) -> Any
     except (HydraException, OmegaConfBaseException) as error:
         if mistake := resolution_mistake(error, args):
             raise InputError(mistake) from error
-        said, cause = str(error), str(error.__cause__ or "")
-        raise InputError(messages.composition_mistake(said, name, args, cause)) from error
+        message, cause = str(error), str(error.__cause__ or "")
+        raise InputError(messages.composition_mistake(message, name, args, cause)) from error
     finally:
         if state is not None:
             GlobalHydra.set_state(state)

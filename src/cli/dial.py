@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         InputError: there is no such run, it cannot be scaled, or a word is wrong.
     """
-    words, given = [*argv], {"--to": "audit", "--output": None}
+    words, options = [*argv], {"--to": "audit", "--output": None}
     rest = []
     while words:
         word = words.pop(0)
@@ -23,9 +23,9 @@ def main(argv: Sequence[str]) -> None:
         if name in VALUED:
             if not sign and not words:
                 raise InputError(f"{name} has no value. Type: unlora dial --help")
-            given[name] = value if sign else words.pop(0)
+            options[name] = value if sign else words.pop(0)
         else:
             rest.append(word)
     config = read_words("dial", rest)
     with system_in_words():
-        import_module("unlora.recipes.dial").run(config, given["--to"], given["--output"])
+        import_module("unlora.recipes.dial").run(config, options["--to"], options["--output"])

@@ -109,8 +109,8 @@ def _gpus() -> str:
     except ImportError as error:
         return f"unknown: {error}"
     if torch.cuda.is_available():
-        found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        return ", ".join(f"{gpu.name} ({gpu.total_memory / GIB:.0f} GiB)" for gpu in found)
+        gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        return ", ".join(f"{gpu.name} ({gpu.total_memory / GIB:.0f} GiB)" for gpu in gpus)
     if torch.backends.mps.is_available():
         return "Apple (mps)"
     return "none that torch can use; everything runs on the processor"
@@ -162,64 +162,64 @@ def _examine(cfg: Any) -> None:
     training_arguments(
         config.trainer.args, output_dir=config.paths.output_dir, dtype=model.load_kwargs["dtype"]
     )
-    found, why = estimate(config, model=model), "as set"
+    needs, why = estimate(config, model=model), "as set"
     if is_auto(config.trainer.args):
-        on, why = decided(found.batches, None, lambda: found, available_memory())
-        found = found.switched(on)
-    _print(_needs(found, config, why))
+        on, why = decided(needs.batches, None, lambda: needs, available_memory())
+        needs = needs.switched(on)
+    _print(_needs(needs, config, why))
 
 
-def _needs(found: Any, config: Any, why: str) -> Iterator[tuple[str, str]]:
+def _needs(needs: Any, config: Any, why: str) -> Iterator[tuple[str, str]]:
     """What an estimate says, and whether there is as much; ``why`` is of the checkpointing."""
-    share = found.trained / found.parameters
+    share = needs.trained / needs.parameters
     yield "model", config.model.model_args["pretrained_model_name_or_path"]
-    yield "parameters", f"{found.parameters:,}, adapters included"
-    yield "trained", f"{found.trained:,} ({share:.2%})"
-    yield "on disk", f"{in_words(found.file)} for each checkpoint, without the optimiser"
-    for part, batch in found.batches.items():
+    yield "parameters", f"{needs.parameters:,}, adapters included"
+    yield "trained", f"{needs.trained:,} ({share:.2%})"
+    yield "on disk", f"{in_words(needs.file)} for each checkpoint, without the optimiser"
+    for part, batch in needs.batches.items():
         part = part if config.data.get(part) else "train"
         size = f"{batch.rows} rows of {batch.tokens} tokens, {batch.scored} of all scored"
         yield f"batch, {part}", size
-    yield "lengths", found.lengths
-    other = "without" if found.checkpointing else "with"
-    for part, size in found.parts.items():
+    yield "lengths", needs.lengths
+    other = "without" if needs.checkpointing else "with"
+    for part, size in needs.parts.items():
         more = ""
         if part == "activations":
-            more = f" ({other} gradient checkpointing {in_words(found.other_activations)})"
+            more = f" ({other} gradient checkpointing {in_words(needs.other_activations)})"
         if size or part != "reference":
             yield part, in_words(size) + more
     libraries = f"{in_words(PROGRAM)} for Python and its libraries"
-    words = "on, " if found.checkpointing else "off, "
+    words = "on, " if needs.checkpointing else "off, "
     yield "checkpointing", why if why != "as set" else words + why
-    yield "in all", f"about {in_words(found.total_bytes)}, and {libraries}"
-    yield "fits", _verdict(found, config)
+    yield "in all", f"about {in_words(needs.total_bytes)}, and {libraries}"
+    yield "fits", _verdict(needs, config)
 
 
-def _verdict(found: Any, config: Any) -> str:
+def _verdict(needs: Any, config: Any) -> str:
     torch = importlib.import_module("torch")
     if torch.cuda.is_available():
-        where, needed = torch.cuda.get_device_name(0), found.total_bytes
+        where, needed = torch.cuda.get_device_name(0), needs.total_bytes
         available: int | None = torch.cuda.mem_get_info(0)[0]
     else:
-        where, needed = "the memory of this machine", found.total_bytes + PROGRAM
+        where, needed = "the memory of this machine", needs.total_bytes + PROGRAM
         available = memory()[1]
     if available is None:
         return f"unknown; {in_words(needed)} are needed"
     both = f"{in_words(needed)} of {in_words(available)} available in {where}"
     if needed <= 0.85 * available:
         return f"yes: {both}"
-    advice = ", ".join(_advice(found, config)) or "choose a smaller model"
+    advice = ", ".join(_advice(needs, config)) or "choose a smaller model"
     return f"{'hardly' if needed <= available else 'no'}: {both}. To need less: {advice}"
 
 
-def _advice(found: Any, config: Any) -> Iterator[str]:
+def _advice(needs: Any, config: Any) -> Iterator[str]:
     """What would save memory, the most effective first."""
     args = config.trainer.args
     rows = args.get("per_device_train_batch_size") or 8
     saved = {}
-    if not found.checkpointing:
+    if not needs.checkpointing:
         saved["trainer.args.gradient_checkpointing=true"] = (
-            found.activations - found.other_activations
+            needs.activations - needs.other_activations
         )
     if rows > 1:
         more = rows * (args.get("gradient_accumulation_steps") or 1)
@@ -227,11 +227,11 @@ def _advice(found: Any, config: Any) -> Iterator[str]:
             "trainer.args.per_device_train_batch_size=1 "
             f"trainer.args.gradient_accumulation_steps={more}"
         )
-        saved[words] = (found.activations + found.logits) * (rows - 1) // rows
+        saved[words] = (needs.activations + needs.logits) * (rows - 1) // rows
     if not config.model.use_lora:
-        saved["model.use_lora=true"] = found.optimiser + found.gradients + found.reference
+        saved["model.use_lora=true"] = needs.optimiser + needs.gradients + needs.reference
     elif not (config.model.quantisation or config.model.model_args.get("quantization_config")):
-        saved["model.quantisation=nf4 (needs bitsandbytes)"] = found.weights * 2 // 3
+        saved["model.quantisation=nf4 (needs bitsandbytes)"] = needs.weights * 2 // 3
     for words, size in sorted(saved.items(), key=lambda pair: -pair[1]):
-        if size > 0.05 * found.total_bytes:
+        if size > 0.05 * needs.total_bytes:
             yield f"{words} (saves about {in_words(size)})"

@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
             "In which form? --merged writes full weights, --adapter one adapter on the root "
             f"model. Type: unlora export {args.run} --merged"
         )
-    place = Path(args.output or Path(args.run, "exported", args.form))
-    refuse_unwritable(place, "folder of the export", "Give --output")
+    folder = Path(args.output or Path(args.run, "exported", args.form))
+    refuse_unwritable(folder, "folder of the export", "Give --output")
     write = import_module("unlora.model.export").export
     print(write(args.run, args.form, args.output, dtype=args.dtype, base=args.base))

@@ -247,8 +247,8 @@ def usage(name: str, args: Sequence[str] = ()) -> str:
     if not composed:
         return "\n".join([*lines, *([""] if command.more else []), *command.more])
     for group in GROUPS.get(name, ("experiment", "model", "trainer", "eval")):
-        found = fill(", ".join(choices(group, name, args)), WIDTH - 4, break_on_hyphens=False)
-        lines += ["", f"{group}=", indent(found, "    ")]
+        names = fill(", ".join(choices(group, name, args)), WIDTH - 4, break_on_hyphens=False)
+        lines += ["", f"{group}=", indent(names, "    ")]
     common = [
         "task_name=NAME                    the run goes to saves/<mode>/<task_name>",
         *command.more,

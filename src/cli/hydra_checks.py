@@ -55,12 +55,12 @@ def only_known_packages() -> Iterator[None]:
     initialize = ConfigRepository.initialize_sources
 
     def checked(self: Any, config_search_path: Any) -> None:
-        for place in config_search_path.get_path():
-            scheme, _, package = str(place.path).partition("://")
+        for source in config_search_path.get_path():
+            scheme, _, package = str(source.path).partition("://")
             package = package.replace("/", ".").rstrip(".")
             if scheme == "pkg" and not PACKAGES.fullmatch(package):
                 raise InputError(
-                    f"{place.path!r} would have the package {package!r} imported, which runs its "
+                    f"{source.path!r} would have the package {package!r} imported, which runs its "
                     "code. Give a folder of configs: --config-dir=FOLDER."
                 )
         initialize(self, config_search_path)
@@ -89,19 +89,19 @@ def only_known_callables(
     load = ConfigLoaderImpl.load_configuration
 
     def checked(self: Any, config_name: Any, overrides: list[str], *args: Any, **more: Any) -> Any:
-        found = load(self, config_name, overrides, *args, **more)
-        content: Any = OmegaConf.to_container(found, resolve=False)
-        for mistake in (*refused(content, overrides), *refused_files(found, overrides)):
+        cfg = load(self, config_name, overrides, *args, **more)
+        content: Any = OmegaConf.to_container(cfg, resolve=False)
+        for mistake in (*refused(content, overrides), *refused_files(cfg, overrides)):
             raise InputError(mistake)
         with suppress(OmegaConfBaseException):
-            if str(found.hydra.mode or "").endswith("MULTIRUN"):
-                sweeps.append(str(found.hydra.sweep.dir))
+            if str(cfg.hydra.mode or "").endswith("MULTIRUN"):
+                sweeps.append(str(cfg.hydra.sweep.dir))
         if shown is not None:
-            return _replaced(found, shown(content))
+            return _replaced(cfg, shown(content))
         if "MULTIRUN" not in str(more.get("run_mode")):  # where a job fails, Hydra prints them
-            words = found.hydra.overrides.task
-            found.hydra.overrides.task = [without_setting(word) for word in words]
-        return found
+            words = cfg.hydra.overrides.task
+            cfg.hydra.overrides.task = [without_setting(word) for word in words]
+        return cfg
 
     ConfigLoaderImpl.load_configuration = checked  # type: ignore[method-assign]
     try:
@@ -131,11 +131,11 @@ def refused(content: Mapping[str, Any], typed: Sequence[str] = ()) -> Iterator[s
     Args:
         typed: the overrides of the command line; what is typed there may run commands.
     """
-    for place in LOGS:
-        yield from _wrong_in_logs(_at(content, place), place)
-    for place in PLUGINS:
-        yield from _wrong_in_plugins(_at(content, place), place)
-        yield from _untyped(content, place, typed)
+    for section in LOGS:
+        yield from _wrong_in_logs(_at(content, section), section)
+    for section in PLUGINS:
+        yield from _wrong_in_plugins(_at(content, section), section)
+        yield from _untyped(content, section, typed)
     for key, value in _leaves(content):
         if key.split(".")[-1] == "_target_" and not key.startswith(PLUGINS):
             yield _called(key, value)
@@ -178,9 +178,9 @@ def _leaves(content: Any, above: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{above}{key}", value
 
 
-def _wrong_in_logs(section: Any, place: str) -> Iterator[str]:
+def _wrong_in_logs(section: Any, path: str) -> Iterator[str]:
     for key, value in _leaves(section if isinstance(section, (Mapping, list)) else {"": section}):
-        name, where = str(value), f"{place}.{key}".rstrip(".")
+        name, where = str(value), f"{path}.{key}".rstrip(".")
         stream = key.split(".")[-1] == "stream"
         if name.startswith(("ext://", "cfg://")) and not (stream and STREAM.fullmatch(name)):
             yield _called(where, value)
@@ -190,7 +190,7 @@ def _wrong_in_logs(section: Any, place: str) -> Iterator[str]:
         parts = _at(section, kind)
         for name, part in parts.items() if isinstance(parts, Mapping) else ():
             for key, value in part.items() if isinstance(part, Mapping) else ():
-                where = f"{place}.{kind}.{name}.{key}"
+                where = f"{path}.{kind}.{name}.{key}"
                 if key in ("class", "()"):
                     if not callables.fullmatch(str(value)):
                         yield _called(where, value)
@@ -202,38 +202,38 @@ def _wrong_in_logs(section: Any, place: str) -> Iterator[str]:
                     yield f"{where} is {value!r}; it must be ext://sys.stdout or ext://sys.stderr."
 
 
-def _wrong_in_plugins(section: Any, place: str) -> Iterator[str]:
+def _wrong_in_plugins(section: Any, path: str) -> Iterator[str]:
     for key, value in _leaves(section if isinstance(section, (Mapping, list)) else {"": section}):
-        where = f"{place}.{key}".rstrip(".")
-        wanted = place != "hydra.callbacks" and key == "_target_" and PLUGIN.fullmatch(str(value))
+        where = f"{path}.{key}".rstrip(".")
+        wanted = path != "hydra.callbacks" and key == "_target_" and PLUGIN.fullmatch(str(value))
         if (key.split(".")[-1] == "_target_" and not wanted) or ELSEWHERE.fullmatch(str(value)):
             yield _called(where, value)
         elif isinstance(value, str) and "\n" in value:  # a line more in the script of a job
             yield f"{where} is {value!r}; it must be one line."
 
 
-def _untyped(content: Mapping[str, Any], place: str, typed: Sequence[str]) -> Iterator[str]:
+def _untyped(content: Mapping[str, Any], path: str, typed: Sequence[str]) -> Iterator[str]:
     """Settings of a launcher or sweeper that reach out, and stand in a config."""
-    section = _at(content, place)
+    section = _at(content, path)
     section = section if isinstance(section, Mapping) else {}
-    default = dict(_leaves(_default(content, place)))
+    default = dict(_leaves(_default(content, path)))
     keys = [word.lstrip("+~").partition("=")[0] for word in typed]
     for key, value in _leaves(section):
-        where = f"{place}.{key}"
+        where = f"{path}.{key}"
         shell = key.split(".")[0] in REACH_OUT and value is not None and default.get(key) != value
         if shell and not any(where == key or where.startswith(f"{key}.") for key in keys):
             yield (
                 f"{where} may run a command, here or elsewhere, and no config may set it. Type it "
-                f"on the command line: {place}.{key.split('.')[0]}=..."
+                f"on the command line: {path}.{key.split('.')[0]}=..."
             )
 
 
-def _default(content: Mapping[str, Any], place: str) -> Any:
+def _default(content: Mapping[str, Any], path: str) -> Any:
     """What a launcher or sweeper is set to where nobody sets anything."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    group = place.replace(".", "/")
+    group = path.replace(".", "/")
     choice = _at(content, "hydra.runtime.choices")
     name = choice.get(group) if isinstance(choice, Mapping) else None
     with suppress(Exception):  # it comes from a file, and is no plug-in's own
@@ -248,22 +248,22 @@ def refused_files(cfg: Any, typed: Sequence[str] = ()) -> Iterator[str]:
     home = _resolved(cfg, "paths.output_dir")
     keys = [word.lstrip("+~").partition("=")[0] for word in typed]
     for key, path in _files(cfg):
-        place = "hydra.sweep.dir" if key == "hydra.sweep.subdir" else key  # which is below it
-        mine = [one for one in keys if TYPED.match(one)]
-        if any(one in (key, place) or key.startswith(f"{one}.") for one in mine):
+        moved = "hydra.sweep.dir" if key == "hydra.sweep.subdir" else key  # which is below it
+        mine = [word for word in keys if TYPED.match(word)]
+        if any(word in (key, moved) or key.startswith(f"{word}.") for word in mine):
             continue
         if path is None and home is None:  # nothing can be written, either
             continue
         log = key.endswith(".filename")
         if home is None or path is None or not _inside(path, home):
-            given = path or _at(OmegaConf.to_container(cfg, resolve=False), key)
+            target = path or _at(OmegaConf.to_container(cfg, resolve=False), key)
             where = f" {home!r}" if home else ""
             group = "/".join(key.split(".")[:2])
             instead = "begin it with ${paths.output_dir}/, or leave it out"
             if log and group in keys:  # a config of Hydra's, which names a file
                 instead = f"add {key}='${{paths.output_dir}}/run.log', or leave {group} out"
             yield (
-                f"{key} is {given!r}, which is not in the run folder{where}. Nothing is written "
+                f"{key} is {target!r}, which is not in the run folder{where}. Nothing is written "
                 f"elsewhere: {instead}."
             )
         elif log and Path(path).suffix not in LOG_FILES:

@@ -209,13 +209,13 @@ def _run_hydra(
         raise InputError(missing_config(str(error.missing_cfg_file), name, args)) from error
     except Exception as error:
         composing = not started or isinstance(error, OmegaConfBaseException)
-        if composing and (said := resolution_mistake(error, args)):
-            raise InputError(said) from error
+        if composing and (text := resolution_mistake(error, args)):
+            raise InputError(text) from error
         if started:
             raise
         # Hydra's own kinds, and what slips through it from odd values
-        said, cause = str(error), str(error.__cause__ or "")
-        raise InputError(composition_mistake(said, name, args, cause)) from error
+        text, cause = str(error), str(error.__cause__ or "")
+        raise InputError(composition_mistake(text, name, args, cause)) from error
     finally:
         hide()
         sys.argv = before

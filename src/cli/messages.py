@@ -149,19 +149,19 @@ def composition_mistake(message: str, name: str, args: Sequence[str], cause: str
         cause: what was wrong with the value, where Hydra was told.
     """
     message = " ".join(message.split())
-    if found := re.search(r"You must specify '([\w/]+)'", message):
-        known = choices(found[1], name, args)
+    if match := re.search(r"You must specify '([\w/]+)'", message):
+        known = choices(match[1], name, args)
         own = " Or evaluate on your own data: data.forget=FILE." if name == "eval" else ""
-        return f"{found[1]} is missing. Give {found[1]}=NAME. Known: {', '.join(known)}.{own}"
-    if found := re.search(r"Missing mandatory value: ([\w.]+)", message):  # of a multirun
-        if found[1] == "task_name" and not any("experiment=" in word for word in args):
+        return f"{match[1]} is missing. Give {match[1]}=NAME. Known: {', '.join(known)}.{own}"
+    if match := re.search(r"Missing mandatory value: ([\w.]+)", message):  # of a multirun
+        if match[1] == "task_name" and not any("experiment=" in word for word in args):
             return composition_mistake("You must specify 'experiment'", name, args)
-        return f"{found[1]} has no value. Give {found[1]}=..."
-    if found := re.search(r"already at '(.+?)'|Multiple values for (\S+)\.", message):
-        key = found[1] or found[2]
+        return f"{match[1]} has no value. Give {match[1]}=..."
+    if match := re.search(r"already at '(.+?)'|Multiple values for (\S+)\.", message):
+        key = match[1] or match[2]
         return f"{key} is chosen already. Write {key}=NAME, without the +."
-    if found := re.search(r"Could not override '(.+?)'\.", message):
-        key, known = found[1], _top_level_keys(name)
+    if match := re.search(r"Could not override '(.+?)'\.", message):
+        key, known = match[1], _top_level_keys(name)
         if "@" in key or "/" in key:
             near = re.search(r"Did you mean (?:to override (?:one of )?)?(.+?)\?", message)
             hint = f" There is: {near[1]}." if near else ""
@@ -178,21 +178,21 @@ def composition_mistake(message: str, name: str, args: Sequence[str], cause: str
             "A group of configs is given no name. Write group=NAME or group=[A,B], or ~group to "
             f"leave it out. Given: {typed}."
         )
-    if found := re.search(r"Ambiguous value for argument '\+*(.+?)'", message):
-        key = found[1].partition("=")[0]
+    if match := re.search(r"Ambiguous value for argument '\+*(.+?)'", message):
+        key = match[1].partition("=")[0]
         return (
             f"{key} holds several values. Runs with each of them need --multirun; a list is "
             "written key=[a,b], and text with a comma key='\"a,b\"'."
         )
-    if found := re.search(r"Error merging override \+*([\w./@]+)=(.*)", message):
+    if match := re.search(r"Error merging override \+*([\w./@]+)=(.*)", message):
         if cause and "erge" not in cause:
-            return f"{without_setting(found[0][23:])}: {cause.splitlines()[0]}."
+            return f"{without_setting(match[0][23:])}: {cause.splitlines()[0]}."
         return (
-            f"{found[1]} is a section with keys, and cannot be {without_setting(found[2])!r}. Set "
-            f"each: {found[1]}.NAME=value."
+            f"{match[1]} is a section with keys, and cannot be {without_setting(match[2])!r}. Set "
+            f"each: {match[1]}.NAME=value."
         )
-    if found := re.search(r"int\(\) with base 10: '(.+)'|Index '(.+)' \(str\) is not an", message):
-        key = re.escape(found[1] or found[2])
+    if match := re.search(r"int\(\) with base 10: '(.+)'|Index '(.+)' \(str\) is not an", message):
+        key = re.escape(match[1] or match[2])
         words = (re.match(rf"\+*([\w.]+?)\.({key}\b.*)", word) for word in args)
         if word := next(filter(None, words), None):
             typed, setting = without_setting(word[0]), without_setting(word[2])

@@ -78,23 +78,23 @@ def normalised(argv: Sequence[str]) -> list[str]:
 
 def config_folders(args: Sequence[str]) -> list[Path]:
     own = Path(str(resources.files("unlora.configs")))
-    given = flag(args, "--config-dir", "-cd")
-    return [own, Path(given)] if given else [own]
+    folder = flag(args, "--config-dir", "-cd")
+    return [own, Path(folder)] if folder else [own]
 
 
 def choices(group: str, name: str, args: Sequence[str]) -> list[str]:
     """What may stand after ``group=``; of experiments, those of the config ``name``."""
-    found = set()
+    names = set()
     for folder in config_folders(args):
         pattern = "**/*.yaml" if group == "experiment" else "*.yaml"
         for file in (folder / group).glob(pattern):
-            found.add(file.relative_to(folder / group).with_suffix("").as_posix())
+            names.add(file.relative_to(folder / group).with_suffix("").as_posix())
         if (file := _file_of_metrics(group, folder)).is_file():
-            found |= set(re.findall(r"^  (\w+):", file.read_text("utf-8"), re.MULTILINE))
+            names |= set(re.findall(r"^  (\w+):", file.read_text("utf-8"), re.MULTILINE))
     if group == "experiment":
         others = set(EXPERIMENTS.values()) - {EXPERIMENTS.get(name)}
-        found = {choice for choice in found if choice.split("/")[0] not in others}
-    return sorted(found)
+        names = {choice for choice in names if choice.split("/")[0] not in others}
+    return sorted(names)
 
 
 def is_group(name: str, folders: Sequence[Path]) -> bool:

@@ -41,14 +41,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         entries += [_renamed(entry, label) for entry in study.entries]
         trials += [{**t, "method": f"{label}{t.get('method', '')}"} for t in study.trials]
         budgets += [study.budget] if study.budget else []
-        missing += [f"{label}{one}" for one in study.missing]
+        missing += [f"{label}{failure}" for failure in study.missing]
         names.append(study.name)
     single = [run for run in args.runs if run not in studies]
     if single or args.target or args.gold:
-        found = entries_of(single, target=args.target, gold=args.gold)
+        listed = entries_of(single, target=args.target, gold=args.gold)
         taken = {entry.name for entry in entries}
         has = {entry.role for entry in entries} if studies else set()
-        for entry in found:
+        for entry in listed:
             # one target and one gold: those of the study, unless others were asked for
             if entry.role in has and entry.folder not in (args.target, args.gold):
                 entry = replace(entry, role="method")
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for role, chosen in (("target", args.target), ("gold", args.gold)):
             if chosen and role in has:
                 entries = [e for e in entries if e.role != role or e.folder == chosen]
-        names += [entry.name for entry in found if entry.role == "method"][:4]
+        names += [entry.name for entry in listed if entry.role == "method"][:4]
     if len(studies) > 1:
         entries = _one_of_each(entries)
     title = args.title or ", ".join(dict.fromkeys(names)) or "runs"

@@ -164,14 +164,14 @@ def _training_contradictions(config: Config) -> Iterator[str]:
         )
 
 
-def _unknown_arguments(given: Mapping[str, Any]) -> list[str]:
+def _unknown_arguments(args: Mapping[str, Any]) -> list[str]:
     """Keys of ``trainer.args`` that no version of TrainingArguments or of ours had.
 
     The names are read from the file of transformers, whose import takes seconds; the trainer checks
     them again, and what they are set to.
     """
     known = _declared_arguments()
-    wrong = [key for key in given if known and key not in known]
+    wrong = [key for key in args if known and key not in known]
     return [unknown("key of trainer.args", key, known) for key in wrong]
 
 

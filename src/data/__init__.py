@@ -51,17 +51,15 @@ def load_part(
             raise InputError(unknown(f"handler of data set {name}", handler, HANDLERS))
         try:
             rows = load_rows(**args.pop("hf_args"), datasets_dir=datasets_dir)
-            found = _encode(handler, rows, args, chat, idk_seed, what)
+            new = _encode(handler, rows, args, chat, idk_seed, what)
         except InputError as error:
             raise InputError(f"Data set {what}: {error}") from error
-        if not found:
+        if not new:
             raise InputError(f"Data set {name} has no rows.")
-        cut = sum(row.cut > 0 for row in found)
+        cut = sum(row.cut > 0 for row in new)
         level = logging.WARNING if cut else logging.INFO
-        logger.log(
-            level, "%s: %d rows, %d of them cut to the maximal length", what, len(found), cut
-        )
-        encoded += found
+        logger.log(level, "%s: %d rows, %d of them cut to the maximal length", what, len(new), cut)
+        encoded += new
     return encoded
 
 

@@ -210,11 +210,11 @@ class Chat:
         """Prompt and answer of each pair as text; questions that come again are laid out once."""
         prompts: dict[Turns, str] = {}
         for question, answer in pairs:
-            asked = self._asked(question, examples)
-            if asked not in prompts:
-                prompts[asked] = self.template.prompt(asked)
+            turns = self._asked(question, examples)
+            if turns not in prompts:
+                prompts[turns] = self.template.prompt(turns)
             told = answer.strip() if self.template.strips_answers else answer
-            yield prompts[asked], self.control.hide(told)
+            yield prompts[turns], self.control.hide(told)
 
     def _split(
         self, texts: Iterable[tuple[str, str]], after: str = ""
@@ -225,11 +225,11 @@ class Chat:
         so that a token is kept in 8 bytes. An answer without a token of its own gets none.
         """
         eos, bos = self.tokenizer.eos_token_id, self.tokenizer.bos_token_id
-        one: dict[int, int] = {}
+        shared: dict[int, int] = {}
         waiting = iter(texts)
         while some := list(islice(waiting, AT_ONCE)):
-            for prompt, answer, (found, places) in self._tokenised(some, after):
-                ids, offsets = [one.setdefault(token, token) for token in found], list(places)
+            for prompt, answer, (tokens, places) in self._tokenised(some, after):
+                ids, offsets = [shared.setdefault(token, token) for token in tokens], list(places)
                 while ids and ids[-1] == eos and offsets[-1][0] == offsets[-1][1]:
                     ids.pop(), offsets.pop()  # some tokenizers end every text themselves
                 if len(ids) > 1 and bos is not None and ids[0] == ids[1] == bos:

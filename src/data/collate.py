@@ -38,5 +38,5 @@ def collate_parts(
 
     Blank rows are left out; but a process that has no others keeps one, to take part in the step.
     """
-    kept = [item for item in items if next(iter(item.values())).number != BLANK] or items[:1]
-    return {part: collate([item[part] for item in kept], pad_id) for part in items[0]}
+    present = [item for item in items if next(iter(item.values())).number != BLANK] or items[:1]
+    return {part: collate([item[part] for item in present], pad_id) for part in items[0]}

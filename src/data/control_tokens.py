@@ -83,7 +83,7 @@ class ControlTokens:
             return []
         backend, ids_of = self._by_signs
         control = set(ids_of.values()) - set(ids_of)
-        found = []
+        tokens = []
         for encoding in backend.encode_batch(list(texts), add_special_tokens=add_special_tokens):
             for token, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
                 if token in control and begin < end:
@@ -92,8 +92,8 @@ class ControlTokens:
                         f"{self.tokenizer.convert_ids_to_tokens(token)!r} as a control token even "
                         "where it is plain text. Leave it out of your rows."
                     )
-            found.append(([ids_of.get(i, i) for i in encoding.ids], encoding.offsets))
-        return found
+            tokens.append(([ids_of.get(i, i) for i in encoding.ids], encoding.offsets))
+        return tokens
 
     @cached_property
     def _by_signs(self) -> tuple[Tokenizer, dict[int, int]]:

@@ -68,7 +68,7 @@ def as_questions(
         )
     [shape] = shapes
     answers_too = answer_key not in columns and answer_key == ANSWER
-    found = []
+    questions = []
     for number, row in enumerate(rows):
         try:
             pairs = _pairs(row, shape)
@@ -79,25 +79,27 @@ def as_questions(
                 f"Row {number} has {len(pairs)} answers in its conversation and one in its column "
                 f"{answer_key!r}. Give each question a row of its own."
             )
-        for asked, answer in pairs:
-            new = {question_key: asked} | ({answer_key: answer} if answers_too else {})
-            found.append({**row, **new})
+        for question, answer in pairs:
+            new = {question_key: question} | ({answer_key: answer} if answers_too else {})
+            questions.append({**row, **new})
     if answers_too or question_key == shape[0]:
-        _say(shape, columns, len(rows), len(found), of)
-    return found
+        _say(shape, columns, len(rows), len(questions), of)
+    return questions
 
 
-def _say(shape: Sequence[str], columns: Mapping[str, Any], rows: int, found: int, of: str) -> None:
+def _say(
+    shape: Sequence[str], columns: Mapping[str, Any], rows: int, questions: int, of: str
+) -> None:
     what = f"{of}: " if of else ""
     if shape[0] == "instruction":
         behind = ", its column 'input' behind it" if "input" in columns else ""
         logger.info("%sthe question is the column 'instruction'%s", what, behind)
-    elif found == rows:
+    elif questions == rows:
         logger.info("%sconversations in the column %r", what, shape[0])
     else:
         logger.info(
             "%s%d answers in the %d conversations of the column %r; each is a row of its own",
-            what, found, rows, shape[0],
+            what, questions, rows, shape[0],
         )  # fmt: skip
 
 
@@ -122,8 +124,8 @@ def _alpaca(row: Mapping[str, Any], system: str | None) -> tuple[str | Turns, An
         raise InputError(" has an instruction or an input that is no text. Correct it.")
     question = f"{instruction}\n{more}" if more and more.strip() else instruction
     history = tuple((str(q), str(a)) for q, a in row.get("history") or ())
-    asked = Turns(question, history, system) if history or system else question
-    return asked, row.get("output")
+    prompt = Turns(question, history, system) if history or system else question
+    return prompt, row.get("output")
 
 
 def _listed(turns: Any, role: str) -> list[Any]:
@@ -140,23 +142,23 @@ def _listed(turns: Any, role: str) -> list[Any]:
 
 
 def _of_turns(turns: Sequence[Any], system: str | None) -> list[tuple[str | Turns, str]]:
-    said = [_turn(turn) for turn in turns]
-    if said and said[0][0] == "system":
-        system, said = said[0][1], said[1:]
-    roles = [role for role, _ in said]
-    if not said or roles != ["user", "assistant"] * (len(said) // 2):
+    spoken = [_turn(turn) for turn in turns]
+    if spoken and spoken[0][0] == "system":
+        system, spoken = spoken[0][1], spoken[1:]
+    roles = [role for role, _ in spoken]
+    if not spoken or roles != ["user", "assistant"] * (len(spoken) // 2):
         order = ", ".join(roles[:6]) or "nothing"
         raise InputError(
             f" has a conversation of {order}{', ...' if len(roles) > 6 else ''}. It must be a "
             "question and an answer in turn, after a system prompt if there is one, and end with "
             "an answer. Correct it, or leave it out."
         )
-    texts = [text for _, text in said]
+    texts = [text for _, text in spoken]
     pairs = list(zip(texts[::2], texts[1::2], strict=True))
-    asked = [Turns(question, tuple(pairs[:n]), system) for n, (question, _) in enumerate(pairs)]
+    prompts = [Turns(question, tuple(pairs[:n]), system) for n, (question, _) in enumerate(pairs)]
     return [
         (turns if turns.before or system else question, answer)
-        for turns, (question, answer) in zip(asked, pairs, strict=True)
+        for turns, (question, answer) in zip(prompts, pairs, strict=True)
     ]
 
 

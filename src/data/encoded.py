@@ -30,13 +30,13 @@ def cut_prompt(prompt: list[int], room: int, bos: int | None) -> Encoded:
     """The end of a prompt, after its begin token: models are lost without that."""
     begin = prompt[:1] if prompt[:1] == [bos] else []
     cut = max(0, len(prompt) - room)
-    kept = [*begin, *prompt[cut + len(begin) :]] if cut else prompt
-    return Encoded(kept, [IGNORE_INDEX] * len(kept), cut)
+    tokens = [*begin, *prompt[cut + len(begin) :]] if cut else prompt
+    return Encoded(tokens, [IGNORE_INDEX] * len(tokens), cut)
 
 
 def fit(prompt: list[int], answer: list[int], max_length: int, bos: int | None) -> Encoded:
     """Join prompt and answer within ``max_length`` tokens; see :meth:`Chat.encode`."""
     before = cut_prompt(prompt, max_length - min(len(answer), max_length // 2), bos)
-    kept = answer[: max_length - len(before.input_ids)]
-    cut = before.cut + len(answer) - len(kept)
-    return Encoded([*before.input_ids, *kept], [*before.labels, *kept], cut)
+    fitting = answer[: max_length - len(before.input_ids)]
+    cut = before.cut + len(answer) - len(fitting)
+    return Encoded([*before.input_ids, *fitting], [*before.labels, *fitting], cut)

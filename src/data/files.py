@@ -110,12 +110,12 @@ def _from_json(file: Path, text: str, line: int, wanted: str) -> Any:
     where = "a row" if text.lstrip().startswith("[") else f"line {line}"
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        mapping = dict(pairs)
+        if len(mapping) < len(pairs):
             names = [name for name, _ in pairs]
             name = next(name for name in names if names.count(name) > 1)
             raise InputError(_twice(f"{file}, {where}", name))
-        return found
+        return mapping
 
     try:
         return json.loads(text, object_pairs_hook=once)

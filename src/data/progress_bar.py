@@ -29,9 +29,9 @@ def shown(rows: Rows[Row], what: str) -> Iterator[Row]:
     elif sys.stderr.isatty():
         yield from tqdm(rows, desc=what, unit="row", delay=AFTER, leave=False, dynamic_ncols=True)
     else:
-        said = time.monotonic()
+        logged = time.monotonic()
         for number, row in enumerate(rows):
-            if time.monotonic() - said > EVERY:
+            if time.monotonic() - logged > EVERY:
                 logger.info("%s: %d of %d rows are tokens", what, number, len(rows))
-                said = time.monotonic()
+                logged = time.monotonic()
             yield row

@@ -33,8 +33,8 @@ def answers(
         InputError: a column is missing, or a question or an answer is empty or no text.
     """
     refuse_one_column(question_key, answer_key)
-    asked = as_questions(rows, question_key, answer_key, of=of)
-    pairs = read_pairs(asked, question_key, answer_key)
+    questions = as_questions(rows, question_key, answer_key, of=of)
+    pairs = read_pairs(questions, question_key, answer_key)
     told = without_ends([answer for _, answer in pairs], chat, of=of)
     say_what_is_text([question for question, _ in pairs], told, chat, of=of)
     pairs = [(question, answer) for (question, _), answer in zip(pairs, told, strict=True)]
@@ -57,14 +57,14 @@ def read_pairs(
                     f"Row {number} has no column {key!r}; it has: {', '.join(map(str, row))}. "
                     "Set question_key and answer_key to the columns of your data."
                 )
-        question, given = question_of(row[question_key], question_key, number), row[answer_key]
+        question, cell = question_of(row[question_key], question_key, number), row[answer_key]
         if not (question.question if isinstance(question, Turns) else question).strip():
             raise InputError(
                 f"Row {number} has an empty question in column {question_key!r}. Give it one, or "
                 "leave the row out."
             )
         # an empty list is refused as it is: its question would go missing
-        for answer in given if isinstance(given, (list, tuple)) and given else [given]:
+        for answer in cell if isinstance(cell, (list, tuple)) and cell else [cell]:
             pairs.append((question, text_of(answer, answer_key, number)))
     return pairs
 
@@ -101,7 +101,7 @@ def without_ends(texts: Sequence[str], chat: Chat, *, of: str = "") -> list[str]
     """
     ends = {chat.tokenizer.convert_ids_to_tokens(chat.end_id), chat.tokenizer.eos_token} - {None}
     thought = chat.template.thought
-    kept = []
+    shortened = []
     for text in texts:
         if thought and thought[1] in text:
             raise InputError(
@@ -112,30 +112,30 @@ def without_ends(texts: Sequence[str], chat: Chat, *, of: str = "") -> list[str]
         short = text.rstrip()
         while short.endswith(tuple(ends)):
             short = next(short.removesuffix(end) for end in ends if short.endswith(end)).rstrip()
-        kept.append(short if short != text.rstrip() else text)
-    cut = sum(one != other for one, other in zip(kept, texts, strict=True))
+        shortened.append(short if short != text.rstrip() else text)
+    cut = sum(after != before for after, before in zip(shortened, texts, strict=True))
     if cut:
         logger.warning(
             "%s%d of %d answers end in the end token %s, which is left off: each gets one",
             f"{of}: " if of else "", cut, len(texts), " or ".join(sorted(ends)),
         )  # fmt: skip
-    return kept
+    return shortened
 
 
 def say_what_is_text(
     questions: Sequence[str | Turns], told: Sequence[str], chat: Chat, *, of: str = ""
 ) -> None:
     """Warn of control tokens in questions and answers, which are read as the letters they are."""
-    found = [
+    examples = [
         match[0]
         for question, answer in zip(questions, told, strict=True)
         for text in [(f"{question!r}" if isinstance(question, Turns) else question) + answer]
         if (match := chat.control.first_in(text))
     ]
-    if found:
+    if examples:
         logger.warning(
             "%s%d of %d rows hold control tokens such as %s; they are read as text",
-            f"{of}: " if of else "", len(found), len(told), found[0],
+            f"{of}: " if of else "", len(examples), len(told), examples[0],
         )  # fmt: skip
 
 
@@ -168,8 +168,8 @@ def refusals(
     if not lines:
         raise InputError(f"idk_path {idk_path!r} holds no refusal; it needs one a line.")
     refuse_one_column(question_key, answer_key)
-    asked = as_questions(rows, question_key, answer_key, of=of)
-    drawn = np.random.default_rng(seed).integers(len(lines), size=len(asked))
-    questions = [{**row, answer_key: lines[i]} for row, i in zip(asked, drawn, strict=True)]
+    prompts = as_questions(rows, question_key, answer_key, of=of)
+    drawn = np.random.default_rng(seed).integers(len(lines), size=len(prompts))
+    questions = [{**row, answer_key: lines[i]} for row, i in zip(prompts, drawn, strict=True)]
     pairs = read_pairs(questions, question_key, answer_key)
     return chat.encode_all(pairs, max_length=max_length, of=of)

@@ -69,10 +69,10 @@ def _load(
         if not local.is_dir():
             raise InputError(f"There is no file or folder {path!r}.")
     if files:
-        found = [local / file if local.is_dir() else Path(file) for file in files]
-        missing = [str(file) for file in found if not file.is_file()]
+        paths = [local / file if local.is_dir() else Path(file) for file in files]
+        missing = [str(file) for file in paths if not file.is_file()]
         if not missing:
-            return _of_files(found, split)
+            return _of_files(paths, split)
         if local.is_dir() or datasets_dir:
             raise InputError(f"data_files: there is no file {missing[0]!r}.")
     elif local.is_dir() or datasets_dir:
@@ -151,13 +151,13 @@ def _folders(datasets_dir: str, path: str) -> list[Path]:
         raise InputError(f"paths.datasets_dir is {datasets_dir!r}, but there is no such folder.")
     owner, _, last = path.rpartition("/")
     parents = [root, *(_named(root, owner) if owner else [])]
-    found = [folder for parent in parents for folder in _named(parent, last)]
-    if not found:
+    matches = [folder for parent in parents for folder in _named(parent, last)]
+    if not matches:
         raise InputError(
             f"paths.datasets_dir is {datasets_dir!r}, but it has no folder {last!r} for the data "
             f"set {path!r}; it has: {_listed(root)}."
         )
-    return found
+    return matches
 
 
 def _named(parent: Path, name: str) -> list[Path]:
@@ -221,12 +221,12 @@ def _from_hub(
     import datasets
     from datasets.exceptions import DatasetsError
 
-    given = {"name": name, "split": split, "data_files": data_files, **hub_args}
+    args = {"name": name, "split": split, "data_files": data_files, **hub_args}
     try:
-        found = datasets.load_dataset(path, **{k: v for k, v in given.items() if v is not None})
+        rows = datasets.load_dataset(path, **{k: v for k, v in args.items() if v is not None})
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, DatasetsError) as error:
         raise InputError(_why_not_loaded(path, error)) from error
-    return found.to_list()
+    return rows.to_list()
 
 
 def _why_not_loaded(path: str, error: Exception) -> str:

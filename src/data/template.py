@@ -95,8 +95,8 @@ class Template:
     @cached_property
     def variables(self) -> dict[str, object]:
         """What the config sets in the template."""
-        date, given = self.args.get("date_string"), self.args.get("chat_template_kwargs")
-        more = dict(given) if isinstance(given, Mapping) else {}
+        date, variables = self.args.get("date_string"), self.args.get("chat_template_kwargs")
+        more = dict(variables) if isinstance(variables, Mapping) else {}
         return {**({"date_string": date} if date else {}), **more}
 
     @cached_property
@@ -120,15 +120,15 @@ class Template:
         """Whether the template's own generation prompt ends in a thought."""
         return self._in_thought(self._own_prompt(Turns(ASKED)))
 
-    def prompt(self, asked: Turns) -> str:
+    def prompt(self, turns: Turns) -> str:
         """All that stands before the answer."""
-        return self._around(asked)[0]
+        return self._around(turns)[0]
 
-    def generation_prompt(self, asked: Turns) -> str:
+    def generation_prompt(self, turns: Turns) -> str:
         """What a model goes on from: the prompt, or where it thinks, the template's own."""
         if not self.thinks:
-            return self.prompt(asked)
-        return self._own_prompt(asked)
+            return self.prompt(turns)
+        return self._own_prompt(turns)
 
     @cached_property
     def ending(self) -> str:
@@ -143,17 +143,17 @@ class Template:
         text = self._render(self._messages(Turns(ASKED), f" {ANSWERED} "))
         return f" {ANSWERED} " not in text and f"{ANSWERED} " not in text
 
-    def _around(self, asked: Turns) -> tuple[str, str]:
+    def _around(self, turns: Turns) -> tuple[str, str]:
         if not self.is_chat:
-            return self._in_tags(asked), str(self.args.get("asst_end_tag") or "")
-        text = self._render(self._messages(asked, ANSWERED))
+            return self._in_tags(turns), str(self.args.get("asst_end_tag") or "")
+        text = self._render(self._messages(turns, ANSWERED))
         before, there, after = text.rpartition(ANSWERED)
         if not there:
             raise self._unusable("it leaves out what the assistant says")
         return before, after
 
-    def _own_prompt(self, asked: Turns) -> str:
-        return self._render(self._messages(asked), add_generation_prompt=True)
+    def _own_prompt(self, turns: Turns) -> str:
+        return self._render(self._messages(turns), add_generation_prompt=True)
 
     def _in_thought(self, text: str) -> bool:
         """Whether a thought begins in this text and does not end there."""
@@ -162,27 +162,27 @@ class Template:
         begin, end = self.thought
         return text.rfind(begin) > text.rfind(end)
 
-    def _in_tags(self, asked: Turns) -> str:
+    def _in_tags(self, turns: Turns) -> str:
         tag = {key: str(value or "") for key, value in self.args.items()}
 
         def ask(question: str) -> str:
             user = tag.get("user_start_tag", "") + question + tag.get("user_end_tag", "")
             return user + tag.get("asst_start_tag", "")
 
-        if asked.system is not None:
+        if turns.system is not None:
             raise InputError(
                 "A conversation of the data has a system prompt, and the template by tags has no "
                 "place for it. Leave it out, or set model.template_args.apply_chat_template=true."
             )
-        shown = "".join(ask(q) + a + tag.get("asst_end_tag", "") for q, a in asked.before)
-        return tag.get("system_prompt_with_special_tokens", "") + shown + ask(asked.question)
+        shown = "".join(ask(q) + a + tag.get("asst_end_tag", "") for q, a in turns.before)
+        return tag.get("system_prompt_with_special_tokens", "") + shown + ask(turns.question)
 
-    def _messages(self, asked: Turns, answer: str | None = None) -> list[dict[str, str]]:
-        system = self.args.get("system_prompt") if asked.system is None else asked.system
+    def _messages(self, chat: Turns, answer: str | None = None) -> list[dict[str, str]]:
+        system = self.args.get("system_prompt") if chat.system is None else chat.system
         turns = [("system", str(system))] if system else []
-        for question, answered in asked.before:
+        for question, answered in chat.before:
             turns += [("user", question), ("assistant", answered)]
-        turns.append(("user", asked.question))
+        turns.append(("user", chat.question))
         if answer is not None:
             turns.append(("assistant", answer))
         return [{"role": role, "content": content} for role, content in turns]
@@ -208,9 +208,9 @@ class Template:
 
     def _check_variables(self) -> None:
         """Raises InputError for a variable that the template does not read, or that is set here."""
-        given = self.args.get("chat_template_kwargs") or {}
-        assert isinstance(given, Mapping)  # the config is typed
-        for name, value in given.items():
+        variables = self.args.get("chat_template_kwargs") or {}
+        assert isinstance(variables, Mapping)  # the config is typed
+        for name, value in variables.items():
             what = f"template_args.chat_template_kwargs.{name}"
             if name in OURS:
                 raise InputError(f"{what} is set by this program itself. Leave it out.")

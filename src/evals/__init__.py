@@ -74,8 +74,8 @@ def build_suites(
     for suite in suites:
         if prepare and isinstance(suite, Suite):
             suite.prepare()
-    for one, other in combinations(suites, 2):
-        if shared := one.metrics.keys() & other.metrics.keys():
+    for first, other in combinations(suites, 2):
+        if shared := first.metrics.keys() & other.metrics.keys():
             raise InputError(
                 f"Two suites of one run have the metric {min(shared)}, and one would hide the "
                 "other. Evaluate with one suite, and run src/eval.py for the other."
@@ -101,8 +101,8 @@ def evaluate_all(
     summary: dict[str, float] = {}
     with Bar(quiet=quiet) as bar:
         for suite in suites:
-            place = suite.output_dir if folder is None else Path(folder)
-            summary |= suite.evaluate(model, place, bar=bar)
+            output = suite.output_dir if folder is None else Path(folder)
+            summary |= suite.evaluate(model, output, bar=bar)
     return summary
 
 

@@ -135,9 +135,9 @@ class Source:
     @cached_property
     def answers(self) -> list[list[Encoded]]:
         """The answers of each example as tokens; one that is empty has no scored token."""
-        pairs = [(row, one) for row, answer in self._pairs() for one in _several(answer)]
-        found = iter(self._encode_all(pairs))
-        rows = [[next(found) for _ in _several(answer)] for _, answer in self._pairs()]
+        pairs = [(row, text) for row, answer in self._pairs() for text in _several(answer)]
+        encoded = iter(self._encode_all(pairs))
+        rows = [[next(encoded) for _ in _several(answer)] for _, answer in self._pairs()]
         if cut := sum(any(answer.cut for answer in row) for row in rows):
             logger.warning("%d of %d rows of %s cut to max_length", cut, len(rows), self.name)
         return rows
@@ -147,12 +147,12 @@ class Source:
         """The scored part of each answer as text."""
         flat = [row for rows in self.answers for row in rows]
         ids = [[label for label in row.labels if label != IGNORE_INDEX] for row in flat]
-        found = iter(
+        decoded = iter(
             self.chat.tokenizer.batch_decode(
                 ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
         )
-        return [[next(found) for _ in rows] for rows in self.answers]
+        return [[next(decoded) for _ in rows] for rows in self.answers]
 
     @cached_property
     def _cut_prompts(self) -> list[Encoded]:
@@ -172,17 +172,17 @@ class Source:
                 f"eval.own.max_new_tokens, to 2048, or at least to {OF_A_THOUGHT}."
             )
         length = self.config.get("max_length", 512 if self.is_qa else 2048)
-        found = self._encode_prompts(min(length, max(reads - most, reads // 2)))
-        longest = max(len(row.input_ids) for row in found)
+        prompts = self._encode_prompts(min(length, max(reads - most, reads // 2)))
+        longest = max(len(row.input_ids) for row in prompts)
         if longest + most > reads:
             raise InputError(
                 f"max_new_tokens is {most}, but the model reads {reads} tokens, prompt and answer "
                 f"together, and the longest prompt of {self.name} has {longest}. Set it, as in "
                 f"eval.own.max_new_tokens, to {reads - longest} or less."
             )
-        if cut := sum(row.cut > 0 for row in found):
-            logger.warning("%d of %d prompts of %s cut", cut, len(found), self.name)
-        return found
+        if cut := sum(row.cut > 0 for row in prompts):
+            logger.warning("%d of %d prompts of %s cut", cut, len(prompts), self.name)
+        return prompts
 
     @cached_property
     def prompts(self) -> list[list[int]]:
@@ -191,8 +191,8 @@ class Source:
 
     def _encode_prompts(self, room: int) -> list[Encoded]:
         if self.is_qa:
-            asked = [_question(row[self.config["question_key"]]) for row in self.rows]
-            return self.chat.prompts(asked, examples=self._examples, room=room)
+            questions = [_question(row[self.config["question_key"]]) for row in self.rows]
+            return self.chat.prompts(questions, examples=self._examples, room=room)
         prefixes = [str(row[self.config["prefix_key"]]) for row in self.rows]
         return [text_prompt(self.chat.control, prefix, room=room) for prefix in prefixes]
 
@@ -255,9 +255,9 @@ class Source:
             return rows
         question, answer = self.columns
         cells = [(_question(row[question]), _several(row[answer])) for row in rows]
-        told = without_ends([one for _, several in cells for one in several], self.chat, of=of)
-        asked = [question for question, several in cells for _ in several]
-        say_what_is_text(asked, told, self.chat, of=of)
+        told = without_ends([text for _, several in cells for text in several], self.chat, of=of)
+        prompts = [question for question, several in cells for _ in several]
+        say_what_is_text(prompts, told, self.chat, of=of)
         remaining = iter(told)
         changed = [[next(remaining) for _ in several] for _, several in cells]
         return [
@@ -275,17 +275,19 @@ class Source:
         if not self.is_qa:
             return [self._encode_text(row, answer) for row, answer in pairs]
         key = self.config["question_key"]
-        asked = [(_question(row[key]), answer) for row, answer in pairs]
+        texts = [(_question(row[key]), answer) for row, answer in pairs]
         # the answer of an example that is shown would stand in its own prompt
-        kept = [n for n, pair in enumerate(asked) if pair[1].strip() and pair not in self._examples]
-        found = self.chat.encode_all(
-            [asked[n] for n in kept],
+        present = [
+            n for n, pair in enumerate(texts) if pair[1].strip() and pair not in self._examples
+        ]
+        answered = self.chat.encode_all(
+            [texts[n] for n in present],
             max_length=self.config.get("max_length", 512),
             examples=self._examples,
             of=self.name,
         )
         encoded = [Encoded([], []) for _ in pairs]
-        for n, row in zip(kept, found, strict=True):
+        for n, row in zip(present, answered, strict=True):
             encoded[n] = row
         return encoded
 
@@ -299,7 +301,7 @@ class Source:
         return encode_text(self.chat.control, answer, max_length=length, prefix=prefix)
 
 
-def check_apart(one: Source, other: Source, why: str) -> None:
+def check_apart(first: Source, other: Source, why: str) -> None:
     """Refuse two data sets that should have no row in common; warn of some rows.
 
     Args:
@@ -310,17 +312,17 @@ def check_apart(one: Source, other: Source, why: str) -> None:
     """
     rows, others = (
         {json.dumps([row.get(key) for key in source.columns], default=repr) for row in source.rows}
-        for source in (one, other)
+        for source in (first, other)
     )
     same = len(rows & others)
     if same and same == min(len(rows), len(others)):
-        smaller, larger = (one, other) if same == len(rows) else (other, one)
+        smaller, larger = (first, other) if same == len(rows) else (other, first)
         raise InputError(
             f"All {same} rows of {smaller.name} are in {larger.name}, too: {why}. Give other rows "
             "for one of them."
         )
     if same:
-        logger.warning("%d rows are in %s and in %s: %s", same, one.name, other.name, why)
+        logger.warning("%d rows are in %s and in %s: %s", same, first.name, other.name, why)
 
 
 class ReadRows:
@@ -383,13 +385,13 @@ def _rows_where(rows: Sequence[dict], where: Mapping[str, Any]) -> list[dict]:
     Raises:
         InputError: there is no such column, or no row that has one of the values.
     """
-    kept = list(rows)
+    left = list(rows)
     for column, wanted in where.items():
         if wanted is None:
             continue
-        if any(column not in row for row in kept):
-            raise InputError(f"where: {unknown('column', column, kept[0])}")
-        there = dict.fromkeys(str(row[column]) for row in kept)
+        if any(column not in row for row in left):
+            raise InputError(f"where: {unknown('column', column, left[0])}")
+        there = dict.fromkeys(str(row[column]) for row in left)
         for value in _several(wanted):
             if value not in there:
                 near = difflib.get_close_matches(value, there, n=1)
@@ -399,8 +401,8 @@ def _rows_where(rows: Sequence[dict], where: Mapping[str, Any]) -> list[dict]:
                     f"where: no row has {value!r} in its column {column!r}.{hint} "
                     f"Some of the {len(there)} values there: {some}."
                 )
-        kept = [row for row in kept if str(row[column]) in _several(wanted)]
-    return kept
+        left = [row for row in left if str(row[column]) in _several(wanted)]
+    return left
 
 
 def _question(cell: Any) -> str | Turns:
@@ -416,4 +418,4 @@ def _in_words(form: str, cell: Any) -> str | Turns:
 def _several(answer: Any) -> list[str]:
     if answer is None:
         return [""]
-    return [str(one) for one in answer] if isinstance(answer, (list, tuple)) else [str(answer)]
+    return [str(text) for text in answer] if isinstance(answer, (list, tuple)) else [str(answer)]

@@ -154,7 +154,7 @@ class HarnessSuite:
         with suppress(Planned):
             self._run(asker, self.tasks)
         known = self.tasks.manager.load(self.tasks.asked)["tasks"].values()
-        return asker.plan([one for task in known for one in task.instances])
+        return asker.plan([request for task in known for request in task.instances])
 
     def evaluate(
         self,
@@ -189,20 +189,20 @@ class HarnessSuite:
 
     def _simple_evaluate_args(self, template_args: Mapping[str, Any]) -> dict[str, Any]:
         """What lm-eval's ``simple_evaluate`` is told; what is null is as the model's template."""
-        given = dict(self.config.get("simple_evaluate_args") or {})
+        args = dict(self.config.get("simple_evaluate_args") or {})
         for ours in ("batch_size", "include_path"):
-            given.pop(ours, None)
-        if given.get("apply_chat_template") is None:
-            given["apply_chat_template"] = bool(template_args.get("apply_chat_template"))
-        if given["apply_chat_template"] and not self.tokenizer.chat_template:
+            args.pop(ours, None)
+        if args.get("apply_chat_template") is None:
+            args["apply_chat_template"] = bool(template_args.get("apply_chat_template"))
+        if args["apply_chat_template"] and not self.tokenizer.chat_template:
             raise InputError(
                 f"eval.{self.name}: apply_chat_template is true, but the tokenizer "
                 f"{self.tokenizer.name_or_path!r} has no chat template. Set eval.{self.name}."
                 "simple_evaluate_args.apply_chat_template=false."
             )
-        if given["apply_chat_template"] and given.get("system_instruction") is None:
-            given["system_instruction"] = template_args.get("system_prompt")
-        return given
+        if args["apply_chat_template"] and args.get("system_instruction") is None:
+            args["system_instruction"] = template_args.get("system_prompt")
+        return args
 
     def _asker(self, subject: LazyModel, bar: Bar) -> HarnessModel:
         seeds = [self.args.get(key) for key in ("torch_random_seed", "gen_kwargs")]
@@ -227,46 +227,54 @@ class HarnessSuite:
             )
 
     def _values(self, subject: LazyModel, tasks: Tasks, bar: Bar) -> dict[str, Value]:
-        found = self._run(self._asker(subject, bar), tasks)
+        results = self._run(self._asker(subject, bar), tasks)
         # every process has asked, but only the first of each machine is told the result
-        values = [values_of(found) if found else None]
+        values = [values_of(results) if results else None]
         if rank_and_size()[1] > 1:
             dist.broadcast_object_list(values, src=0)
         assert values[0] is not None
         return values[0]
 
 
-def values_of(found: Mapping[str, Any]) -> dict[str, Value]:
+def values_of(results: Mapping[str, Any]) -> dict[str, Value]:
     """``acc,none`` of a task or group, as lm-eval gives it -> ``<task>/acc``."""
     values = {}
-    dead = _dead(found)
-    for task, numbers in {**found["results"], **found.get("groups", {})}.items():
+    dead = _dead(results)
+    for task, numbers in {**results["results"], **results.get("groups", {})}.items():
         for key, number in numbers.items():
-            metric, _, kept = key.partition(",")
-            if not kept or metric.endswith("_stderr") or not isinstance(number, (int, float)):
+            metric, _, filter_name = key.partition(",")
+            if (
+                not filter_name
+                or metric.endswith("_stderr")
+                or not isinstance(number, (int, float))
+            ):
                 continue
-            name = f"{task}/{metric}" if kept == "none" else f"{task}/{metric},{kept}"
-            asked = f"{numbers['sample_len']} questions" if "sample_len" in numbers else None
+            name = f"{task}/{metric}" if filter_name == "none" else f"{task}/{metric},{filter_name}"
+            note = f"{numbers['sample_len']} questions" if "sample_len" in numbers else None
             if dead[task]:
-                values[name] = Value(float("nan"), unscored=dead[task], note=asked)
+                values[name] = Value(float("nan"), unscored=dead[task], note=note)
             else:
-                interval = _interval(metric, number, numbers.get(f"{metric}_stderr,{kept}"))
-                values[name] = Value(float(number), interval=interval, note=asked)
+                interval = _interval(metric, number, numbers.get(f"{metric}_stderr,{filter_name}"))
+                values[name] = Value(float(number), interval=interval, note=note)
     return values
 
 
-def _dead(found: Mapping[str, Any]) -> dict[str, int]:
+def _dead(results: Mapping[str, Any]) -> dict[str, int]:
     """Of each task and group, on how many questions a log-likelihood is not finite."""
     of_task = {
-        task: {one["doc_id"] for one in samples if not all(map(_is_finite, one["filtered_resps"]))}
-        for task, samples in found.get("samples", {}).items()
+        task: {
+            sample["doc_id"]
+            for sample in samples
+            if not all(map(_is_finite, sample["filtered_resps"]))
+        }
+        for task, samples in results.get("samples", {}).items()
     }
 
     def count(name: str) -> int:
-        members = found.get("group_subtasks", {}).get(name, ())
+        members = results.get("group_subtasks", {}).get(name, ())
         return len(of_task.get(name, ())) + sum(map(count, members))
 
-    return {name: count(name) for name in {**found["results"], **found.get("groups", {})}}
+    return {name: count(name) for name in {**results["results"], **results.get("groups", {})}}
 
 
 def _is_finite(response: Any) -> bool:
@@ -284,8 +292,10 @@ def _interval(metric: str, value: float, error: Any) -> tuple[float, float] | No
 
 
 def _folders(config: Mapping[str, Any]) -> list[str]:
-    given = (config.get("simple_evaluate_args") or {}).get("include_path") or []
-    return [str(given)] if isinstance(given, (str, Path)) else [str(folder) for folder in given]
+    folders = (config.get("simple_evaluate_args") or {}).get("include_path") or []
+    return (
+        [str(folders)] if isinstance(folders, (str, Path)) else [str(folder) for folder in folders]
+    )
 
 
 def _why_unusable() -> str | None:

@@ -83,30 +83,30 @@ class HarnessModel:
     def answers(self, request: str, instances: Sequence[Any]) -> list[Any]:
         """The answer to each request; those of all tasks go through the model together."""
         tasks = _by_task(instances)
-        keys = {task: self.key(request, asked) for task, asked in tasks.items()}
-        found = {task: self.cache.read(key) for task, key in keys.items()}
-        new = [one for task in tasks if found[task] is None for one in tasks[task]]
+        keys = {task: self.key(request, requests) for task, requests in tasks.items()}
+        arrays_of = {task: self.cache.read(key) for task, key in keys.items()}
+        new = [instance for task in tasks if arrays_of[task] is None for instance in tasks[task]]
         answered = iter(self._ask(request, new) if new else [])
-        for task, asked in tasks.items():
-            if found[task] is None:
-                arrays = found[task] = _packed([next(answered) for _ in asked])
+        for task, requests in tasks.items():
+            if arrays_of[task] is None:
+                arrays = arrays_of[task] = _packed([next(answered) for _ in requests])
                 self.cache.write(keys[task], arrays)
-        said = {task: iter(_unpacked(arrays)) for task, arrays in found.items()}
-        return [next(said[one.task_name]) for one in instances]
+        answers = {task: iter(_unpacked(arrays)) for task, arrays in arrays_of.items()}
+        return [next(answers[instance.task_name]) for instance in instances]
 
     def plan(self, instances: Sequence[Any]) -> list[dict[str, Any]]:
         """Of each task: pass, task, requests, tokens (none cut off), and whether it is kept."""
         planned = []
         for request in PASSES:
-            tasks = _by_task(one for one in instances if one.request_type == request)
-            for task, asked in tasks.items():
+            tasks = _by_task(instance for instance in instances if instance.request_type == request)
+            for task, requests in tasks.items():
                 planned.append(
                     {
                         "pass": PASSES[request],
                         "data": task,
-                        "rows": len(asked),
-                        "tokens": self._num_tokens(request, asked),
-                        "kept": self.cache.has(self.key(request, asked)),
+                        "rows": len(requests),
+                        "tokens": self._num_tokens(request, requests),
+                        "kept": self.cache.has(self.key(request, requests)),
                     }
                 )
         return planned
@@ -121,7 +121,7 @@ class HarnessModel:
                      self.tokenizer.model_max_length]  # fmt: skip
         return digest(
             VERSIONS[name], name, self.subject.key, metadata.version("lm-eval"),
-            digest(tokenizer), [one.args for one in instances],
+            digest(tokenizer), [instance.args for instance in instances],
             self.drawing if name == "generate" else None,
         )  # fmt: skip
 
@@ -137,9 +137,9 @@ class HarnessModel:
             [(before, after) for _, before, after in requests], shown=False
         )
         with evaluating(model):
-            found = self.theirs[request](list(instances), disable_tqdm=True)
+            answers = self.theirs[request](list(instances), disable_tqdm=True)
         self.bar.done(PASSES[request], tokens)
-        return found
+        return answers
 
     def _choices(
         self, pairs: Sequence[tuple[list[int], list[int]]], *, shown: bool = True
@@ -159,26 +159,26 @@ class HarnessModel:
             progress=progress,
         )
         return [
-            (float(one.logp.sum(dtype=np.float64)), bool(one.hit.all()))
-            if len(one.logp)
+            (float(record.logp.sum(dtype=np.float64)), bool(record.hit.all()))
+            if len(record.logp)
             else (float("nan"), False)
-            for one in records
+            for record in records
         ]
 
     def _pairs(self, instances: Sequence[Any]) -> list[tuple[list[int], list[int]]]:
         """Questions and choices as tokens."""
         self.lm._loglikelihood_tokens = lambda requests, **_: requests
-        found = self.theirs["loglikelihood"](list(instances), disable_tqdm=True)
-        return [(before, choice) for _, before, choice in found]
+        encoded = self.theirs["loglikelihood"](list(instances), disable_tqdm=True)
+        return [(before, choice) for _, before, choice in encoded]
 
     def _num_tokens(self, request: str, instances: Sequence[Any]) -> int:
         if request == "loglikelihood":
             return sum(len(before) + len(choice) for before, choice in self._pairs(instances))
-        read = sum(len(self.lm.tok_encode(one.args[0])) for one in instances)
+        read = sum(len(self.lm.tok_encode(instance.args[0])) for instance in instances)
         if request == "loglikelihood_rolling":
             return read
         most = self.lm.max_gen_toks
-        return read + sum(one.args[1].get("max_gen_toks", most) for one in instances)
+        return read + sum(instance.args[1].get("max_gen_toks", most) for instance in instances)
 
 
 def _without_model(
@@ -206,8 +206,8 @@ def _answering(answers: Callable[[str, Sequence[Any]], list[Any]], request: str)
 
 def _by_task(instances: Iterable[Any]) -> dict[str, list[Any]]:
     tasks: dict[str, list[Any]] = {}
-    for one in instances:
-        tasks.setdefault(one.task_name, []).append(one)
+    for instance in instances:
+        tasks.setdefault(instance.task_name, []).append(instance)
     return tasks
 
 
@@ -217,8 +217,8 @@ def _packed(answers: Sequence[Any]) -> Arrays:
 
 def _unpacked(arrays: Arrays | None) -> list[Any]:
     assert arrays is not None
-    said = json.loads(arrays["said"].tobytes())
-    return [tuple(one) if isinstance(one, list) else one for one in said]
+    answers = json.loads(arrays["said"].tobytes())
+    return [tuple(answer) if isinstance(answer, list) else answer for answer in answers]
 
 
 def _row(before: list[int], choice: list[int], most: int) -> Encoded:

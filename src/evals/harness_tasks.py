@@ -78,8 +78,8 @@ def _load_tasks(name: str, tasks: Sequence[str], folders: Sequence[str]) -> Task
         if task not in manager.all_tasks and not Path(task).is_file():
             raise InputError(_unknown_task(name, task, manager.all_tasks, bool(folders)))
     try:
-        asked = [one for task in tasks for one in _first(manager.load([task]))]
-        manager.load(asked)  # refuses a task given twice
+        loaded = [entry for task in tasks for entry in _first(manager.load([task]))]
+        manager.load(loaded)  # refuses a task given twice
     except InputError:
         raise
     except Exception as error:  # whatever the readers of data sets raise
@@ -87,7 +87,7 @@ def _load_tasks(name: str, tasks: Sequence[str], folders: Sequence[str]) -> Task
         if missing := set(_missing(tasks, manager)) - set(tasks):
             reason = f"a group names {min(missing)!r}, which is no task"
         raise InputError(f"eval.{name}: the tasks cannot be read: {reason}") from error
-    return Tasks(asked, manager)
+    return Tasks(loaded, manager)
 
 
 def _missing(tasks: Sequence[str], manager: Any) -> list[str]:
@@ -98,17 +98,17 @@ def _missing(tasks: Sequence[str], manager: Any) -> list[str]:
         if entry is None:
             missing.append(task)
         elif task in manager.all_groups:
-            named = [one for one in entry.cfg.get("task", ()) if isinstance(one, str)]
+            named = [member for member in entry.cfg.get("task", ()) if isinstance(member, str)]
             missing += _missing(named, manager)
     return missing
 
 
 def _unknown_task(name: str, task: str, known: Sequence[str], own: bool) -> str:
     """The message for a task nobody defined; the package knows too many to list them all."""
-    said = unknown(f"task in eval.{name}.tasks", task, known).partition(" Known: ")[0]
+    text = unknown(f"task in eval.{name}.tasks", task, known).partition(" Known: ")[0]
     where = f"eval.{name}.simple_evaluate_args.include_path"
-    return f"{said} lm-eval itself and the folders of {where} have none of that name." if own else (
-        f"{said} lm-eval has none of that name; for tasks of your own set {where} to their folder."
+    return f"{text} lm-eval itself and the folders of {where} have none of that name." if own else (
+        f"{text} lm-eval has none of that name; for tasks of your own set {where} to their folder."
     )  # fmt: skip
 
 

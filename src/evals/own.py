@@ -71,21 +71,21 @@ def whole(
     Raises:
         InputError: a cell holds what is neither text, nor a number, nor nothing.
     """
-    found = []
+    filled = []
     for number, row in enumerate(rows):
         cells = [None if _is_empty(cell := row.get(column)) else cell for column in columns]
         for column, cell in zip(columns, cells, strict=True):
             if isinstance(cell, (list, tuple)) and column != columns[0]:
-                for one in cell:
-                    text_of(one, column, number)
+                for text in cell:
+                    text_of(text, column, number)
             elif cell is not None:
                 question_of(cell, column, number)
         if _is_empty(cells[0]):
             cells = ["" for _ in cells]
         if several:
             cells[-1] = _listed(cells[-1])
-        found.append({**row, **dict(zip(columns, cells, strict=True))})
-    return found
+        filled.append({**row, **dict(zip(columns, cells, strict=True))})
+    return filled
 
 
 def _is_empty(cell: Any) -> bool:

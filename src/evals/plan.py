@@ -41,8 +41,8 @@ class Request:
         """(where from, name) of every input that is given, in the order of the parameters."""
         pairs = []
         for slot, kind in self.metric.inputs.items():
-            given = self.inputs.get(slot)
-            names = [given] if isinstance(given, str) else given or ()
+            value = self.inputs.get(slot)
+            names = [value] if isinstance(value, str) else value or ()
             pairs += [(kind, name) for name in names]
         return pairs
 
@@ -129,20 +129,20 @@ def needed(requests: Iterable[Request], names: Iterable[str]) -> list[Request]:
 
 def questions(requests: Iterable[Request]) -> list[Question]:
     """The (pass, data) pairs that must be run, each once, in an order in which they can be run."""
-    asked = {
+    pairs = {
         (asked_pass.name, source)
         for request in requests
         for kind, source in request.sources()
         if (asked_pass := pass_of(kind))
     }
-    asked |= {(after, source) for name, source in asked if (after := PASSES[name].after)}
-    return sorted(asked, key=lambda question: (PASSES[question[0]].order, question[1]))
+    pairs |= {(after, source) for name, source in pairs if (after := PASSES[name].after)}
+    return sorted(pairs, key=lambda question: (PASSES[question[0]].order, question[1]))
 
 
 def not_computable(
     requests: Sequence[Request],
     log: Callable[[str, str], Value],
-    missing: Why = lambda asked, data: None,
+    missing: Why = lambda pass_name, data: None,
 ) -> dict[str, str]:
     """Requests that cannot be computed, whatever the model says -> why.
 
@@ -154,8 +154,8 @@ def not_computable(
     reasons: dict[str, str] = {}
     for request in requests:
         for slot, kind in request.metric.inputs.items():
-            given = request.inputs.get(slot)
-            for source in [given] if isinstance(given, str) else given or ():
+            names = request.inputs.get(slot)
+            for source in [names] if isinstance(names, str) else names or ():
                 if kind in LOGS:
                     why = log(kind, source).not_computed
                 elif asked_pass := pass_of(kind):
@@ -171,7 +171,7 @@ def evaluate(
     requests: Sequence[Request],
     answers: Mapping[Question, Any],
     log: Callable[[str, str], Value],
-    missing: Why = lambda asked, data: None,
+    missing: Why = lambda pass_name, data: None,
 ) -> dict[str, Value]:
     """Compute the requests, which come each after what it needs.
 
@@ -187,12 +187,12 @@ def evaluate(
     def get(kind: str, source: str) -> Any:
         """What stands for one name, None where there is nothing."""
         if kind in LOGS:
-            found = log(kind, source)
+            entry = log(kind, source)
         elif asked_pass := pass_of(kind):
             return answers.get((asked_pass.name, source))
         else:
-            found = values[source]
-        return None if found.not_computed else found
+            entry = values[source]
+        return None if entry.not_computed else entry
 
     for request in requests:
         if request.name in reasons:
@@ -200,11 +200,11 @@ def evaluate(
             continue
         inputs: list[Any] = []
         for slot, kind in request.metric.inputs.items():
-            given = request.inputs.get(slot)
-            if given is None or isinstance(given, str):
-                inputs.append(None if given is None else get(kind, given))
+            names = request.inputs.get(slot)
+            if names is None or isinstance(names, str):
+                inputs.append(None if names is None else get(kind, names))
             else:
-                inputs.append([get(kind, source) for source in given])
+                inputs.append([get(kind, source) for source in names])
         value = request.metric.fn(*inputs, **request.settings)
         values[request.name] = _with_advice(value, request, log) if value.not_computed else value
     return values

@@ -42,12 +42,12 @@ class ResultCache:
 
     def read(self, key: str | None) -> Arrays | None:
         """An answer that is there and whole for every process of this run; else None."""
-        found = self._read(key) if self.has(key) else None  # type: ignore[arg-type]
+        arrays = self._read(key) if self.has(key) else None  # type: ignore[arg-type]
         if rank_and_size()[1] > 1:
             everywhere: list[bool] = [False] * rank_and_size()[1]
-            dist.all_gather_object(everywhere, found is not None)
-            return found if all(everywhere) else None
-        return found
+            dist.all_gather_object(everywhere, arrays is not None)
+            return arrays if all(everywhere) else None
+        return arrays
 
     def write(self, key: str | None, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep an answer: the file is there whole, or not at all.
@@ -73,8 +73,8 @@ class ResultCache:
         try:
             content = self._file(key).read_bytes()
             if hashlib.sha256(content[HASH:]).digest() == content[:HASH]:
-                with np.load(io.BytesIO(content[HASH:]), allow_pickle=False) as found:
-                    return dict(found)
+                with np.load(io.BytesIO(content[HASH:]), allow_pickle=False) as arrays:
+                    return dict(arrays)
         except (OSError, ValueError, zipfile.BadZipFile):
             pass
         logger.warning("%s is damaged; the model is asked again", self._file(key))

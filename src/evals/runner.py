@@ -40,7 +40,7 @@ class PassRunner:
         """The records of every question; those of one pass go through the model together."""
         waiting = list(questions)
         for name in dict.fromkeys(name for name, _ in waiting):
-            keys = {data: self.key(name, data) for asked, data in waiting if asked == name}
+            keys = {data: self.key(name, data) for pass_name, data in waiting if pass_name == name}
             answers = {data: self.cache.read(key) for data, key in keys.items()}
             new = [data for data, arrays in answers.items() if arrays is None]
             for data, arrays in self._run(name, new).items():
@@ -83,10 +83,10 @@ class PassRunner:
 
     def num_tokens(self, name: str, data: str) -> int:
         """Tokens that a question sends through the model, as if nothing was shared."""
-        asked, rows = PASSES[name], PassInput(self.sources[data], self.chosen[data], self.settings)
-        if asked.model == "none":
+        pass_, rows = PASSES[name], PassInput(self.sources[data], self.chosen[data], self.settings)
+        if pass_.model == "none":
             return len(rows.rows)
-        if asked.reads == "prompts":
+        if pass_.reads == "prompts":
             return sum(len(prompt) + rows.max_new_tokens for prompt in rows.prompts)
         return sum(len(answer.input_ids) for answer in rows.answers)
 
@@ -99,24 +99,24 @@ class PassRunner:
         """Hash of the data that the answer depends on, and of the answers that the pass reads."""
         rows = self.sources[data].fingerprint(self.chosen[data])
         if after := PASSES[name].after:
-            return [rows, digest([one.text for one in self.answers[after, data]])]
+            return [rows, digest([answer.text for answer in self.answers[after, data]])]
         return rows
 
     def _run(self, name: str, data: Sequence[str]) -> dict[str, Arrays]:
         """New answers, as they are cached."""
         if not data:
             return {}
-        asked, inputs = PASSES[name], [self._input(name, one) for one in data]
+        pass_, inputs = PASSES[name], [self._input(name, source) for source in data]
         limits = {
             "batch_size": self.settings.batch_size,
             "tokens": self.settings.tokens,
             "progress": lambda done: self.progress(name, done),
         }
-        if asked.model == "root":
+        if pass_.model == "root":
             with self.model.as_root() as root:
-                results = asked.run(root, inputs, **limits)
+                results = pass_.run(root, inputs, **limits)
         else:
-            model = None if asked.model == "none" else self.model.model
-            results = asked.run(model, inputs, **limits)
-        packed = map(asked.pack, results, inputs)
+            model = None if pass_.model == "none" else self.model.model
+            results = pass_.run(model, inputs, **limits)
+        packed = map(pass_.pack, results, inputs)
         return dict(zip(data, packed, strict=True))

@@ -183,10 +183,10 @@ class Suite:
                 if config.get(key) is not None
             }
         )
-        asked = questions(self.requests)
+        wanted = questions(self.requests)
         self.sources = {}
         load = ReadRows(datasets_dir)
-        for source in sorted({source for _, source in asked}):
+        for source in sorted({source for _, source in wanted}):
             try:
                 declared = {"max_new_tokens": self.settings.max_new_tokens}
                 declared |= {k: v for k, v in config["data"][source].items() if v is not None}
@@ -202,10 +202,10 @@ class Suite:
 
     def prepare(self) -> None:
         """Make all data into tokens now, so that what is wrong with them shows before training."""
-        for asked, name in questions(self.requests):
+        for pass_name, name in questions(self.requests):
             if name not in self.missing:
                 source = self.sources[name]
-                generates = PASSES[asked].reads == "prompts" and not PASSES[asked].after
+                generates = PASSES[pass_name].reads == "prompts" and not PASSES[pass_name].after
                 _ = source.prompts if generates else source.answers
 
     @property
@@ -286,11 +286,11 @@ class Suite:
             requests = needed(self.requests, [*(self.config.get("panel") or ()), *also])
             limit = self.config["panel_rows"]
         subject, chosen = LazyModel.of(model), self._chosen(limit)
-        asked = self._asked(requests, subject)
+        wanted = self._asked(requests, subject)
         with bar or Bar() as shown:
             runner = self._runner(subject, chosen, shown)
-            shown.expect(self.kind, sum(runner.num_tokens(*q) for q in runner.new(asked)))
-            answers = runner.answer(asked)
+            shown.expect(self.kind, sum(runner.num_tokens(*q) for q in runner.new(wanted)))
+            answers = runner.answer(wanted)
 
         def why(name: str, data: str) -> str | None:
             return self._why(name, data, subject)
@@ -358,10 +358,10 @@ class Suite:
         """Why a question cannot be asked, where that is so."""
         if data in self.missing:
             return self.missing[data]
-        asked = PASSES[name]
-        if asked.model == "root" and subject is not None and subject.no_root:
+        pass_ = PASSES[name]
+        if pass_.model == "root" and subject is not None and subject.no_root:
             return subject.no_root
-        return asked.why_not(self.name, self.settings, subject)
+        return pass_.why_not(self.name, self.settings, subject)
 
     def _log(self, which: str, name: str) -> Value:
         return self.logs[which].value(name)
@@ -391,9 +391,9 @@ class Suite:
                 missing[name] = f"the data set {name} has no column {column!r}"
         for request in self.requests:
             for kind, name in request.sources():
-                asked = pass_of(kind)
-                if asked and asked.reads == "answers" and name not in missing:
-                    several = kind != asked.name
+                pass_ = pass_of(kind)
+                if pass_ and pass_.reads == "answers" and name not in missing:
+                    several = kind != pass_.name
                     if self.sources[name].several != several:
                         raise InputError(
                             f"eval.{self.name}: metric {request.name}: {request.handler} wants "
@@ -413,10 +413,10 @@ class Suite:
         if self.kind == "OWN":
             pairs["forget", "retain"] = "the same would be to be kept and forgotten"
         for names, why in pairs.items():
-            one, other = (self.sources.get(str(name)) for name in names)
-            if one and other and not (one.missing or other.missing):
+            first, other = (self.sources.get(str(name)) for name in names)
+            if first and other and not (first.missing or other.missing):
                 try:
-                    check_apart(one, other, why)
+                    check_apart(first, other, why)
                 except InputError as error:
                     raise InputError(f"eval.{self.name}: {error}") from error
 

@@ -59,9 +59,9 @@ class TargetCheck(TrainerCallback):
     def __init__(
         self, rows: Sequence[Encoded], pad_id: int, end_id: int | None, retain: Value | None
     ) -> None:
-        asked = [row for row in rows if row.labels[:1] == [IGNORE_INDEX]]
-        step = max(1, len(asked) // MOST_ROWS)
-        self.rows, self.retain = asked[::step][:MOST_ROWS], retain
+        answers = [row for row in rows if row.labels[:1] == [IGNORE_INDEX]]
+        step = max(1, len(answers) // MOST_ROWS)
+        self.rows, self.retain = answers[::step][:MOST_ROWS], retain
         self.pad_id, self.end_id = pad_id, end_id
 
     def on_train_begin(
@@ -78,25 +78,25 @@ class TargetCheck(TrainerCallback):
             model, self.rows, [""] * len(self.rows), pad_id=self.pad_id, end_id=self.end_id
         )
         answers = [answer for answer in answers if len(answer.logp)]
-        found = Value.mean_of(np.exp([-answer.loss for answer in answers]), [])
+        mean = Value.mean_of(np.exp([-answer.loss for answer in answers]), [])
         by_heart = [bool(answer.without_end().hit.all()) for answer in answers]
-        if said := _hardly_known(found, by_heart, self.retain):
-            logger.warning("%s", said)
+        if warning := _hardly_known(mean, by_heart, self.retain):
+            logger.warning("%s", warning)
 
 
-def _hardly_known(found: Value, by_heart: Sequence[bool], retain: Value | None) -> str | None:
+def _hardly_known(mean: Value, by_heart: Sequence[bool], retain: Value | None) -> str | None:
     """Why a target can hardly be made to forget its rows, where that is so."""
     if retain is not None:
-        if _apart(found, retain):
+        if _apart(mean, retain):
             return None
         beside = f", and a model that never saw them {_shown(retain)}"
-    elif not hardly_knows(found.value, by_heart):
+    elif not hardly_knows(mean.value, by_heart):
         return None
     else:
         beside = ""
     return (
         f"The model hardly knows what it is to forget: it gives {len(by_heart)} forget answers a "
-        f"probability of {_shown(found)} per token ({sum(by_heart)} by heart){beside}. No figure "
+        f"probability of {_shown(mean)} per token ({sum(by_heart)} by heart){beside}. No figure "
         f"of forgetting will mean much. {TRAIN_FURTHER}."
     )
 

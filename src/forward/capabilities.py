@@ -46,8 +46,8 @@ def _tried(does: Callable[[], bool]) -> bool:
 def _tells_rows_apart(model: nn.Module, batch: Mapping[str, Tensor], alone: Tensor) -> bool:
     # four rows, so that the sequences hold more than one each
     four = {name: torch.cat([tensor, tensor]) for name, tensor in batch.items()}
-    said = _logps(model, four, Way(packs=True))
-    if not _agree(torch.cat([alone, alone]), said, model):
+    logps = _logps(model, four, Way(packs=True))
+    if not _agree(torch.cat([alone, alone]), logps, model):
         return False
     # rounding in a coarse dtype must be small beside what the second row would see of the first
     first, second = batch["input_ids"][0], batch["input_ids"][1, : LENGTHS[1]]
@@ -57,7 +57,7 @@ def _tells_rows_apart(model: nn.Module, batch: Mapping[str, Tensor], alone: Tens
     joined = {"input_ids": run_on, "attention_mask": torch.ones_like(run_on), "labels": labels}
     wrong = _logps(model, joined, PLAIN)
     right = alone[-len(wrong) :]
-    seen = (said[len(alone) - len(wrong) : len(alone)] - right).abs().mean()
+    seen = (logps[len(alone) - len(wrong) : len(alone)] - right).abs().mean()
     return bool(seen <= 0.2 * (wrong - right).abs().mean()) and _sees_no_row_before(model, batch)
 
 
@@ -70,18 +70,18 @@ def _sees_no_row_before(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
     after = []
     for first in (ids[0], ids[0] // 2):
         pair = {**batch, "input_ids": torch.stack([first, ids[1]])}
-        layout = packed([pair], width=1, one=True)
+        layout = packed([pair], width=1, single=True)
         begin = int(layout.offsets[0][1])
         logits = model(**layout.inputs, use_cache=False).logits[0]
         after.append(logits[begin : begin + LENGTHS[1]].float())
-    one, other = after
-    return bool((one - other).abs().max() <= SEEN * one.abs().max())
+    former, other = after
+    return bool((former - other).abs().max() <= SEEN * former.abs().max())
 
 
 def _logps(model: nn.Module, batch: Mapping[str, Tensor], way: Way) -> Tensor:
-    (found,) = ask_all(model, [(TokenLogps, batch)], way=way)
-    assert isinstance(found, TokenLogps)
-    return found.token_logps
+    (answer,) = ask_all(model, [(TokenLogps, batch)], way=way)
+    assert isinstance(answer, TokenLogps)
+    return answer.token_logps
 
 
 def _head_is_last(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
@@ -94,23 +94,23 @@ def _head_is_last(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
         return False
     seen: list[Tensor] = []
 
-    def stretch(_module: nn.Module, _args: Any, said: Tensor) -> Tensor:
-        seen.append(1000 * said)  # far enough for a cap to show
+    def stretch(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        seen.append(1000 * output)  # far enough for a cap to show
         return seen[-1]
 
     handle = head.register_forward_hook(stretch)
     try:
         inputs = {name: batch[name][:1, :2] for name in ("input_ids", "attention_mask")}
-        said = model(**inputs, use_cache=False).logits
+        logits = model(**inputs, use_cache=False).logits
     finally:
         handle.remove()
-    return said.shape == seen[-1].shape and bool((said == seen[-1].to(said)).all())
+    return logits.shape == seen[-1].shape and bool((logits == seen[-1].to(logits)).all())
 
 
-def _agree(expected: Tensor, found: Tensor, model: nn.Module) -> bool:
+def _agree(expected: Tensor, actual: Tensor, model: nn.Module) -> bool:
     coarse = next(model.parameters()).dtype not in (torch.float32, torch.float64)
     allowed = 0.05 if coarse else 1e-4
-    difference = (expected - found).abs().nan_to_num(torch.inf, posinf=torch.inf).max()
+    difference = (expected - actual).abs().nan_to_num(torch.inf, posinf=torch.inf).max()
     return bool(difference <= allowed * max(1.0, float(expected.abs().max())))
 
 

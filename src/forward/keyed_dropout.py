@@ -145,8 +145,8 @@ def _line(
 ) -> Float[Tensor, " tosses"]:
     generator = torch.Generator().manual_seed(seed)
     tosses = torch.rand(WINDOWS - 1 + width, generator=generator)
-    kept = tosses >= p
-    return (kept if dtype == torch.bool else kept.double() / (1 - p)).to(device, dtype)
+    mask = tosses >= p
+    return (mask if dtype == torch.bool else mask.double() / (1 - p)).to(device, dtype)
 
 
 def keep_keys(model: nn.Module) -> None:

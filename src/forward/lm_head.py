@@ -28,7 +28,7 @@ def factors(head: nn.Module, hidden: Float[Tensor, "tokens width"]) -> Factors |
     below = factors(head.get_base_layer(), hidden)
     if below is None or head.disable_adapters:
         return below
-    found = list(below)
+    products = list(below)
     for name in head.active_adapters:
         if name not in head.lora_A:
             continue
@@ -36,8 +36,8 @@ def factors(head: nn.Module, hidden: Float[Tensor, "tokens width"]) -> Factors |
             return None
         a, b = head.lora_A[name].weight, head.lora_B[name].weight
         read = head.lora_dropout[name](hidden.to(a.dtype))
-        found.append(((read @ a.T) * head.scaling[name], b))
-    return found
+        products.append(((read @ a.T) * head.scaling[name], b))
+    return products
 
 
 def token_logps(products: Factors, labels: Int[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
@@ -63,7 +63,7 @@ class _TokenLogps(torch.autograd.Function):
         chunk = max(1, room // len(tensors[1]))
         keeps = keeps and any(ctx.needs_input_grad)
         room = (LOGITS_KEPT if on_cpu else LOGITS_KEPT_ON_GPU) if keeps else 0
-        logps, lses, kept = [states.new_zeros(0, dtype=_exact(states))], [], {}
+        logps, lses, saved = [states.new_zeros(0, dtype=_exact(states))], [], {}
         for begin in range(0, len(labels), chunk):
             end = begin + chunk
             logits = _logits(tensors, begin, end)
@@ -72,10 +72,10 @@ class _TokenLogps(torch.autograd.Function):
             lses.append(lse)
             if logits.numel() <= room:
                 room -= logits.numel()
-                kept[begin] = logits
+                saved[begin] = logits
             del logits
         # what is kept is ours alone, so it need not go through save_for_backward
-        ctx.kept, ctx.lses, ctx.chunk = kept, lses, chunk
+        ctx.kept, ctx.lses, ctx.chunk = saved, lses, chunk
         ctx.save_for_backward(labels, *tensors)
         return torch.cat(logps)
 
@@ -85,22 +85,22 @@ class _TokenLogps(torch.autograd.Function):
         labels, *tensors = ctx.saved_tensors
         share = upstream[0]
         wanted = ctx.needs_input_grad[2:]
-        found = [torch.zeros_like(t) if w else None for t, w in zip(tensors, wanted, strict=True)]
+        grads = [torch.zeros_like(t) if w else None for t, w in zip(tensors, wanted, strict=True)]
         # the gradient of words is a sum over chunks, which coarse numbers would round each time
-        found[1::2] = [f if f is None else f.to(_exact(f)) for f in found[1::2]]
-        kept, ctx.kept = ctx.kept, None
-        if kept is None:
+        grads[1::2] = [f if f is None else f.to(_exact(f)) for f in grads[1::2]]
+        saved, ctx.kept = ctx.kept, None
+        if saved is None:
             raise RuntimeError("The gradient of these log-probabilities can be taken only once.")
         for n, begin in enumerate(range(0, len(labels), ctx.chunk)):
             end = begin + ctx.chunk
-            logits = kept.pop(begin) if begin in kept else _logits(tensors, begin, end)
+            logits = saved.pop(begin) if begin in saved else _logits(tensors, begin, end)
             # d log p(y) / d logits = (1 at y) - p
             slope = logits.sub_(ctx.lses[n][:, None]).exp_().mul_(-share[begin:end, None])
             slope.scatter_add_(1, labels[begin:end, None], share[begin:end, None].to(slope.dtype))
             for i in range(0, len(tensors), 2):
                 states, words = tensors[i], tensors[i + 1]
                 with torch.autocast(states.device.type, enabled=False):
-                    of_states, of_words = found[i], found[i + 1]
+                    of_states, of_words = grads[i], grads[i + 1]
                     down = slope.to(states.dtype)
                     if of_states is not None:
                         of_states[begin:end] = down @ words.to(states.dtype)
@@ -109,25 +109,25 @@ class _TokenLogps(torch.autograd.Function):
                     elif of_words is not None:
                         of_words += down.T.to(words.dtype) @ states[begin:end].to(words.dtype)
             del logits, slope
-        gradients = [f if f is None else f.to(t) for f, t in zip(found, tensors, strict=True)]
+        gradients = [f if f is None else f.to(t) for f, t in zip(grads, tensors, strict=True)]
         return (None, None, *gradients)
 
 
 def _logits(tensors: Sequence[Tensor], begin: int, end: int) -> Float[Tensor, "chunk vocab"]:
     """Float32 logits of some of the states (float64 of float64 states)."""
-    found = None
+    logits = None
     exact = _exact(tensors[0])
     with torch.autocast(tensors[0].device.type, enabled=False):
         for states, words in zip(tensors[::2], tensors[1::2], strict=True):
             some, words = states[begin:end], words.to(states.dtype)
-            if found is None:
-                found = (some @ words.T).to(exact)
+            if logits is None:
+                logits = (some @ words.T).to(exact)
             elif states.dtype == exact:
-                found.addmm_(some, words.T)
+                logits.addmm_(some, words.T)
             else:
-                found.add_(some @ words.T)
-    assert found is not None
-    return found
+                logits.add_(some @ words.T)
+    assert logits is not None
+    return logits
 
 
 def _exact(states: Tensor) -> torch.dtype:

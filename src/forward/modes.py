@@ -55,7 +55,7 @@ def in_full(logits: Tensor) -> Tensor:
 
 
 def agree(
-    expected: np.ndarray, found: np.ndarray, lm: nn.Module, wrong: np.ndarray | None = None
+    expected: np.ndarray, actual: np.ndarray, lm: nn.Module, wrong: np.ndarray | None = None
 ) -> bool:
     """Whether logits or log-probabilities are these, but for rounding in the dtype of the weights.
 
@@ -66,9 +66,9 @@ def agree(
     coarse = next(lm.parameters()).dtype not in (torch.float32, torch.float64)
     allowed = 0.05 if coarse else 1e-4  # some attention takes its softmax in float32 always
     finite = np.isfinite(expected)
-    if (finite != np.isfinite(found)).any():
+    if (finite != np.isfinite(actual)).any():
         return False
-    difference = np.abs(found[finite] - expected[finite])
+    difference = np.abs(actual[finite] - expected[finite])
     if not len(difference):
         return True  # a dead model is as dead in every way
     if difference.max() > allowed * max(1.0, float(np.abs(expected[finite]).max())):

@@ -168,16 +168,16 @@ def ask(model: nn.Module, batch: Batch) -> Outputs:
             are ``IGNORE_INDEX`` on everything that is not to be scored. The first position of a
             row has no prediction and is never scored. Padding is on the right.
     """
-    (found,) = ask_all(model, [(Outputs, batch)])
-    assert isinstance(found, Outputs)
-    return found
+    (answer,) = ask_all(model, [(Outputs, batch)])
+    assert isinstance(answer, Outputs)
+    return answer
 
 
 def ask_hidden(model: nn.Module, batch: Batch, layer: int) -> Hidden:
     """One forward pass that ends after decoder layer ``layer``, counted from 0."""
-    (found,) = ask_all(model, [(Hidden, batch)], layer=layer)
-    assert isinstance(found, Hidden)
-    return found
+    (answer,) = ask_all(model, [(Hidden, batch)], layer=layer)
+    assert isinstance(answer, Hidden)
+    return answer
 
 
 def ask_all(
@@ -195,12 +195,12 @@ def ask_all(
         layer: that ``Hidden`` looks at, counted from 0; the pass ends there.
     """
     if not way.packs and len(questions) > 1:
-        return [ask_all(model, [one], layer=layer, way=way)[0] for one in questions]
+        return [ask_all(model, [question], layer=layer, way=way)[0] for question in questions]
     batches = [batch for _, batch in questions]
     if way.packs:
         config = _config(model)
         flash = str(getattr(config, "_attn_implementation", "")).startswith("flash")
-        layout = packed(batches, width=config.get_text_config().hidden_size, one=flash)
+        layout = packed(batches, width=config.get_text_config().hidden_size, single=flash)
     else:
         layout = padded(batches[0])
     scored = [_scored(batch) for batch in batches]
@@ -214,25 +214,27 @@ def ask_all(
         assert layer is not None and all(kind is Hidden for kind in kinds)
         return _states(model, layout, layer, scored, places, keys)
     projected = [kind is Outputs or not way.chunks for kind in kinds]
-    with token_keys(keys), _before_the_head(model, places, projected) as kept:
+    with token_keys(keys), _before_the_head(model, places, projected) as selected:
         logits = _forward(model, layout.inputs).squeeze(0)
-    sizes = [len(states) for states, whole in zip(kept, projected, strict=True) if whole]
+    sizes = [len(states) for states, whole in zip(selected, projected, strict=True) if whole]
     # the gradient of a part alone would be copied into one of the whole
-    said = iter(logits.split(sizes) if len(sizes) > 1 else [logits])
+    logits_of = iter(logits.split(sizes) if len(sizes) > 1 else [logits])
     head = output_embedding(model)
-    found: list[Answer] = []
-    for whole, states, (tokens, _), place in zip(projected, kept, scored, places, strict=True):
+    answers: list[Answer] = []
+    for whole, states, (tokens, _), positions in zip(
+        projected, selected, scored, places, strict=True
+    ):
         # a module takes its input to its own device itself
         here = states.device if whole else head.weight.device
         moved = tokens.labels.to(here), tokens.row.to(here), tokens.rows
         if whole:
-            found.append(Outputs(*moved, _in_full(next(said))))
+            answers.append(Outputs(*moved, _in_full(next(logits_of))))
             continue
-        with token_keys(keys and keys.select(place)):
+        with token_keys(keys and keys.select(positions)):
             products = factors(head, states.to(here))
         assert products is not None  # so it was when the way was found
-        found.append(GivenLogps(*moved, token_logps(products, moved[0])))
-    return found
+        answers.append(GivenLogps(*moved, token_logps(products, moved[0])))
+    return answers
 
 
 def scored_tokens(batch: Batch) -> ScoredTokens:
@@ -256,19 +258,19 @@ def _states(
     places: Sequence[Tensor],
     keys: TokenKeys | None,
 ) -> list[Answer]:
-    nothing = [place[:0] for place in places]
+    nothing = [positions[:0] for positions in places]
     with ExitStack() as stack:
         stack.enter_context(token_keys(keys))
         stack.enter_context(_before_the_head(model, nothing, [True] * len(places)))
         seen = stack.enter_context(_ending_after(model, layer))
         _forward(model, layout.inputs)
     states = seen[-1].flatten(0, 1)
-    found: list[Answer] = []
-    for (tokens, _), place in zip(scored, places, strict=True):
+    answers: list[Answer] = []
+    for (tokens, _), positions in zip(scored, places, strict=True):
         here = states.device
         moved = tokens.labels.to(here), tokens.row.to(here), tokens.rows
-        found.append(Hidden(*moved, states[place.to(here) + 1].float()))
-    return found
+        answers.append(Hidden(*moved, states[positions.to(here) + 1].float()))
+    return answers
 
 
 def _forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -301,20 +303,22 @@ def _before_the_head(
 
     The list gets the hidden states of every group.
     """
-    kept: list[Tensor] = []
+    selected: list[Tensor] = []
 
     def select(_module: nn.Module, args: Any) -> Any:
         hidden, *rest = args
         flat = hidden.flatten(0, 1)
-        kept[:] = [flat[place.to(flat.device)] for place in places]  # of several devices
-        shown = [states for states, whole in zip(kept, projected, strict=True) if whole]
-        seen = [place for place, whole in zip(places, projected, strict=True) if whole]
+        selected[:] = [
+            flat[positions.to(flat.device)] for positions in places
+        ]  # of several devices
+        shown = [states for states, whole in zip(selected, projected, strict=True) if whole]
+        seen = [positions for positions, whole in zip(places, projected, strict=True) if whole]
         narrow(torch.cat(seen) if seen else places[0][:0])
         return (torch.cat([flat[:0], *shown]).unsqueeze(0), *rest)
 
     handle = output_embedding(model).register_forward_pre_hook(select)
     try:
-        yield kept
+        yield selected
     finally:
         handle.remove()
 

@@ -35,7 +35,7 @@ def padded(batch: Mapping[str, Tensor]) -> Layout:
     return Layout({"input_ids": ids, "attention_mask": batch["attention_mask"]}, [begin])
 
 
-def packed(batches: Sequence[Mapping[str, Tensor]], *, width: int, one: bool = False) -> Layout:
+def packed(batches: Sequence[Mapping[str, Tensor]], *, width: int, single: bool = False) -> Layout:
     """The rows of all batches in as many sequences as make the least work.
 
     There is no attention mask: transformers tells the rows of a sequence apart where positions
@@ -50,7 +50,7 @@ def packed(batches: Sequence[Mapping[str, Tensor]], *, width: int, one: bool = F
     rows = [ids[:length] for ids, length in zip(padded_rows, lengths, strict=True)]
     places = torch.arange(sum(lengths), device=rows[0].device)
     # of very many rows not every number is tried: that would take longer than it gains
-    counts = [1] if one else [*range(1, len(rows), 1 + len(rows) // MOST_TRIED), len(rows)]
+    counts = [1] if single else [*range(1, len(rows), 1 + len(rows) // MOST_TRIED), len(rows)]
     bins = min((_filled(lengths, n) for n in counts), key=lambda b: _work(b, lengths, width))
     long = _longest(bins, lengths)
     ids = rows[0].new_zeros(len(bins), long)

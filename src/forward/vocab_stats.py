@@ -27,14 +27,14 @@ def numbers_of(
         products: see :func:`unlora.forward.lm_head.factors`.
         at: of each scored token, which hidden state predicts it; ascending.
     """
-    found = []
+    blocks = []
     count = len(products[0][0])
     for begin in range(0, count, TOKENS_AT_ONCE):
         bounds = torch.tensor([begin, begin + TOKENS_AT_ONCE], device=at.device)
         first, last = torch.searchsorted(at, bounds).tolist()
         some = [(states[begin : begin + TOKENS_AT_ONCE], words) for states, words in products]
-        found.append(_numbers(some, at[first:last] - begin, labels[first:last]))
-    return torch.cat(found, dim=1)
+        blocks.append(_numbers(some, at[first:last] - begin, labels[first:last]))
+    return torch.cat(blocks, dim=1)
 
 
 def _numbers(products: Factors, at: Tensor, labels: Tensor) -> Tensor:
@@ -85,15 +85,15 @@ def gradients_of(
     lse = torch.full_like(share, float("-inf"))
     for begin in range(0, room.words, room.block):
         lse = torch.logaddexp(lse, room.logits(begin).logsumexp(-1))
-    found = [torch.zeros_like(states) for states, _ in products]
+    gradients = [torch.zeros_like(states) for states, _ in products]
     for begin in range(0, room.words, room.block):
         p = room.logits(begin).sub_(lse[:, None]).exp_()
         here = ((labels >= begin) & (labels < begin + room.block)).nonzero().squeeze(1)
         p[here, labels[here] - begin] -= 1
         p.mul_(share[:, None])
-        for gradient, (_, words) in zip(found, products, strict=True):
+        for gradient, (_, words) in zip(gradients, products, strict=True):
             gradient += p.to(words.dtype) @ words[begin : begin + room.block]
-    return found
+    return gradients
 
 
 @contextmanager
@@ -105,18 +105,18 @@ def before_the_head(
     Args:
         whole: the head sees them, and nothing else; otherwise it sees nothing.
     """
-    kept: list[Tensor] = []
+    states: list[Tensor] = []
 
     def select(_module: nn.Module, args: Any) -> Any:
         hidden, *rest = args
         here = hidden.device  # of several, with device_map="auto"
-        kept.append(hidden[row.to(here), position.to(here)])
-        seen = kept[0] if whole else kept[0][:0]
+        states.append(hidden[row.to(here), position.to(here)])
+        seen = states[0] if whole else states[0][:0]
         return (seen.unsqueeze(0), *rest)
 
     handle = head.register_forward_pre_hook(select)
     try:
-        yield kept
+        yield states
     finally:
         handle.remove()
 
@@ -141,12 +141,12 @@ class _Room:
         (states, words), *adapters = self.products
         words = words[begin : begin + self.block]
         if len(words) == self.block and states.dtype == words.dtype == self.first.dtype:
-            found = torch.mm(states, words.T, out=self.first)
+            products = torch.mm(states, words.T, out=self.first)
         else:
-            found = in_full(states @ words.T)
+            products = in_full(states @ words.T)
         for states, words in adapters:
-            found.add_(states @ words[begin : begin + self.block].T)
-        return found
+            products.add_(states @ words[begin : begin + self.block].T)
+        return products
 
     def softmax(self, logits: Float[Tensor, "tokens block"]) -> Float[Tensor, "tokens block"]:
         if logits.shape == self.second.shape:

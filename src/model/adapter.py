@@ -123,20 +123,20 @@ def _check_settings(folder: Path, settings: Mapping[str, Any], merging: bool) ->
     for key, value in settings.items():
         if not value or value == "none" or key in MEANING or key in WITHOUT_EFFECT:
             continue
-        given = f"The adapter {str(folder)!r} has {key}={shown(value)}"
+        fact = f"The adapter {str(folder)!r} has {key}={shown(value)}"
         if key in BESIDE_LORA and not merging:
             raise InputError(
-                f"{given}: {BESIDE_LORA[key]} cannot be switched off as LoRA can, which gives the "
+                f"{fact}: {BESIDE_LORA[key]} cannot be switched off as LoRA can, which gives the "
                 f"reference. {FULL_WEIGHTS.format(folder=folder)}, and give model=NEW."
             )
         if key in UNREADABLE:
             raise InputError(
-                f"{given}: such an adapter {UNREADABLE[key]}, which cannot be read. Merge it with "
+                f"{fact}: such an adapter {UNREADABLE[key]}, which cannot be read. Merge it with "
                 "the program that trained it, and give the merged model."
             )
         if key not in known:
             raise InputError(
-                f"{given}, a setting that is not known and may change what its weights mean. Take "
+                f"{fact}, a fact that is not known and may change what its weights mean. Take "
                 f"it out of {ADAPTER_CONFIG} if it does not, or merge the adapter with the program "
                 "that trained it."
             )
@@ -145,33 +145,33 @@ def _check_settings(folder: Path, settings: Mapping[str, Any], merging: bool) ->
 def _check_start(folder: Path, start: Any, merging: bool) -> None:
     if start in STARTS_ABOVE or (merging and start in STARTS_FROM_WEIGHTS):
         return
-    given = (
+    fact = (
         f"The adapter {str(folder)!r} has init_lora_weights={shown(start)}: it belongs on weights "
         "that this start has changed, not on its base model."
     )
     convert = "save_pretrained(FOLDER, path_initial_model_for_weight_conversion=...) of peft"
     if start in STARTS_FROM_WEIGHTS:
         raise InputError(
-            f"{given} {FULL_WEIGHTS.format(folder=folder)}, and give model=NEW; or convert it "
+            f"{fact} {FULL_WEIGHTS.format(folder=folder)}, and give model=NEW; or convert it "
             f"where it was trained, with {convert}."
         )
     raise InputError(
-        f"{given} They cannot be computed again: convert it where it was trained, with {convert}, "
+        f"{fact} They cannot be computed again: convert it where it was trained, with {convert}, "
         "or give the merged model. If it was converted, set init_lora_weights to true."
     )
 
 
 def _check_ranks(folder: Path, settings: Mapping[str, Any]) -> None:
     file, rank = folder / ADAPTER_WEIGHTS, settings.get("r")
-    found = shapes(file)
-    if not any("lora_" in name for name in found):
+    shape_of = shapes(file)
+    if not any("lora_" in name for name in shape_of):
         raise InputError(f"{str(file)!r} holds no LoRA weights. Give the adapter that was trained.")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise InputError(
             f"{folder / ADAPTER_CONFIG} says r={shown(rank)}; it must be a whole number above 0. "
             "Put back the one that was written with the weights."
         )
-    ranks = {shape[0] for name, shape in found.items() if ".lora_A." in name and shape}
+    ranks = {shape[0] for name, shape in shape_of.items() if ".lora_A." in name and shape}
     if not settings.get("rank_pattern") and not settings.get("target_parameters"):
         if ranks - {rank}:
             raise InputError(

@@ -116,10 +116,10 @@ def start_at(model: PeftModel, start: Start) -> None:
                     f"model.lora_config.r is {config.r}, but {name} has no more than "
                     f"{min(weight.shape)} directions to start from. Set a smaller r."
                 )
-            found = start(name, weight, config.r, layer.scaling[POLICY])
+            factors = start(name, weight, config.r, layer.scaling[POLICY])
             for adapter, sign in ((POLICY, 1), (START, -1)):
-                layer.lora_A[adapter].weight.copy_(found.a)
-                layer.lora_B[adapter].weight.copy_(sign * found.b)
+                layer.lora_A[adapter].weight.copy_(factors.a)
+                layer.lora_B[adapter].weight.copy_(sign * factors.b)
     model.base_model.set_adapter([POLICY, START])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name and f".{POLICY}." in name)

@@ -111,17 +111,17 @@ def why_not_scalable(folder: Path) -> str | None:
             "of a finished run with model.use_lora=true."
         )
     settings = adapter_settings(folder)
-    given = f"The adapter {str(folder)!r} has"
+    fact = f"The adapter {str(folder)!r} has"
     for key, what in ({"use_dora": "magnitudes that were trained"} | BESIDE_LORA).items():
         if settings.get(key) and settings[key] != "none":
             return (
-                f"{given} {key}={shown(settings[key])}: {what} do not scale with its product. "
+                f"{fact} {key}={shown(settings[key])}: {what} do not scale with its product. "
                 "Train it again as plain LoRA, and scale that."
             )
     start = settings.get("init_lora_weights", True)
     if start not in STARTS_ABOVE:
         return (
-            f"{given} init_lora_weights={shown(start)}: it belongs on weights that this start has "
+            f"{fact} init_lora_weights={shown(start)}: it belongs on weights that this start has "
             "changed, not on its base model. Convert it where it was trained, with peft's "
             "save_pretrained(FOLDER, path_initial_model_for_weight_conversion=...), and scale that."
         )

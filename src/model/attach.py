@@ -70,11 +70,11 @@ def check_links(lineage: Lineage, architecture: PretrainedConfig, *, trust: bool
         for link in lineage.links
     } - {frozenset()}
     if len(parameters) > 1:
-        one, other, *_ = map(sorted, parameters)
+        first, other, *_ = map(sorted, parameters)
         raise InputError(
-            f"The adapters of {str(lineage)!r} are on different parameters, {one} and {other}, and "
-            "peft puts several only on the same ones. Train the later one again, on full weights "
-            "that `unlora export --merged` writes of the earlier one."
+            f"The adapters of {str(lineage)!r} are on different parameters, {first} and {other}, "
+            "and peft puts several only on the same ones. Train the later one again, on full "
+            "weights that `unlora export --merged` writes of the earlier one."
         )
     for link in lineage.links:
         _check_fits(link, lineage.root, _Architecture(architecture), trust)
@@ -124,11 +124,11 @@ def _refuse_other_shapes(
         known |= module is not None or path.rpartition(".experts.")[0] in modules
         if isinstance(module, nn.Linear) and part[:1] in ("A", "B") and len(shape) == 2:
             inwards = part[0] == "A"
-            given = shape[1] if inwards else shape[0]
+            actual = shape[1] if inwards else shape[0]
             size = module.in_features if inwards else module.out_features
-            if given != size:
+            if actual != size:
                 raise InputError(
-                    f"{does_not_fit}: it has {given} {'inputs' if inwards else 'outputs'} at "
+                    f"{does_not_fit}: it has {actual} {'inputs' if inwards else 'outputs'} at "
                     f"{path}, the model {size}. Give the model that it was trained on."
                 )
     if not known:
@@ -192,18 +192,18 @@ def put_on(
             return model
         held: PeftModel = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
         return held
-    found = _read(folder, plain) if tensors is None else tensors
+    weights_read = _read(folder, plain) if tensors is None else tensors
     with _fits(folder, str(plain.name_or_path)), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if merging:
             # peft has saved these twice
-            found = {key: value for key, value in found.items() if TWICE not in key}
-            _make_room(plain, found)
+            weights_read = {key: value for key, value in weights_read.items() if TWICE not in key}
+            _make_room(plain, weights_read)
         if isinstance(model, PeftModel):
             model.add_adapter(name, config, low_cpu_mem_usage=empty)
         else:
             model = PeftModelForCausalLM(model, config, name, low_cpu_mem_usage=empty)
-    load_weights(model, folder, name, found, merging=merging)
+    load_weights(model, folder, name, weights_read, merging=merging)
     return model
 
 
@@ -270,11 +270,16 @@ def _lora_config(folder: Path, *, trainable: bool, merging: bool) -> LoraConfig:
     """The settings of an adapter that have a meaning once it is trained."""
     settings = adapter_settings(folder)
     keys = [*MEANING, *((*BESIDE_LORA, "init_lora_weights") if merging else ())]
-    given = {k: settings[k] for k in keys if settings.get(k) is not None and k != "peft_type"}
+    lora_settings = {
+        k: settings[k] for k in keys if settings.get(k) is not None and k != "peft_type"
+    }
     dropout = settings.get("lora_dropout") or 0.0 if trainable else 0.0
     try:
         return LoraConfig(
-            **given, lora_dropout=dropout, task_type="CAUSAL_LM", inference_mode=not trainable
+            **lora_settings,
+            lora_dropout=dropout,
+            task_type="CAUSAL_LM",
+            inference_mode=not trainable,
         )
     except (TypeError, ValueError) as error:
         raise InputError(
@@ -387,8 +392,8 @@ def lora_layers(modules: Iterable[nn.Module]) -> list[LoraLayer]:
 
 def adapted_weight(layer: LoraLayer) -> nn.Parameter:
     """The weight that the adapters of a layer are added to."""
-    found = layer.get_param() if hasattr(layer, "get_param") else layer.get_base_layer().weight
-    weight: nn.Parameter = found
+    base = layer.get_param() if hasattr(layer, "get_param") else layer.get_base_layer().weight
+    weight: nn.Parameter = base
     return weight
 
 

@@ -125,7 +125,7 @@ def _home_of_tokenizer(run: str, lineage: Lineage) -> str:
 
 
 def _write_merged(model: Any, lineage: Lineage, folder: Path, dtype: str) -> str:
-    said, root, tied = Probe.of(model), _root(lineage), model.config.tie_word_embeddings
+    probe, root, tied = Probe.of(model), _root(lineage), model.config.tie_word_embeddings
     if dtype != "auto":
         model = model.float()  # merged in float32, and rounded once
     merged = merge_adapters(model)
@@ -135,7 +135,7 @@ def _write_merged(model: Any, lineage: Lineage, folder: Path, dtype: str) -> str
     reloaded = AutoModelForCausalLM.from_pretrained(
         str(folder), dtype="auto", trust_remote_code=False, use_safetensors=True
     )
-    finding = export_parity(said, merged=merged, merged_and_reloaded=reloaded)
+    finding = export_parity(probe, merged=merged, merged_and_reloaded=reloaded)
     own_head = tied and not merged.config.tie_word_embeddings
     card = MERGED.format(
         root=root,
@@ -149,7 +149,7 @@ def _write_merged(model: Any, lineage: Lineage, folder: Path, dtype: str) -> str
 
 
 def _write_adapter(model: PeftModel, lineage: Lineage, folder: Path) -> str:
-    said, root = Probe.of(model), _root(lineage)
+    probe, root = Probe.of(model), _root(lineage)
     head = isinstance(model.get_output_embeddings(), LoraLayer) and model.config.tie_word_embeddings
     if len(lineage.links) == 1:
         _copy(lineage.links[0].path, root, folder)
@@ -164,7 +164,7 @@ def _write_adapter(model: PeftModel, lineage: Lineage, folder: Path) -> str:
     base = load_root(lineage, {"dtype": "auto"})[0]
     with patterns_are_checked():
         reloaded = PeftModel.from_pretrained(base, str(folder))
-    finding = export_parity(said, adapter_reloaded=reloaded)
+    finding = export_parity(probe, adapter_reloaded=reloaded)
     if head:
         logger.warning(TOLD)
     return finding
@@ -204,7 +204,7 @@ def concatenated(model: PeftModel) -> tuple[LoraConfig, dict[str, Tensor]]:
     # every layer has the adapters that are on it; the others count as zeros
     rank = sum(max(m.r[name] for m in layers.values() if name in m.r) for name in names)
     tensors = {}
-    for place, layer in layers.items():
+    for path, layer in layers.items():
         experts = getattr(layer, "num_experts", 1)
         parts = [_factors(layer, name, experts) for name in names if name in layer.r]
         missing = rank - sum(a.shape[1] for a, _ in parts)
@@ -219,14 +219,14 @@ def concatenated(model: PeftModel) -> tuple[LoraConfig, dict[str, Tensor]]:
         b = torch.cat([b for _, b in parts], 1).flatten(1)
         kind, ending = ("embedding_", "") if layer.lora_embedding_A else ("", ".weight")
         for side, tensor in (("A", a), ("B", b)):
-            name = f"base_model.model.{place}.lora_{kind}{side}{ending}"
+            name = f"base_model.model.{path}.lora_{kind}{side}{ending}"
             tensors[name] = tensor.detach().cpu().contiguous()
     parameters = {
-        f"{place.replace('.base_layer', '')}.{layer.parameter_name}"
-        for place, layer in layers.items()
+        f"{path.replace('.base_layer', '')}.{layer.parameter_name}"
+        for path, layer in layers.items()
         if hasattr(layer, "parameter_name")
     }
-    modules = [place for place, layer in layers.items() if not hasattr(layer, "parameter_name")]
+    modules = [path for path, layer in layers.items() if not hasattr(layer, "parameter_name")]
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,

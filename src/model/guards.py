@@ -98,13 +98,13 @@ class Probe:
         if self.without is None:
             return Comparison(difference, relative, None, 0.0)
         root, wanted, left = (x.log_softmax(-1) for x in (self.without, self.logits, now))
-        effect, kept = wanted - root, left - root
+        effect, remaining = wanted - root, left - root
         if effect.abs().max() <= UNSEEN * wanted.abs().max():
             return Comparison(difference, relative, None, 0.0)
         size = effect.square().sum().clamp_min(1e-30)
-        share = ((kept * effect).sum() / size).item()
+        share = ((remaining * effect).sum() / size).item()
         return Comparison(
-            difference, relative, share, ((kept - effect).norm() / size.sqrt()).item()
+            difference, relative, share, ((remaining - effect).norm() / size.sqrt()).item()
         )
 
 
@@ -198,9 +198,9 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     stored: dict[int, list[tuple[nn.Parameter, Tensor]]] = {}
 
     def widen(module: nn.Module, *_: Any) -> None:
-        found = module.parameters(recurse=id(module) in inside)
+        parameters = module.parameters(recurse=id(module) in inside)
         stored[id(module)] = [
-            (p, p.data) for p in found if p.dtype in (torch.bfloat16, torch.float16)
+            (p, p.data) for p in parameters if p.dtype in (torch.bfloat16, torch.float16)
         ]
         for parameter, data in stored[id(module)]:
             parameter.data = data.float()
@@ -284,8 +284,8 @@ def tolerance(model: nn.Module) -> float:
         return ROUNDING
     if getattr(model, "is_quantized", False):
         return 0.1
-    found = {p.dtype for p in model.parameters()} & ROUNDING_OF.keys()
-    return max((ROUNDING_OF[dtype] for dtype in found), default=ROUNDING)
+    dtypes = {p.dtype for p in model.parameters()} & ROUNDING_OF.keys()
+    return max((ROUNDING_OF[dtype] for dtype in dtypes), default=ROUNDING)
 
 
 def gradient_faults(model: nn.Module, resting: frozenset[str] = frozenset()) -> list[str]:
@@ -313,13 +313,13 @@ def gradient_faults(model: nn.Module, resting: frozenset[str] = frozenset()) -> 
 
 def lora_b(model: nn.Module) -> dict[str, Tensor]:
     """A copy of every trainable lora_B, to see later which of them have moved."""
-    found = {
+    weights = {
         name: parameter
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and "lora_B" in name
     }
-    with _whole(found.values()):
-        return {name: parameter.detach().clone() for name, parameter in found.items()}
+    with _whole(weights.values()):
+        return {name: parameter.detach().clone() for name, parameter in weights.items()}
 
 
 def unmoved(model: nn.Module, before: dict[str, Tensor]) -> list[str]:
@@ -348,11 +348,11 @@ def gradients_alive(faults: list[str], unmoved: list[str]) -> str:
     Raises:
         GuardError: one of them did not; the message names the first few.
     """
-    found = faults + [f"{name}: did not move" for name in unmoved]
-    if found:
+    stuck = faults + [f"{name}: did not move" for name in unmoved]
+    if stuck:
         raise GuardError(
-            f"gradients alive: {len(found)} trainable tensors do not learn, among them "
-            f"{'; '.join(found[:4])}. With gradient checkpointing the inputs must require "
+            f"gradients alive: {len(stuck)} trainable tensors do not learn, among them "
+            f"{'; '.join(stuck[:4])}. With gradient checkpointing the inputs must require "
             "gradients; a frozen or merged adapter cannot learn."
         )
     return "every trainable tensor had a finite gradient and every lora_B moved"

@@ -190,13 +190,13 @@ class Lineage:
                         f"The root model of {str(folder)!r} is not there: neither {path!r} nor "
                         f"{root['given']!r} is a folder. Put it back, or {SAY_WHERE}."
                     )
-            found = tuple(
+            parsed = tuple(
                 Link(Path(_from_relative(x["path"], folder)), x["sha256"], x["config_sha256"])
                 for x in links
             )
             # a copy of a hub model is not known by its commit
             copy = base and not root["local"]
-            return cls(path, found, None if copy else root.get("fingerprint"))
+            return cls(path, parsed, None if copy else root.get("fingerprint"))
         except InputError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -216,7 +216,7 @@ class Lineage:
                 f"The adapter folder {str(folder)!r} names no base model. Write its path or "
                 f"repository as base_model_name_or_path into {ADAPTER_CONFIG}, or {SAY_WHERE}."
             )
-        if os.path.isdir(named) and any(os.path.samefile(named, one) for one in above):
+        if os.path.isdir(named) and any(os.path.samefile(named, link) for link in above):
             raise InputError(
                 f"The adapter in {str(folder)!r} names itself as its base model, or one that "
                 "stands on it. Write the model that it was trained on as "

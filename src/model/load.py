@@ -48,8 +48,8 @@ DTYPES = {
 
 def load_args(section: ModelSection) -> dict[str, Any]:
     """The keyword arguments of ``from_pretrained`` that a model section stands for."""
-    given: dict[str, Any] = dict(section.model_args)
-    args = {key: value for key, value in given.items() if value is not None}
+    all_args: dict[str, Any] = dict(section.model_args)
+    args = {key: value for key, value in all_args.items() if value is not None}
     name = args.pop("dtype", None) or args.pop("torch_dtype", "auto")
     args.pop("torch_dtype", None)
     args["dtype"] = DTYPES[name] if isinstance(name, str) else name
@@ -85,15 +85,17 @@ def root_config(lineage: Lineage, model_args: Mapping[str, Any]) -> PretrainedCo
         refuse_pickle(Path(lineage.root) / (model_args.get("subfolder") or ""))
     passed = {"trust_remote_code": False} | {k: model_args[k] for k in HUB if k in model_args}
     try:
-        found = AutoConfig.from_pretrained(lineage.root, **pinned(lineage, passed))
+        architecture = AutoConfig.from_pretrained(lineage.root, **pinned(lineage, passed))
     except Exception as error:  # a config of others fails in ways of its own
         _refuse_adapter(lineage, passed)
         raise InputError(_why_not_loaded(lineage.root, error)) from error
-    kernel = model_args.get("attn_implementation") or getattr(found, "_attn_implementation", None)
+    kernel = model_args.get("attn_implementation") or getattr(
+        architecture, "_attn_implementation", None
+    )
     if "/" in str(kernel) and not passed["trust_remote_code"]:
         raise InputError(NEEDS_CODE.format(root=lineage.root, what=f"the attention {kernel!r}"))
-    quantisation(found, model_args, lineage.root)
-    return found
+    quantisation(architecture, model_args, lineage.root)
+    return architecture
 
 
 def _say_where_it_is_slow(dtype: torch.dtype) -> None:
@@ -118,10 +120,10 @@ def _multiplies(half: str) -> bool:
 def _refuse_adapter(lineage: Lineage, hub: Mapping[str, Any]) -> None:
     """Raises InputError for an adapter on the hub: transformers would load it, base and all."""
     args = {key: value for key, value in hub.items() if key != "trust_remote_code"}
-    found = None
+    config_file = None
     with suppress(OSError, ValueError):  # no name that a repository can have
-        found = None if lineage.local_root else find_adapter_config_file(lineage.root, **args)
-    if found:
+        config_file = None if lineage.local_root else find_adapter_config_file(lineage.root, **args)
+    if config_file:
         raise InputError(
             f"The repository {lineage.root!r} holds an adapter and not a model. Download it with "
             f"`hf download {lineage.root} --local-dir FOLDER`, and give model=FOLDER."
@@ -158,8 +160,8 @@ def load_root(lineage: Lineage, model_args: Mapping[str, Any]) -> tuple[PreTrain
         )
     settle(base)
     _say_where_it_is_slow(base.dtype)
-    found = fingerprint(lineage.root) if lineage.local_root else commit_of(lineage.root, args)
-    return base, Lineage(lineage.root, lineage.links, found)
+    identity = fingerprint(lineage.root) if lineage.local_root else commit_of(lineage.root, args)
+    return base, Lineage(lineage.root, lineage.links, identity)
 
 
 def _loaded(root: str, args: dict[str, Any]) -> tuple[PreTrainedModel, Mapping[str, Any]]:
@@ -194,10 +196,10 @@ def read_whole() -> Iterator[None]:
 
 def pinned(lineage: Lineage, args: Mapping[str, Any]) -> dict[str, Any]:
     """With the commit of a hub root that adapters were trained on, unless the user names one."""
-    found = dict(args)
+    pinned_args = dict(args)
     if lineage.links and lineage.fingerprint and not lineage.local_root:
-        found.setdefault("revision", lineage.fingerprint)
-    return found
+        pinned_args.setdefault("revision", lineage.fingerprint)
+    return pinned_args
 
 
 def commit_of(repository: str, args: Mapping[str, Any]) -> str | None:
@@ -291,8 +293,8 @@ def shortened(error: Exception) -> str:
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
-    found: list[BaseException] = []
-    while error is not None and error not in found:  # one that is raised twice is its own cause
-        found.append(error)
+    causes: list[BaseException] = []
+    while error is not None and error not in causes:  # one that is raised twice is its own cause
+        causes.append(error)
         error = error.__cause__ or error.__context__
-    return found
+    return causes

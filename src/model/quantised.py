@@ -63,11 +63,11 @@ def quantisation(
         InputError: the weights are quantised in a way that is not supported, or in another than
             is asked for; or the settings are wrong.
     """
-    stored, asked = _stored(architecture), model_args.get("quantization_config") or {}
+    stored, settings = _stored(architecture), model_args.get("quantization_config") or {}
     if not stored:
-        if asked:
-            _check(asked, stored=False)
-        return asked
+        if settings:
+            _check(settings, stored=False)
+        return settings
     method = _method(stored)
     if method != PACKAGE and method not in DEQUANTISED:
         raise InputError(
@@ -80,7 +80,7 @@ def quantisation(
             f"{metadata.version('transformers')} cannot dequantise. Install transformers 5, or "
             "give the model in bfloat16."
         )
-    if asked:
+    if settings:
         raise InputError(
             f"The weights of {root!r} are quantised already ({method}), so they cannot be "
             "quantised anew. Leave out model.quantisation and "
@@ -98,16 +98,16 @@ def loading_config(architecture: PretrainedConfig, model_args: Mapping[str, Any]
     Args:
         model_args: those that :func:`quantisation` found right.
     """
-    stored, asked = _stored(architecture), model_args.get("quantization_config")
+    stored, settings = _stored(architecture), model_args.get("quantization_config")
     if stored and _method(stored) in DEQUANTISED:
         logger.info("the weights are %s, and are dequantised as they are loaded", _method(stored))
         from transformers.quantizers import AutoQuantizationConfig
 
         return AutoQuantizationConfig.from_dict({**stored, "dequantize": True})
-    if stored or not asked:
+    if stored or not settings:
         return None
     own, declared = model_args.get("dtype"), getattr(architecture, "dtype", None)
-    return _configured(asked, own if own in NUMBERS else declared or torch.float32)
+    return _configured(settings, own if own in NUMBERS else declared or torch.float32)
 
 
 def kind(settings: Any) -> str:
@@ -218,8 +218,8 @@ class _Int8Product(torch.autograd.Function):
 def _forward_of_int8(self: Any, x: Tensor) -> Tensor:
     if self.weight.CB is not None:
         self.init_8bit_state()
-    found = _Int8Product.apply(x, self.weight, self.state.SCB)
-    return found if self.bias is None else found + self.bias.to(found.dtype)
+    product = _Int8Product.apply(x, self.weight, self.state.SCB)
+    return product if self.bias is None else product + self.bias.to(product.dtype)
 
 
 def _of_int8(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -232,9 +232,9 @@ def _of_int8(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 def _stored(architecture: PretrainedConfig) -> dict[str, Any]:
     """How the weights of a model are quantised, as its config.json says."""
     for config in (architecture, architecture.get_text_config(decoder=True)):
-        found = getattr(config, "quantization_config", None)
-        if found:
-            return dict(found if isinstance(found, Mapping) else found.to_dict())
+        settings = getattr(config, "quantization_config", None)
+        if settings:
+            return dict(settings if isinstance(settings, Mapping) else settings.to_dict())
     return {}
 
 
@@ -249,21 +249,21 @@ def _dequantises(stored: Mapping[str, Any]) -> bool:
     from transformers.quantizers import AutoQuantizationConfig
 
     try:
-        found = AutoQuantizationConfig.from_dict({**stored, "dequantize": True})
+        loaded = AutoQuantizationConfig.from_dict({**stored, "dequantize": True})
     except (TypeError, ValueError):
         return False
-    return bool(getattr(found, "dequantize", False))
+    return bool(getattr(loaded, "dequantize", False))
 
 
 def _configured(settings: Mapping[str, Any], dtype: torch.dtype) -> BitsAndBytesConfig:
-    given = dict(settings)
-    if given.get("bnb_4bit_compute_dtype") == "auto":
-        given["bnb_4bit_compute_dtype"] = dtype
-    if skipped := given.get("llm_int8_skip_modules"):
+    args = dict(settings)
+    if args.get("bnb_4bit_compute_dtype") == "auto":
+        args["bnb_4bit_compute_dtype"] = dtype
+    if skipped := args.get("llm_int8_skip_modules"):
         # a list of one's own replaces transformers', and the head, which may be the embedding as
         # well, would be quantised
-        given["llm_int8_skip_modules"] = [*dict.fromkeys([*skipped, *HEADS])]
-    return BitsAndBytesConfig(**given)
+        args["llm_int8_skip_modules"] = [*dict.fromkeys([*skipped, *HEADS])]
+    return BitsAndBytesConfig(**args)
 
 
 def _check(settings: Mapping[str, Any], *, stored: bool) -> None:
@@ -274,10 +274,10 @@ def _check(settings: Mapping[str, Any], *, stored: bool) -> None:
             raise InputError(unknown("key of quantization_config", key, known))
     bits = [key for key in ("load_in_4bit", "load_in_8bit") if settings.get(key)]
     if len(bits) != 1:
-        given = "both are set" if bits else "none is set"
+        which = "both are set" if bits else "none is set"
         raise InputError(
             "model.model_args.quantization_config must set load_in_4bit or load_in_8bit to true; "
-            f"{given}. For the usual settings write model.quantisation=nf4 or int8 instead."
+            f"{which}. For the usual settings write model.quantisation=nf4 or int8 instead."
         )
     for key, allowed in CHOICES.items():
         value = settings.get(key)

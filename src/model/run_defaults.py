@@ -73,22 +73,22 @@ def _loaded(section: ModelSection, trained: ModelSection | None) -> dict[str, An
     elif QUANTISED in section.model_args:
         quantisation = None
     attention = section.model_args.get("attn_implementation") or args.get("attn_implementation")
-    given = dict(section.model_args)
-    if given.get("torch_dtype") is None:  # null: as the run had it
-        given.pop("torch_dtype", None)
-    args.update(given)
+    own = dict(section.model_args)
+    if own.get("torch_dtype") is None:  # null: as the run had it
+        own.pop("torch_dtype", None)
+    args.update(own)
     if attention:  # `model=PATH` leaves it open
         args["attn_implementation"] = attention
     return {"model_args": args, "quantisation": quantisation}
 
 
-def warn_of_other_weights(lineage: Lineage, asked: Mapping[str, Any] | None) -> None:
+def warn_of_other_weights(lineage: Lineage, model_args: Mapping[str, Any] | None) -> None:
     """Say which adapters were trained on weights that were quantised otherwise than now.
 
     Args:
         asked: settings of bitsandbytes with which the root is loaded now.
     """
-    now = kind(asked)
+    now = kind(model_args)
     for link in lineage.links:
         if (link.path / RUN).is_file():
             run = _read(link.path / RUN)
@@ -106,9 +106,9 @@ def _folders(path: str, lineage: Lineage) -> list[Path]:
     own = [Path(path)] if Path(path).is_dir() else []
     below = [folder for folder in reversed(lineage.folders) if folder not in own]
     return [
-        place
+        parent
         for folder in own + below
-        for place in (
+        for parent in (
             [folder, folder.parent] if folder.name.startswith("checkpoint-") else [folder]
         )
     ]
@@ -148,10 +148,10 @@ def _read(file: Path) -> ModelSection:
 
 
 def _of_model(args: Mapping[str, Any]) -> dict[str, Any]:
-    found = _kept(args, OF_MODEL)
-    if found.get("attn_implementation") not in (None, "eager", "sdpa"):
-        del found["attn_implementation"]  # others are packages, or code of the hub
-    return found
+    of_model = _kept(args, OF_MODEL)
+    if of_model.get("attn_implementation") not in (None, "eager", "sdpa"):
+        del of_model["attn_implementation"]  # others are packages, or code of the hub
+    return of_model
 
 
 def _kept(args: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -63,25 +63,25 @@ def checked_lora_config(
 
 def adapted_places(model: PeftModel, adapter: str) -> dict[str, LoraLayer]:
     """Name in the plain model of every module or parameter that an adapter is on."""
-    found = {}
+    layers = {}
     for name, module in model.get_base_model().named_modules():
         if isinstance(module, LoraLayer) and adapter in module.r:
             plain = name.replace(".base_layer", "")
             parameter = getattr(module, "parameter_name", None)
-            found[f"{plain}.{parameter}" if parameter else plain] = module
-    return found
+            layers[f"{plain}.{parameter}" if parameter else plain] = module
+    return layers
 
 
 def ambiguous_pattern(model: PeftModel, adapter: str) -> str | None:
     """Where two keys of a pattern name one module: peft takes the first, and saving sorts them."""
     for pattern in PATTERNS:
         values = getattr(model.peft_config[adapter], pattern) or {}
-        for place in adapted_places(model, adapter):
-            keys = [key for key in values if _fits(key, place)]
+        for path in adapted_places(model, adapter):
+            keys = [key for key in values if _fits(key, path)]
             if len({values[key] for key in keys}) > 1:
                 return (
                     f"{pattern} has {keys[0]!r}: {values[keys[0]]} and {keys[1]!r}: "
-                    f"{values[keys[1]]}, which are both for {place}"
+                    f"{values[keys[1]]}, which are both for {path}"
                 )
     return None
 
@@ -94,8 +94,8 @@ def patterns_are_checked() -> Iterator[None]:
         yield
 
 
-def _fits(key: str, place: str) -> bool:
-    return re.match(rf"(.*\.)?({key})$", place) is not None  # peft's rule
+def _fits(key: str, path: str) -> bool:
+    return re.match(rf"(.*\.)?({key})$", path) is not None  # peft's rule
 
 
 def _named(config: LoraConfig, linear: Mapping[str, nn.Module]) -> list[nn.Module]:
@@ -178,11 +178,11 @@ def _leave_out_other_senses(config: LoraConfig, model: PreTrainedModel) -> None:
     beside = [b for b in beside if any(n == b or n.startswith(f"{b}.") for n in linear)]
     if not beside:
         return
-    given = config.exclude_modules
-    if isinstance(given, (set, list)):
-        given = "|".join(rf"(.*\.)?{re.escape(name)}" for name in sorted(given))
+    excluded = config.exclude_modules
+    if isinstance(excluded, (set, list)):
+        excluded = "|".join(rf"(.*\.)?{re.escape(name)}" for name in sorted(excluded))
     whole = "|".join(re.escape(name) for name in beside)
-    config.exclude_modules = rf"({whole})(\..*)?" + (f"|{given}" if given else "")
+    config.exclude_modules = rf"({whole})(\..*)?" + (f"|{excluded}" if excluded else "")
 
 
 def _tried(config: LoraConfig, model: PreTrainedModel) -> PeftModel:
@@ -248,14 +248,14 @@ def _check_layers(config: LoraConfig, linear: Mapping[str, nn.Module]) -> None:
 def _check_all_are_used(config: LoraConfig, places: Mapping[str, LoraLayer]) -> None:
     targets = config.target_modules
     for target in sorted(targets) if isinstance(targets, (set, list)) else ():
-        if not any(_ends(place, target) for place in places):
+        if not any(_ends(path, target) for path in places):
             raise InputError(
                 f"model.lora_config.target_modules names {target!r}, and what else is set "
                 "(exclude_modules, layers_to_transform, layers_pattern) leaves all of it out. "
                 "Leave out one of the two."
             )
     for parameter in config.target_parameters or ():
-        if not any(_ends(place, parameter) for place in places):
+        if not any(_ends(path, parameter) for path in places):
             raise InputError(
                 f"model.lora_config.target_parameters names {parameter!r}, which is no parameter "
                 "of this model. Name it as model.named_parameters() does."
@@ -263,17 +263,17 @@ def _check_all_are_used(config: LoraConfig, places: Mapping[str, LoraLayer]) -> 
 
 
 def _check_patterns(model: PeftModel, places: Mapping[str, LoraLayer]) -> None:
-    given = model.peft_config["default"]
+    config = model.peft_config["default"]
     for pattern in PATTERNS:
-        for key in getattr(given, pattern) or {}:
+        for key in getattr(config, pattern) or {}:
             try:
-                fits = any(_fits(key, place) for place in places)
+                fits = any(_fits(key, path) for path in places)
             except re.error as error:
                 raise InputError(
                     f"lora_config.{pattern} {key!r} is not a regular expression: {error}."
                 ) from error
             if not fits:
-                short = {place.rpartition(".")[2] for place in places}
+                short = {path.rpartition(".")[2] for path in places}
                 raise InputError(unknown(f"key of model.lora_config.{pattern}", key, short))
     if wrong := ambiguous_pattern(model, "default"):
         raise InputError(
@@ -286,14 +286,14 @@ def tell_of_full_rank(model: PeftModel, adapter: str) -> None:
     """Say where an adapter has a higher rank than any change of the weight can have."""
     places = adapted_places(model, adapter)
     full = {
-        place: min(layer.in_features, layer.out_features)
-        for place, layer in places.items()
+        path: min(layer.in_features, layer.out_features)
+        for path, layer in places.items()
         if layer.r[adapter] > min(layer.in_features, layer.out_features)
     }
     if full:
-        place = next(iter(full))
+        path = next(iter(full))
         logger.warning(
             "model.lora_config.r is %d, and a change of %s has no rank above %d: on %d of its %d "
             "places the adapter is larger than it need be",
-            places[place].r[adapter], place, full[place], len(full), len(places),
+            places[path].r[adapter], path, full[path], len(full), len(places),
         )  # fmt: skip

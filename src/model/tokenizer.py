@@ -101,5 +101,5 @@ def _brings_tokenizer(model_path: str) -> bool:
     """Whether this is a run folder, or a checkpoint in one, with the tokenizer of its training."""
     folder = Path(model_path)
     places = [folder, folder.parent] if folder.name.startswith("checkpoint-") else [folder]
-    is_run = any((place / name).is_file() for place in places for name in RUN_FILES)
+    is_run = any((parent / name).is_file() for parent in places for name in RUN_FILES)
     return is_run and (folder / "tokenizer_config.json").is_file()

@@ -137,8 +137,8 @@ def objective(
         signature = inspect.signature(fn)
         parameters = signature.parameters.values()
         hints = get_type_hints(fn)
-        asked = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-        for view in asked:
+        names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        for view in names:
             if view not in VIEWS:
                 raise TypeError(unknown(f"pass in the signature of {fn.__name__}", view, VIEWS))
             if hints.get(view) not in KINDS:
@@ -152,7 +152,7 @@ def objective(
             )
         keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         hyper = {key: default for key, default in keywords.items() if key not in (draws or {})}
-        views = {view: hints[view] for view in asked}
+        views = {view: hints[view] for view in names}
         if Hidden in views.values() and "layer" not in hyper:
             raise TypeError(f"{fn.__name__} looks at hidden states, so it needs a keyword layer.")
         TERMS.add(name, Term(name, fn, views, unit, hyper, skips, draws or {}, fn))

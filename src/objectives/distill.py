@@ -50,8 +50,8 @@ def ceu(
     """
     logits = policy_forget.logits
     others = _without(logits.detach(), policy_forget.labels)
-    kept = policy_forget.position >= ignore_first_n_answer_tokens
-    return _cross_entropy(others, logits)[kept]
+    scored = policy_forget.position >= ignore_first_n_answer_tokens
+    return _cross_entropy(others, logits)[scored]
 
 
 @objective("Unilogit")
@@ -131,13 +131,13 @@ class _CrossEntropy(torch.autograd.Function):
         target = target.detach()
         room = AT_ONCE if logits.device.type == "cpu" else AT_ONCE_ON_GPU
         chunk = max(1, room // logits.shape[-1])
-        found = [logits.new_zeros(0)]
+        losses = [logits.new_zeros(0)]
         for t, z in zip(target.split(chunk), logits.split(chunk), strict=True):
             q, lse = t.softmax(-1), z.logsumexp(-1)
-            found.append(lse - (q * z).sum(-1))
+            losses.append(lse - (q * z).sum(-1))
             torch.sub((z - lse[:, None]).exp_(), q, out=t)
         ctx.slope = target  # ours alone, so it need not go through save_for_backward
-        return torch.cat(found)
+        return torch.cat(losses)
 
     @staticmethod
     @once_differentiable

@@ -136,29 +136,29 @@ def make(
     from unlora.errors import InputError
 
     prompts = [chat.prompt(_request(prompt, pair)) for pair in pairs]
-    found: list[list[str]] = [[] for _ in pairs]
-    asked, rejected = [0] * len(pairs), Counter[str]()
+    answers: list[list[str]] = [[] for _ in pairs]
+    draws, rejected = [0] * len(pairs), Counter[str]()
     for number in range(1, tries + 1):
-        wanted = [row for row, has in enumerate(found) for _ in range(repeats - len(has))]
+        wanted = [row for row, has in enumerate(answers) for _ in range(repeats - len(has))]
         if not wanted:
             break
         keys = []
         for row in wanted:
-            keys.append((seed, row, asked[row]))
-            asked[row] += 1
+            keys.append((seed, row, draws[row]))
+            draws[row] += 1
         texts = _sample(model, chat, [prompts[row] for row in wanted], keys, number, **generation)
         for row, text in zip(wanted, texts, strict=True):
-            if why := _unusable(text, [pairs[row].answer, *found[row]]):
+            if why := _unusable(text, [pairs[row].answer, *answers[row]]):
                 rejected[why] += 1
             else:
-                found[row].append(str(text).strip())
-    if not any(found):
+                answers[row].append(str(text).strip())
+    if not any(answers):
         raise InputError(
-            f"None of the {sum(asked)} answers can be used: {_listed(rejected)}. Raise "
+            f"None of the {sum(draws)} answers can be used: {_listed(rejected)}. Raise "
             "alternates.temperature or alternates.max_new_tokens, or word alternates.prompt "
             "differently."
         )
-    return _filled(found, repeats, seed), _counted(found, repeats, sum(asked), rejected)
+    return _filled(answers, repeats, seed), _counted(answers, repeats, sum(draws), rejected)
 
 
 def write_rows(file: Path, pairs: Sequence[Pair], alternates: Sequence[list[str]]) -> None:
@@ -256,37 +256,37 @@ def _folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _filled(found: Sequence[list[str]], repeats: int, seed: int) -> list[list[str]]:
+def _filled(answers: Sequence[list[str]], repeats: int, seed: int) -> list[list[str]]:
     import numpy as np
 
     lines = resources.files("unlora.data").joinpath("refusals.txt").read_text("utf-8").splitlines()
     refusals = [line for line in lines if line.strip()]
     filled = []
-    for row, has in enumerate(found):
+    for row, has in enumerate(answers):
         source = has or np.random.default_rng((seed, row)).permutation(refusals).tolist()
         filled.append([source[i % len(source)] for i in range(repeats)])
     return filled
 
 
 def _counted(
-    found: Sequence[list[str]], repeats: int, sampled: int, rejected: Counter[str]
+    answers: Sequence[list[str]], repeats: int, sampled: int, rejected: Counter[str]
 ) -> dict[str, Any]:
-    none = sum(not has for has in found)
-    short = sum(0 < len(has) < repeats for has in found)
+    none = sum(not has for has in answers)
+    short = sum(0 < len(has) < repeats for has in answers)
     if rejected:
         logger.info("%d answers sampled; not taken: %s", sampled, _listed(rejected))
     if none or short:
         logger.warning(
             "%d of %d questions have fewer than %d different alternates and repeat theirs; %d more "
             "have none and got refusals. Raise alternates.tries or alternates.temperature.",
-            short, len(found), repeats, none,
+            short, len(answers), repeats, none,
         )  # fmt: skip
     return {
-        "rows": len(found),
-        "alternates": repeats * len(found),
+        "rows": len(answers),
+        "alternates": repeats * len(answers),
         "sampled": sampled,
         "rejected": dict(rejected),
-        "filled_by_repeating": sum(repeats - len(has) for has in found if has),
+        "filled_by_repeating": sum(repeats - len(has) for has in answers if has),
         "filled_with_refusals": repeats * none,
         "rows_that_repeat": short,
         "rows_of_refusals": none,

@@ -55,8 +55,8 @@ def run(config: AuditConfig) -> dict[str, Any]:
         InputError: something in the config, the models or the data can be put right.
     """
     attacks, thresholds = attacks_of(config), thresholds_of(config)
-    found = find_run(config)
-    folder = Path(config.output_dir or found.folder / FOLDER)
+    audited_run = find_run(config)
+    folder = Path(config.output_dir or audited_run.folder / FOLDER)
     with (
         alone(folder, "audit"),
         full_disk_in_words(folder),
@@ -64,7 +64,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
         collecting_soon(),
     ):
         record = Run(str(folder), config.model_dump(), kind="audit")
-        content = audited(config, found, attacks, thresholds)
+        content = audited(config, audited_run, attacks, thresholds)
         record.begin(fresh=False)
         if is_main_process():
             _show(content, write_audit(folder, content), config.output)
@@ -72,11 +72,11 @@ def run(config: AuditConfig) -> dict[str, Any]:
     return content
 
 
-def runner_for(config: AuditConfig, found: AuditedRun) -> AttackRunner:
+def runner_for(config: AuditConfig, audited_run: AuditedRun) -> AttackRunner:
     """Make what asks the models of a run, within the limits of the config."""
     cache = ResultCache(cache_folder() / "answers" if config.cache else None)
     limits = Settings(batch_size=config.batch_size, tokens=config.token_budget)
-    return AttackRunner(found.data, found.target, cache, limits)
+    return AttackRunner(audited_run.data, audited_run.target, cache, limits)
 
 
 def attacks_of(config: AuditConfig) -> Attacks:
@@ -85,7 +85,7 @@ def attacks_of(config: AuditConfig) -> Attacks:
     Raises:
         InputError: every mistake found, one a line.
     """
-    found, wrong = {}, []
+    chosen, wrong = {}, []
     sections = {"plain": {"handler": "plain"}, **config.audit}
     for name, section in sections.items():
         if section is None and name != "plain":
@@ -95,12 +95,12 @@ def attacks_of(config: AuditConfig) -> Attacks:
             if "handler" not in settings:
                 raise InputError("it has no handler. Known: " + ", ".join(ATTACKS) + ".")
             attack = ATTACKS[settings.pop("handler")]
-            found[name] = attack, attack.configured(settings)
+            chosen[name] = attack, attack.configured(settings)
         except InputError as error:
             wrong.append(f"audit.{name}: {error}")
     if wrong:
         raise InputError("\n".join(wrong))
-    return found
+    return chosen
 
 
 def thresholds_of(config: AuditConfig) -> Thresholds:
@@ -114,27 +114,27 @@ def thresholds_of(config: AuditConfig) -> Thresholds:
 
 
 def audited(
-    config: AuditConfig, found: AuditedRun, attacks: Attacks, thresholds: Thresholds
+    config: AuditConfig, audited_run: AuditedRun, attacks: Attacks, thresholds: Thresholds
 ) -> dict[str, Any]:
     """The content of ``AUDIT.json`` for a run."""
     before = time.process_time()
-    runner = runner_for(config, found)
-    answers = _answers(found, runner)
-    comparisons, left_out = _compared(config, found, attacks, runner)
-    draws = draws_of(len(found.data.forget))
-    residuals = [residual(one, draws) for one in comparisons]
+    runner = runner_for(config, audited_run)
+    answers = _answers(audited_run, runner)
+    comparisons, left_out = _compared(config, audited_run, attacks, runner)
+    draws = draws_of(len(audited_run.data.forget))
+    residuals = [residual(comparison, draws) for comparison in comparisons]
     largest = held(comparisons, draws)
     share = _recognisable(answers)
-    reasons = _collapsed(found, answers)
-    plain = next(one for one in residuals if one.attack == "plain")
-    verdict = judge(plain, largest, reasons, share, thresholds, found.baseline)
+    reasons = _collapsed(audited_run, answers)
+    plain = next(row for row in residuals if row.attack == "plain")
+    verdict = judge(plain, largest, reasons, share, thresholds, audited_run.baseline)
     utility = {role: probability(records) for role, records in answers["retain"].items()}
     return {
         **_written(verdict, largest, residuals),
         "thresholds": thresholds.as_dict(),
-        "baseline": found.baseline,
-        "forget_rows": len(found.data.forget),
-        "models": {model.role: model.path for model in found.models},
+        "baseline": audited_run.baseline,
+        "forget_rows": len(audited_run.data.forget),
+        "models": {model.role: model.path for model in audited_run.models},
         "delivered": config.delivered,
         "retain_probability": utility,
         "recognisable": _value(share),
@@ -146,7 +146,7 @@ def audited(
 
 def _compared(
     config: AuditConfig,
-    found: AuditedRun,
+    audited_run: AuditedRun,
     attacks: Attacks,
     runner: AttackRunner,
 ) -> tuple[list[Comparison], dict[str, str]]:
@@ -158,14 +158,14 @@ def _compared(
         for name, (attack, settings) in attacks.items():
             bar.set_description(f"audit: {name}")
             logger.info("attack %s", name)
-            if why := _why_not(attack, found):
+            if why := _why_not(attack, audited_run):
                 left_out[name] = why
                 bar.update(3)
                 continue
             counts = not attack.of_adapters or config.delivered == "adapter"
             try:
                 forms = runner.compare(
-                    name, attack, settings, found.models,
+                    name, attack, settings, audited_run.models,
                     counts=counts, done=lambda _: bar.update(1),
                 )  # fmt: skip
             except InputError as error:  # the models could be asked plainly, so it is the attack's
@@ -177,28 +177,28 @@ def _compared(
     return comparisons, left_out
 
 
-def _why_not(attack: Attack, found: AuditedRun) -> str | None:
+def _why_not(attack: Attack, audited_run: AuditedRun) -> str | None:
     """Why an attack cannot be put to these models and rows, where that is so."""
-    links = found.unlearned.resolved.lineage.links
+    links = audited_run.unlearned.resolved.lineage.links
     if attack.of_adapters and not links:
         return "the model has no adapter"
     if attack.of_adapters and (why := why_not_scalable(links[-1].path)):
         return why
-    if attack.kind == "sample" and not found.data.forget.is_qa:
+    if attack.kind == "sample" and not audited_run.data.forget.is_qa:
         return "running text has no question"
     changes = attack.kind in ("merged", "training")
-    if changes and any(model.resolved.quantised for model in found.models):
+    if changes and any(model.resolved.quantised for model in audited_run.models):
         return "the weights are quantised already, and nothing can be merged into them"
     return None
 
 
-def _answers(found: AuditedRun, runner: AttackRunner) -> Answers:
+def _answers(audited_run: AuditedRun, runner: AttackRunner) -> Answers:
     """What every model says of the answers of every part, plainly asked."""
     answers: Answers = {part: {} for part in PARTS}
-    for model in found.models:
+    for model in audited_run.models:
         lazy = model.plain()  # loaded once for all parts
         for part in PARTS:
-            source = getattr(found.data, part)
+            source = getattr(audited_run.data, part)
             if source is not None:
                 answers[part][model.role] = runner.records(lazy, source)
         del lazy
@@ -206,13 +206,13 @@ def _answers(found: AuditedRun, runner: AttackRunner) -> Answers:
     return answers
 
 
-def _collapsed(found: AuditedRun, answers: Answers) -> list[str]:
+def _collapsed(audited_run: AuditedRun, answers: Answers) -> list[str]:
     """By what the model is broken: as its evaluation has it, or by what it says of retain rows."""
     reasons = []
     logs: Mapping[str, Any] = {}
-    if found.unlearned.scale == 1:  # else it is another model than the one that was evaluated
+    if audited_run.unlearned.scale == 1:  # else it is another model than the one that was evaluated
         with suppress(InputError):
-            logs = read_run(found.folder).logs
+            logs = read_run(audited_run.folder).logs
     for log in logs.values():
         entry = log.get("collapsed")
         if entry is not None and entry.value:
@@ -261,28 +261,28 @@ def _written(
     verdict: Verdict, largest: Held | None, residuals: Sequence[Residual]
 ) -> dict[str, Any]:
     forms = []
-    for one in residuals:
-        entry = dataclasses.asdict(one)
+    for row in residuals:
+        entry = dataclasses.asdict(row)
         entry["residual"], entry["interval95"] = entry.pop("value"), entry.pop("interval")
-        entry["means"] = dict(zip(("unlearned", "target", "retain"), one.means, strict=True))
+        entry["means"] = dict(zip(("unlearned", "target", "retain"), row.means, strict=True))
         forms.append(entry)
-    found = None if largest is None else dataclasses.asdict(largest)
-    if found is not None:
-        found["interval95"] = found.pop("interval")
-    return {"verdict": dataclasses.asdict(verdict), "held": found, "attacks": forms}
+    bound = None if largest is None else dataclasses.asdict(largest)
+    if bound is not None:
+        bound["interval95"] = bound.pop("interval")
+    return {"verdict": dataclasses.asdict(verdict), "held": bound, "attacks": forms}
 
 
 def as_text(content: Mapping[str, Any]) -> str:
     """A line for each form of an attack, and the verdict."""
     show = "{:44} {:>9} {:>18}  {}".format
     lines = [show("attack", "residual", "95 %", "")]
-    for one in content["attacks"]:
-        value, bounds = one["residual"], one["interval95"]
+    for row in content["attacks"]:
+        value, bounds = row["residual"], row["interval95"]
         interval = "[{:.2f}, {:.2f}]".format(*bounds) if bounds else ""
-        note = "" if one["counts"] else "only where the adapter is delivered"
-        if one["left_out"]:
-            note = f"left out: {one['left_out']}"
-        lines.append(show(one["name"], f"{value:.2f}", interval, note).rstrip())
+        note = "" if row["counts"] else "only where the adapter is delivered"
+        if row["left_out"]:
+            note = f"left out: {row['left_out']}"
+        lines.append(show(row["name"], f"{value:.2f}", interval, note).rstrip())
     lines += [f"{name}: not run: {why}" for name, why in content["not_run"].items()]
     limits = ", ".join(f"{key} {value:g}" for key, value in content["thresholds"].items())
     return "\n".join([*lines, "", content["verdict"]["sentence"], f"(thresholds: {limits})"])

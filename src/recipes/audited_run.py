@@ -75,9 +75,9 @@ def find_run(config: AuditConfig) -> AuditedRun:
         )
     unlearned = _model("unlearned", str(folder), trained)
     target = _model("target", _target(config, folder, trained), trained)
-    given = config.retain_model
+    wanted = config.retain_model
     declared = {part: _declared(part, config, trained) for part in PARTS}
-    path = _auto_retain(folder, trained, declared) if given == "auto" else given
+    path = _auto_retain(folder, trained, declared) if wanted == "auto" else wanted
     if path is None:
         retain, baseline = _root(unlearned, trained), ROOT
     else:
@@ -124,15 +124,15 @@ def _auto_retain(folder: Path, trained: Mapping[str, Any], declared: Declared) -
         content = read_json(file) if file.is_file() else {}
         for suite in (content.get("eval") or {}).values():
             log = suite.get("retain_logs_path")
-            if isinstance(log, str) and (found := _model_of_log(Path(log), folder)):
-                return found
+            if isinstance(log, str) and (model := _model_of_log(Path(log), folder)):
+                return model
     beside = folder.parent / "gold"  # of a study
     if run_config(beside):
         return str(beside)
-    given = {part: section for part, section in declared.items() if section}
+    parts = {part: section for part, section in declared.items() if section}
     suites = [s for s in (trained.get("eval") or {}).values() if s.get("handler") in KINDS]
     for suite in suites or [{}]:
-        suite = {"data": {**(suite.get("data") or {}), **given}}
+        suite = {"data": {**(suite.get("data") or {}), **parts}}
         try:
             gold = find_gold(read(trained), suite, History.of(str(folder)), lambda run: False)
         except (InputError, KeyError, TypeError):  # its data are gone, or of another version
@@ -144,9 +144,9 @@ def _auto_retain(folder: Path, trained: Mapping[str, Any], declared: Declared) -
 
 def _model_of_log(log: Path, folder: Path) -> str | None:
     """The run folder that a log lies in."""
-    for place in (log, *log.parents[:2]):
-        if run_config(place) and place.resolve() != folder.resolve():
-            return str(place)
+    for parent in (log, *log.parents[:2]):
+        if run_config(parent) and parent.resolve() != folder.resolve():
+            return str(parent)
     return None
 
 
@@ -158,11 +158,9 @@ def _root(unlearned: AuditedModel, trained: Mapping[str, Any]) -> AuditedModel:
             "that never saw the forget rows. Train one without them, and give retain_model=RUN."
         )
     bare = resolve_model(_section(lineage.root, trained))
-    asked = unlearned.resolved.section  # in the same template, dtype and quantisation
-    loaded = {key: value for key, value in asked.model_args.items() if key in OF_MODEL}
-    alike = {
-        key: getattr(asked, key) for key in ("template_args", "tokenizer_args", "quantisation")
-    }
+    own = unlearned.resolved.section  # in the same template, dtype and quantisation
+    loaded = {key: value for key, value in own.model_args.items() if key in OF_MODEL}
+    alike = {key: getattr(own, key) for key in ("template_args", "tokenizer_args", "quantisation")}
     alike["model_args"] = {**bare.section.model_args, **loaded}
     section = bare.section.model_copy(update=alike)
     return AuditedModel.of("retain", lineage.root, ResolvedModel(section, bare.lineage))
@@ -207,8 +205,8 @@ def _data(
         )
     resolved = unlearned.resolved
     chat = Chat(load_tokenizer(resolved), resolved.section.template_args)
-    place = config.datasets_dir or (trained.get("paths") or {}).get("datasets_dir")
-    load = ReadRows(place)
+    datasets_dir = config.datasets_dir or (trained.get("paths") or {}).get("datasets_dir")
+    load = ReadRows(datasets_dir)
     sources: dict[str, Source | None] = {}
     for part, section in declared.items():
         try:
@@ -237,25 +235,25 @@ def _source(
 
 def _declared(part: str, config: AuditConfig, trained: Mapping[str, Any]) -> dict[str, Any] | None:
     """The data set of a part: as given, as the run evaluates on it, or as it was trained on it."""
-    found: dict[str, Any] | None = None
+    data_set: dict[str, Any] | None = None
     suites = [s for s in (trained.get("eval") or {}).values() if s.get("handler") in KINDS]
     for suite in suites:
         section = (suite.get("data") or {}).get(part)
         if section and (section.get("hf_args") or {}).get("path"):
             longest = {"max_new_tokens": suite.get("max_new_tokens", 200)}
-            found = {k: v for k, v in (longest | section).items() if v is not None}
+            data_set = {k: v for k, v in (longest | section).items() if v is not None}
             break
-    if found is None:
-        found = _as_trained((trained.get("data") or {}).get(part))
+    if data_set is None:
+        data_set = _as_trained((trained.get("data") or {}).get(part))
     if part in config.data:
-        given = config.data[part]
-        below = found or {"handler": "QADataset", "question_key": "question",
+        settings = config.data[part]
+        below = data_set or {"handler": "QADataset", "question_key": "question",
                           "answer_key": "answer"}  # fmt: skip
-        is_other = given.get("handler", below["handler"]) != below["handler"]
-        found = {**({} if is_other else below), **given}  # another kind has other keys
-    if found and config.max_new_tokens is not None:
-        found = {**found, "max_new_tokens": config.max_new_tokens}
-    return found
+        is_other = settings.get("handler", below["handler"]) != below["handler"]
+        data_set = {**({} if is_other else below), **settings}  # another kind has other keys
+    if data_set and config.max_new_tokens is not None:
+        data_set = {**data_set, "max_new_tokens": config.max_new_tokens}
+    return data_set
 
 
 def _as_trained(sets: Any) -> dict[str, Any] | None:

@@ -40,9 +40,9 @@ logger = logging.getLogger("unlora.recipes.dial")
 class Dial:
     """A run whose last adapter is turned; every scale is asked about once."""
 
-    def __init__(self, config: AuditConfig, found: AuditedRun) -> None:
-        self.config, self.found = config, found
-        self.runner: AttackRunner = runner_for(config, found)
+    def __init__(self, config: AuditConfig, audited_run: AuditedRun) -> None:
+        self.config, self.found = config, audited_run
+        self.runner: AttackRunner = runner_for(config, audited_run)
         self.attacks, self.thresholds = attacks_of(config), thresholds_of(config)
         self.points: dict[float, Point] = {}
         self.audits: dict[tuple[float, frozenset[str]], Mapping[str, Any]] = {}
@@ -57,8 +57,8 @@ class Dial:
                 Comparison("plain", "plain", mean_logps(forget), target, retain),
                 draws_of(len(data.forget)),
             )
-            found = (None if records is None else probability(records) for records in others)
-            self.points[scale] = Point(scale, plain.value, *found)
+            values = (None if records is None else probability(records) for records in others)
+            self.points[scale] = Point(scale, plain.value, *values)
         return self.points[scale]
 
     def _answers(self, scale: float) -> list[Any]:
@@ -100,11 +100,11 @@ class Dial:
         """The scale that does what is asked for, and its verdict where that was asked for."""
         share = utility_of(to)
         if share is not None:
-            found = largest_scale(self.keeps(share))
-            return (None if found is None else math.floor(found * 100 + 1e-9) / 100), None
+            largest = largest_scale(self.keeps(share))
+            return (None if largest is None else math.floor(largest * 100 + 1e-9) / 100), None
         if to == "plain":
-            found = least_scale(lambda scale: self.point(scale).residual <= 0)
-            return (None if found is None else rounded(found)), None
+            largest = least_scale(lambda scale: self.point(scale).residual <= 0)
+            return (None if largest is None else rounded(largest)), None
         scale = self._least_held()
         if scale is None:
             return None, None
@@ -133,10 +133,10 @@ class Dial:
                 low = scale
             tried.add(worst)
             at = partial(self.holds, only=frozenset(tried))
-            found = least_scale(at, low=low, high=scale if is_held else LARGEST, steps=4)
-            if found is None:
+            least = least_scale(at, low=low, high=scale if is_held else LARGEST, steps=4)
+            if least is None:
                 return None
-            scale, is_searched = rounded(found), True
+            scale, is_searched = rounded(least), True
 
     def holds(self, scale: float, only: frozenset[str] = frozenset()) -> bool:
         """Whether no attack, or none of these, brings more back than *held* allows."""
@@ -187,16 +187,16 @@ def run(
         InputError: the run cannot be scaled exactly, or something that was given is wrong.
     """
     utility_of(to)
-    found = find_run(config)
-    if found.config.get("mode") != "unlearn":
+    audited_run = find_run(config)
+    if audited_run.config.get("mode") != "unlearn":
         raise InputError(f"{config.run!r} was not made to forget, so there is nothing to dial.")
-    if why := why_not_scalable(found.folder):
+    if why := why_not_scalable(audited_run.folder):
         raise InputError(why)
     if output:
         refuse_filled(Path(output))  # before the minutes that the search may take
     before = time.process_time()
-    with alone(found.folder / FOLDER, "audit"), without_library_bars(), collecting_soon():
-        dial = Dial(config, found)
+    with alone(audited_run.folder / FOLDER, "audit"), without_library_bars(), collecting_soon():
+        dial = Dial(config, audited_run)
         for tried in SCALES:
             dial.point(tried)
         scale, verdict = dial.search(to)
@@ -204,14 +204,14 @@ def run(
         if always and scale is None:
             scale, _ = dial.search("plain")
             scale = 1.0 if scale is None else scale
-        written = None if scale is None else _write(found, scale, output)
+        written = None if scale is None else _write(audited_run, scale, output)
         content = {
             "to": to, "reached": reached, "scale": scale, "verdict": verdict,
             "run": None if written is None else str(written), **dial.tried(),
             "cpu_seconds": round(time.process_time() - before, 1),
         }  # fmt: skip
         if is_main_process():
-            _finish(found.folder / FOLDER / FILE, content, config.output)
+            _finish(audited_run.folder / FOLDER / FILE, content, config.output)
     return written
 
 
@@ -238,14 +238,14 @@ def utility_of(to: str) -> float | None:
 
 def _worst(audit: Mapping[str, Any]) -> str | None:
     """The attack whose upper bound is the highest."""
-    forms = [one for one in audit["attacks"] if one["counts"] and not one["left_out"]]
-    highest = max(forms, key=lambda one: one["interval95"][1], default=None)
+    forms = [form for form in audit["attacks"] if form["counts"] and not form["left_out"]]
+    highest = max(forms, key=lambda form: form["interval95"][1], default=None)
     return None if highest is None else str(highest["attack"])
 
 
-def _write(found: AuditedRun, scale: float, output: str | None) -> Path:
-    place = Path(output or f"{found.folder}-dial-{scale:.2f}")
-    return write_scaled(found.folder, scale, place) if is_main_process() else place
+def _write(audited_run: AuditedRun, scale: float, output: str | None) -> Path:
+    folder = Path(output or f"{audited_run.folder}-dial-{scale:.2f}")
+    return write_scaled(audited_run.folder, scale, folder) if is_main_process() else folder
 
 
 def _finish(file: Path, content: Mapping[str, Any], output: str) -> None:
@@ -284,12 +284,12 @@ def _line(show: Any, point: Mapping[str, Any]) -> str:
 
 def _audited_lines(audits: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
-    for one in audits:
-        held = one["held"]
+    for audit in audits:
+        held = audit["held"]
         bounds = "" if not held else " {:.2f} [{:.2f}, {:.2f}]".format(
             held["value"], *held["interval95"]
         )  # fmt: skip
-        which = one["attacks"] if one["attacks"] == "all" else ", ".join(one["attacks"])
-        verdict = one["verdict"]["name"]
-        lines.append(f"audit at {one['scale']:.2f} ({which}): HELD{bounds}: {verdict}")
+        which = audit["attacks"] if audit["attacks"] == "all" else ", ".join(audit["attacks"])
+        verdict = audit["verdict"]["name"]
+        lines.append(f"audit at {audit['scale']:.2f} ({which}): HELD{bounds}: {verdict}")
     return lines

@@ -133,12 +133,12 @@ def lines(
     from unlora.runs.redaction import printable
 
     width = max(map(len, summary), default=0)
-    found = []
+    rows = []
     for name, value in sorted(summary.items()):
         interval = "  [{:.4g}, {:.4g}]".format(*bounds[name]) if name in bounds else ""
         note = f"  ({printable((notes or {})[name])})" if name in (notes or {}) else ""
-        found.append(f"{printable(name):{width}}  {value:.6g}{interval}{note}")
-    return "\n".join(found)
+        rows.append(f"{printable(name):{width}}  {value:.6g}{interval}{note}")
+    return "\n".join(rows)
 
 
 def figures(summary: Mapping[str, float], logs: Sequence[tuple[Any, str]]) -> tuple[str, str]:
@@ -160,13 +160,13 @@ def as_text(planned: Sequence[Mapping[str, Any]]) -> str:
     """The plan of an evaluation as a table, with what is left to do in its last line."""
     show: Callable[..., str] = "{:14} {:28} {:>7} {:>10}  {}".format
     rows = [show("pass", "data", "rows", "tokens", "")]
-    for asked in planned:
-        kept = "kept from before" if asked["kept"] else ""
+    for entry in planned:
+        note = "kept from before" if entry["kept"] else ""
         rows.append(
-            show(asked["pass"], asked["data"], asked["rows"], asked["tokens"], kept).rstrip()
+            show(entry["pass"], entry["data"], entry["rows"], entry["tokens"], note).rstrip()
         )
-    new = [asked for asked in planned if not asked["kept"]]
-    totals = (sum(asked[column] for asked in new) for column in ("rows", "tokens"))
+    new = [entry for entry in planned if not entry["kept"]]
+    totals = (sum(entry[column] for entry in new) for column in ("rows", "tokens"))
     rows.append(show("to be run", f"{len(new)} of {len(planned)}", *totals, "").rstrip())
     return "\n".join(rows)
 
@@ -176,6 +176,6 @@ def first_rows(planned: Sequence[Mapping[str, Any]]) -> str:
     from unlora.data.first_row import as_lines
 
     rows: dict[str, dict[str, Sequence[str]]] = {}
-    for asked in planned:
-        rows.setdefault(asked["data"], {}).update(asked.get("first", {}))
+    for entry in planned:
+        rows.setdefault(entry["data"], {}).update(entry.get("first", {}))
     return "\n".join(as_lines(name, parts) for name, parts in rows.items() if parts)

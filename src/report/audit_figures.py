@@ -49,20 +49,20 @@ def attacks(bars: Sequence[Bar], most: float, baseline: str, prefix: str) -> str
         return as_svg(figure, prefix)
 
 
-def _label(ax: Any, place: int, bar: Bar) -> None:
+def _label(ax: Any, y: int, bar: Bar) -> None:
     """The attack on the left; its figures on the right, or in grey why it has none."""
     name = one_line(bar.words)
     transform = ax.get_yaxis_transform()
-    ax.text(-0.02, place, name if len(name) <= 26 else name[:25] + "…", transform=transform,
+    ax.text(-0.02, y, name if len(name) <= 26 else name[:25] + "…", transform=transform,
             ha="right", va="center", color=COLOURS["muted" if bar.why_not else "ink"])  # fmt: skip
     if bar.why_not or bar.value is None:
         why = one_line(bar.why_not)
-        ax.text(0.0, place, why if len(why) <= 64 else why[:63] + "…", transform=transform,
+        ax.text(0.0, y, why if len(why) <= 64 else why[:63] + "…", transform=transform,
                 ha="left", va="center", color=COLOURS["muted"], style="italic", fontsize=9,
                 zorder=5)  # fmt: skip
         return
     interval = " [{}, {}]".format(*map(decimal, bar.interval)) if bar.interval else ""
-    ax.text(1.02, place, decimal(bar.value) + interval, transform=transform, ha="left", va="center",
+    ax.text(1.02, y, decimal(bar.value) + interval, transform=transform, ha="left", va="center",
             color=COLOURS["ink"], fontsize=9)  # fmt: skip
 
 

@@ -20,11 +20,11 @@ def holds(rows: Sequence[Row]) -> dict[str, Any] | None:
     """The section on attacks; None where no run was audited."""
     from markupsafe import Markup
 
-    found = [row for row in rows if audits.audits(row)]
-    if not found:
+    audited = [row for row in rows if audits.audits(row)]
+    if not audited:
         return None
     runs, relearnt = [], []
-    for i, row in enumerate(found):
+    for i, row in enumerate(audited):
         bars, baseline = audits.bars(row), audits.baseline([row])
         svg = audit_figures.attacks(bars, audits.most(row), baseline, f"attacks-{i}")
         runs.append({
@@ -45,11 +45,11 @@ def holds(rows: Sequence[Row]) -> dict[str, Any] | None:
             })  # fmt: skip
     return {
         "introduction": audits.INTRODUCTION,
-        "legend": legend(found),
+        "legend": legend(audited),
         "runs": runs,
         "relearnt": relearnt,
-        "forms": _forms(found),
-        "seeds": any(len(row.results) > 1 for row in found),
+        "forms": _forms(audited),
+        "seeds": any(len(row.results) > 1 for row in audited),
     }
 
 
@@ -70,16 +70,16 @@ def dials(rows: Sequence[Row]) -> dict[str, Any] | None:
     """The section on scaled adapters; None where no run was dialled."""
     from markupsafe import Markup
 
-    found = [row for row in rows if any(result.dial for result in row.results)]
-    if not found:
+    with_dial = [row for row in rows if any(result.dial for result in row.results)]
+    if not with_dial:
         return None
-    said = [(row.name, _dial_sentence(row)) for row in found]
+    sentences = [(row.name, _dial_sentence(row)) for row in with_dial]
     return {
-        "svg": Markup(audit_figures.dials(found)),
+        "svg": Markup(audit_figures.dials(with_dial)),
         "words": "What is left against the answers to keep: "
-        + "; ".join(f"{name} {sentence}" for name, sentence in said),
+        + "; ".join(f"{name} {sentence}" for name, sentence in sentences),
         "farthest": f"{audit_figures.FARTHEST:g}",
-        "sentences": said,
+        "sentences": sentences,
     }
 
 

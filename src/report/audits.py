@@ -102,9 +102,9 @@ def cells(row: Row) -> dict[str, Cell]:
 def _cell(row: Row, entries: Sequence[Mapping[str, Any] | None]) -> Cell:
     values = [entry["value"] if entry else None for entry in entries]
     known = [value for value in values if value is not None]
-    found = audits(row)
-    if not found or len(known) < len(found):
-        note = next((log.sentence for _, log in found), None)
+    logs = audits(row)
+    if not logs or len(known) < len(logs):
+        note = next((log.sentence for _, log in logs), None)
         return Cell(None, tuple(values), note=note)
     bounds = [b for entry in entries if entry and (b := entry.get("interval95"))]
     interval = _mean_interval(bounds) if len(bounds) == len(known) else None
@@ -122,17 +122,17 @@ def _coverage(row: Row) -> str | None:
 
 def verdict(row: Row) -> str:
     """The verdict that all seeds share, or how many have which; empty without an audit."""
-    found = audits(row)
-    counted = Counter(log.verdict for _, log in found).most_common()
+    logs = audits(row)
+    counted = Counter(log.verdict for _, log in logs).most_common()
     if len(counted) == 1:
         return counted[0][0]
-    return ", ".join(f"{name} {count} of {len(found)}" for name, count in counted)
+    return ", ".join(f"{name} {count} of {len(logs)}" for name, count in counted)
 
 
 def shown_verdict(row: Row) -> str:
     """The verdict, and how many seeds have none."""
-    said, coverage = verdict(row), _coverage(row)
-    return f"{said} ({coverage})" if said and coverage else said
+    words, coverage = verdict(row), _coverage(row)
+    return f"{words} ({coverage})" if words and coverage else words
 
 
 def headline(rows: Sequence[Row]) -> str | None:
@@ -140,17 +140,17 @@ def headline(rows: Sequence[Row]) -> str | None:
     row = next((row for row in rows if audits(row)), None)
     if row is None:
         return None
-    said = verdict(row)
-    meaning = MEANINGS.get(said)
-    return f"{row.name}: {said}" + (f" ({meaning})" if meaning else "")
+    words = verdict(row)
+    meaning = MEANINGS.get(words)
+    return f"{row.name}: {words}" + (f" ({meaning})" if meaning else "")
 
 
 def sentences(row: Row) -> list[str]:
     """The verdict of each seed in a sentence, that of the seed that holds least first."""
-    found = audits(row)
+    logs = audits(row)
     if len(row.results) == 1:
-        return [log.sentence for _, log in found]
-    ranked = sorted(found, key=lambda one: -_held(one[1]))
+        return [log.sentence for _, log in logs]
+    ranked = sorted(logs, key=lambda entry: -_held(entry[1]))
     return [f"Seed {result.entry.seed}: {log.sentence}" for result, log in ranked]
 
 
@@ -162,8 +162,8 @@ def _held(log: AuditLog) -> float:
 def baseline(rows: Iterable[Row]) -> str:
     """Whom the runs are compared with, as the first audit has it."""
     log = next(log for row in rows for _, log in audits(row))
-    said = str(log.content.get("baseline", NEVER_SAW))
-    return "a model that never saw it" if said == NEVER_SAW else said
+    words = str(log.content.get("baseline", NEVER_SAW))
+    return "a model that never saw it" if words == NEVER_SAW else words
 
 
 def thresholds(rows: Iterable[Row]) -> str:
@@ -193,8 +193,8 @@ def bars(row: Row) -> list[Bar]:
             of_attack.setdefault(attack, []).append(
                 Bar(attack, attack, None, None, f"not run: {why}")
             )
-    found = [_over_seeds(same) for same in of_attack.values()]
-    return sorted(found, key=lambda bar: bool(bar.why_not))
+    over_seeds = [_over_seeds(same) for same in of_attack.values()]
+    return sorted(over_seeds, key=lambda bar: bool(bar.why_not))
 
 
 def _worst(forms: Sequence[Mapping[str, Any]]) -> Bar:
@@ -248,7 +248,11 @@ def relearning(row: Row) -> Relearning | None:
         model: [
             (step, fmean(known))
             for step, same in sorted(steps.items())
-            if (known := [one[model] for one in same if isinstance(one.get(model), (int, float))])
+            if (
+                known := [
+                    entry[model] for entry in same if isinstance(entry.get(model), (int, float))
+                ]
+            )
         ]
         for model in ("unlearned", "target", "retain")
     }

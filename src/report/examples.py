@@ -63,15 +63,15 @@ class Answers:
         """For the page, every text once and cut to what is shown."""
         texts: dict[str, int] = {}
 
-        def place(text: str) -> int:
+        def index_of(text: str) -> int:
             return texts.setdefault(text, len(texts))
 
         splits = [
             {
                 "label": label,
                 "rows": [
-                    [place(row.question), place(row.truth)]
-                    + [x and [place(x[0]), x[1] if x[1] is None else round(x[1], 4)]
+                    [index_of(row.question), index_of(row.truth)]
+                    + [x and [index_of(x[0]), x[1] if x[1] is None else round(x[1], 4)]
                        for x in row.answers]
                     for row in rows
                 ],
@@ -96,31 +96,33 @@ def collect(rows: Sequence[Row], kind: str) -> Answers:
     models = [(row, result) for row in rows for result in row.results if kind in result.run.logs]
     models.sort(key=lambda model: model[1] is not model[0].results[0])  # stable: first seeds first
     size = 0
-    kept: list[tuple[Row, Result]] = []
+    fitting: list[tuple[Row, Result]] = []
     for row, result in models:
         size += sum(
             min(len(text), LONGEST)
-            for asked in _generations(result, kind).values()
-            for _, _, text, _ in asked
+            for entries in _generations(result, kind).values()
+            for _, _, text, _ in entries
         )
-        if size <= MOST_TEXT or not kept:
-            kept.append((row, result))
-    note = "" if len(kept) == len(models) else (
-        f"{len(models) - len(kept)} of {len(models)} runs are not in this browser, which would "
+        if size <= MOST_TEXT or not fitting:
+            fitting.append((row, result))
+    note = "" if len(fitting) == len(models) else (
+        f"{len(models) - len(fitting)} of {len(models)} runs are not in this browser, which would "
         "become too large; their logs have all answers."
     )  # fmt: skip
     order = {id(row): i for i, row in enumerate(rows)}
-    kept.sort(key=lambda model: order[id(model[0])])
-    found = [_generations(result, kind) for _, result in kept]
-    names = list(dict.fromkeys(name for one in found for name in one))
+    fitting.sort(key=lambda model: order[id(model[0])])
+    generations = [_generations(result, kind) for _, result in fitting]
+    names = list(dict.fromkeys(name for matched in generations for name in matched))
     names.sort(key=lambda name: next((i for i, x in enumerate(_ORDER) if name.startswith(x)), 9))
     splits, shared = {}, {}
     for name in names:
         label = _SPLITS.get(name, name.replace("_", " "))
-        by_model, before = zip(*(_stripped(one.get(name, [])) for one in found), strict=True)
+        by_model, before = zip(
+            *(_stripped(matched.get(name, [])) for matched in generations), strict=True
+        )
         splits[label] = tuple(_matched(by_model))
         shared[label] = next(filter(None, before), "")
-    return Answers(tuple(kept), splits, shared, note)
+    return Answers(tuple(fitting), splits, shared, note)
 
 
 def script_json(content: Any) -> str:
@@ -133,7 +135,7 @@ def script_json(content: Any) -> str:
 
 def _generations(result: Result, kind: str) -> dict[str, list[tuple[str, str, str, float | None]]]:
     """split -> (prompt, true answer, generation, ROUGE) of each row."""
-    found = {}
+    by_split = {}
     for metric, entry in result.run.logs[kind].items():
         if not metric.endswith("_ROUGE"):
             continue
@@ -145,8 +147,8 @@ def _generations(result: Result, kind: str) -> dict[str, list[tuple[str, str, st
             if {"input", "ground_truth", "generation"} <= row.keys()
         ]  # fmt: skip
         if rows:
-            found[metric.removesuffix("_ROUGE")] = rows
-    return found
+            by_split[metric.removesuffix("_ROUGE")] = rows
+    return by_split
 
 
 def _finite(value: Any) -> float | None:
@@ -179,14 +181,14 @@ def _stripped(
 
 
 def _matched(by_model: Sequence[Sequence[tuple[str, str, str, float | None]]]) -> list[Asked]:
-    found: dict[tuple[str, str, int], list[tuple[str, float | None] | None]] = {}
-    for place, rows in enumerate(by_model):
+    matches: dict[tuple[str, str, int], list[tuple[str, float | None] | None]] = {}
+    for column, rows in enumerate(by_model):
         times: dict[tuple[str, str], int] = {}
         for question, truth, text, score in rows:
             nth = times[question, truth] = times.get((question, truth), 0) + 1
-            asked = found.setdefault((question, truth, nth), [None] * len(by_model))
-            asked[place] = (text, score)
-    return [Asked(q, truth, tuple(answers)) for (q, truth, _), answers in found.items()]
+            cells = matches.setdefault((question, truth, nth), [None] * len(by_model))
+            cells[column] = (text, score)
+    return [Asked(q, truth, tuple(answers)) for (q, truth, _), answers in matches.items()]
 
 
 def _cut(text: str) -> str:

@@ -111,8 +111,8 @@ def _series(steps: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, f
     ]
 
 
-def _alike(one: Sequence[Any], other: Sequence[Any]) -> bool:
-    flat = [[point for line in lines for point in line] for lines in (one, other)]
+def _alike(first: Sequence[Any], other: Sequence[Any]) -> bool:
+    flat = [[point for line in lines for point in line] for lines in (first, other)]
     return len(flat[0]) == len(flat[1]) and all(
         a[0] == b[0] and math.isclose(a[1], b[1], rel_tol=1e-4, abs_tol=1e-6)
         for a, b in zip(*flat, strict=True)
@@ -178,19 +178,19 @@ def _label(ax: Any, points: Sequence[tuple[float, float, str, str]]) -> None:
     least = 0.052 * (high - low)
     taken: list[tuple[float, float]] = []
     for x, y, name, colour in sorted(points, key=lambda point: (-point[1], *point)):
-        place = y
+        height = y
         for _ in range(len(points)):
             near = [t for tx, t in taken if abs(tx - x) < 0.2 * (right - left)
-                    and abs(t - place) < least]  # fmt: skip
+                    and abs(t - height) < least]  # fmt: skip
             if not near:
                 break
-            place = min(near) - least
-        taken.append((x, place))
+            height = min(near) - least
+        taken.append((x, height))
         ax.annotate(
-            name, (x, y), xytext=(x + 0.018 * (right - left), place), va="center",
+            name, (x, y), xytext=(x + 0.018 * (right - left), height), va="center",
             color=colour, fontsize=10, annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": COLOURS["rule"], "linewidth": 0.6}
-            if place != y else None,
+            if height != y else None,
         )  # fmt: skip
 
 

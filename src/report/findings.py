@@ -131,7 +131,9 @@ def find(rows: Sequence[Row], kind: str) -> Findings:
     """What the runs with this kind of log came to."""
     suite = SUITES[kind]
     rows = [row for row in rows if kind in row.kinds]
-    names = sorted({n for row in rows for one in row.results for n in one.run.logs.get(kind, ())})
+    names = sorted(
+        {n for row in rows for result in row.results for n in result.run.logs.get(kind, ())}
+    )
     cells = {row.name: {name: row.cell(kind, name) for name in names} for row in rows}
     valued = [
         n for n in names if any(c[n].mean is not None or any(c[n].seeds) for c in cells.values())
@@ -217,8 +219,8 @@ def _is_weak(target: Row, kind: str) -> bool:
     return bool(by_heart and probabilities) and hardly_knows(fmean(probabilities), by_heart)
 
 
-def _without_gold(name: str, found: Aim | None) -> Aim | None:
-    return end(name) if found == "gold" else found
+def _without_gold(name: str, best: Aim | None) -> Aim | None:
+    return end(name) if best == "gold" else best
 
 
 def _suite_config(rows: Sequence[Row], kind: str) -> Mapping[str, Any]:
@@ -281,7 +283,7 @@ def _best(
             for name, value in known.items()
         }
         least = min(distance.values())
-        tied = {name for name, one in distance.items() if one - least < 1e-12}
+        tied = {name for name, value in distance.items() if value - least < 1e-12}
         best[metric] = tied if len(tied) < len(known) else set()
     return best
 

@@ -19,8 +19,8 @@ EXAMPLES, LONGEST = 3, 300
 
 def as_csv(all_findings: Sequence[Findings]) -> str:
     """One line for each method and metric."""
-    seeds = max(len(line.row.results) for found in all_findings for line in found.lines)
-    audited = any(audits.audited(line.row for line in found.lines) for found in all_findings)
+    seeds = max(len(line.row.results) for findings in all_findings for line in findings.lines)
+    audited = any(audits.audited(line.row for line in findings.lines) for findings in all_findings)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
@@ -28,25 +28,25 @@ def as_csv(all_findings: Sequence[Findings]) -> str:
          "high95", *(f"seed_{i + 1}" for i in range(seeds)), "note",
          *(["verdict"] if audited else [])]
     )  # fmt: skip
-    for found in all_findings:
-        for line in found.lines:
+    for findings in all_findings:
+        for line in findings.lines:
             verdict = [plain(audits.shown_verdict(line.row))] if audited else []
             of_audit = audits.cells(line.row) if audits.audits(line.row) else {}
-            cells = {m: line.cells[m] for m in (*found.main, *found.others)} | of_audit
+            cells = {m: line.cells[m] for m in (*findings.main, *findings.others)} | of_audit
             for metric, cell in cells.items():
                 bounds = cell.interval or (None, None)
                 figures = [cell.mean, *bounds, *cell.seeds, *[None] * (seeds - len(cell.seeds))]
                 writer.writerow(
-                    [found.kind, plain(line.name), line.role, int(bool(line.collapsed)),
-                     plain(metric), AIM_WORDS[_aim(found, metric)], int(metric in line.best),
+                    [findings.kind, plain(line.name), line.role, int(bool(line.collapsed)),
+                     plain(metric), AIM_WORDS[_aim(findings, metric)], int(metric in line.best),
                      *("" if x is None else repr(x) for x in figures),
-                     plain(cell.note or found.note(metric)), *verdict]
+                     plain(cell.note or findings.note(metric)), *verdict]
                 )  # fmt: skip
     return stream.getvalue()
 
 
-def _aim(found: Findings, metric: str) -> Aim | None:
-    return "zero" if metric in audits.COLUMNS else found.aims[metric]
+def _aim(findings: Findings, metric: str) -> Aim | None:
+    return "zero" if metric in audits.COLUMNS else findings.aims[metric]
 
 
 def as_markdown(
@@ -60,16 +60,25 @@ def as_markdown(
     missing: Sequence[str] = (),
 ) -> str:
     parts = [f"# {inline(title)}"]
-    for found in all_findings:
-        parts += [f"## {inline(found.suite.title)}"] if len(all_findings) > 1 else []
-        parts += [f"**{inline(summary.headline(found))}.**"]
-        parts += ["\n".join(f"- **{inline(n)}** {inline(s)}" for n, s in summary.sentences(found))]
-        parts += [inline(summary.measured_by(found)), _main_table(found), _other_table(found)]
-        parts += [_examples(answers[found.kind])]
+    for findings in all_findings:
+        parts += [f"## {inline(findings.suite.title)}"] if len(all_findings) > 1 else []
+        parts += [f"**{inline(summary.headline(findings))}.**"]
+        parts += [
+            "\n".join(f"- **{inline(n)}** {inline(s)}" for n, s in summary.sentences(findings))
+        ]
+        parts += [
+            inline(summary.measured_by(findings)),
+            _main_table(findings),
+            _other_table(findings),
+        ]
+        parts += [_examples(answers[findings.kind])]
     if holds := [row for row in rows if audits.audits(row)]:
         parts += ["## Does it hold?", audits.INTRODUCTION, *map(_attacks, holds)]
     if missing:
-        parts += ["Not here, as it failed:", "\n".join(f"- {inline(one)}" for one in missing)]
+        parts += [
+            "Not here, as it failed:",
+            "\n".join(f"- {inline(failure)}" for failure in missing),
+        ]
     names, different = differences(rows)
     if different:
         body = [[f"`{code(key)}`", *(f"`{code(row[n])}`" if row[n] else "" for n in names)]
@@ -145,14 +154,14 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
-def _main_table(found: Findings) -> str:
-    audited = audits.audited(line.row for line in found.lines)
+def _main_table(findings: Findings) -> str:
+    audited = audits.audited(line.row for line in findings.lines)
     of_audit = [*audits.COLUMNS, "verdict"] if audited else []
-    head = ["", *(inline(found.heading(metric)) for metric in found.main), *of_audit, ""]
+    head = ["", *(inline(findings.heading(metric)) for metric in findings.main), *of_audit, ""]
     body = []
-    for line in found.lines:
+    for line in findings.lines:
         cells = []
-        for metric in found.main:
+        for metric in findings.main:
             cell = line.cells[metric]
             value = shown(cell.mean)
             value = f"**{value}** (best)" if metric in line.best else value
@@ -162,29 +171,29 @@ def _main_table(found: Findings) -> str:
             cells += [f"{shown(c.mean)} {inline(shown_interval(c))}".rstrip() for c in figures]
             cells.append(inline(audits.shown_verdict(line.row)))
         body.append([inline(line.name), *cells, "collapsed" if line.collapsed else ""])
-    goals = ["*best*", *(AIM_WORDS[found.aims[metric]] for metric in found.main)]
+    goals = ["*best*", *(AIM_WORDS[findings.aims[metric]] for metric in findings.main)]
     goals += [*(AIM_WORDS["zero"] for _ in audits.COLUMNS), "", ""] if audited else [""]
     return _table(head, [*body, goals])
 
 
 def _attacks(row: Row) -> str:
     """What attacks brought back of one run, and its verdict."""
-    said = " ".join(map(inline, audits.sentences(row)))
+    sentences = " ".join(map(inline, audits.sentences(row)))
     body = []
     for bar in audits.bars(row):
         low, high = map(shown, bar.interval or (None, None))
         value = f"{shown(bar.value)} \\[{low}, {high}\\]" if bar.interval else shown(bar.value)
         body.append([inline(bar.words), inline(bar.form), value, inline(bar.why_not)])
     table = _table(["attack", "form", "residual", "not counted"], body)
-    return f"**{inline(row.name)}.** {said}\n\n{table}"
+    return f"**{inline(row.name)}.** {sentences}\n\n{table}"
 
 
-def _other_table(found: Findings) -> str:
-    names = [inline(line.name) for line in found.lines]
+def _other_table(findings: Findings) -> str:
+    names = [inline(line.name) for line in findings.lines]
     body = [
         [f"`{code(metric)}`", *(f"{shown(line.cells[metric].mean)} "
-         f"{inline(shown_interval(line.cells[metric]))}".rstrip() for line in found.lines)]
-        for metric in found.others
+         f"{inline(shown_interval(line.cells[metric]))}".rstrip() for line in findings.lines)]
+        for metric in findings.others
     ]  # fmt: skip
     return "### All other metrics\n\n" + _table(["metric", *names], body) if body else ""
 

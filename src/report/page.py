@@ -43,21 +43,24 @@ def write(
             other.
     """
     read = entries if isinstance(entries, Comparison) else compare(entries)
-    rows, found = read.rows, read.findings
-    answers = {one.kind: collect([line.row for line in one.lines], one.kind) for one in found}
+    rows, findings = read.rows, read.findings
+    answers = {
+        finding.kind: collect([line.row for line in finding.lines], finding.kind)
+        for finding in findings
+    }
     runs = provenance.facts(rows)
     page = folder / "report.html"
-    written = markdown.as_markdown(title, found, answers, rows, runs, trials, budget, missing)
+    written = markdown.as_markdown(title, findings, answers, rows, runs, trials, budget, missing)
     write_text(folder / "report.md", redacted(written))
-    write_text(folder / "table.csv", redacted(markdown.as_csv(found)))
-    html = _html(title, found, answers, rows, runs, trials, budget, missing)
+    write_text(folder / "table.csv", redacted(markdown.as_csv(findings)))
+    html = _html(title, findings, answers, rows, runs, trials, budget, missing)
     write_text(page, redacted(html))
     return page
 
 
 def _html(
     title: str,
-    found: Sequence[Findings],
+    findings: Sequence[Findings],
     answers: Mapping[str, Answers],
     rows: Sequence[Row],
     runs: Sequence[provenance.Facts],
@@ -85,8 +88,8 @@ def _html(
         "script_hashes": " ".join(map(_hash, (theme, script))),
         "holds": audit_section.holds(rows),
         "dials": audit_section.dials(rows),
-        "sections": [_section(one, answers[one.kind]) for one in found],
-        "curves": [{**one, "svg": Markup(one["svg"])} for one in _curves(rows)],
+        "sections": [_section(finding, answers[finding.kind]) for finding in findings],
+        "curves": [{**curve, "svg": Markup(curve["svg"])} for curve in _curves(rows)],
         "runs": runs,
         "columns": [key for key in runs[0].values if any(run.values[key] for run in runs)],
         "differences": provenance.differences(rows),
@@ -103,37 +106,37 @@ def _html(
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
-def _section(found: Findings, answers: Answers) -> dict[str, Any]:
+def _section(finding: Findings, answers: Answers) -> dict[str, Any]:
     from markupsafe import Markup
 
     return {
-        "kind": found.kind,
-        "title": found.suite.title,
-        "headline": summary.headline(found),
-        "sentences": summary.sentences(found),
-        "measured": summary.measured_by(found),
-        "scatter": Markup(figures.scatter(found)),
-        "scatter_words": _scatter_words(found),
-        "lines": found.lines,
-        "main": [_column(found, metric) for metric in found.main],
-        "others": [_column(found, metric) for metric in found.others],
+        "kind": finding.kind,
+        "title": finding.suite.title,
+        "headline": summary.headline(finding),
+        "sentences": summary.sentences(finding),
+        "measured": summary.measured_by(finding),
+        "scatter": Markup(figures.scatter(finding)),
+        "scatter_words": _scatter_words(finding),
+        "lines": finding.lines,
+        "main": [_column(finding, metric) for metric in finding.main],
+        "others": [_column(finding, metric) for metric in finding.others],
         "cell": _cell,
-        "audited": audits.COLUMNS if audits.audited(line.row for line in found.lines) else {},
+        "audited": audits.COLUMNS if audits.audited(line.row for line in finding.lines) else {},
         "audit_cells": audit_section.table_cells,
         "verdict": audits.shown_verdict,
-        "seeds": any(len(line.row.results) > 1 for line in found.lines),
+        "seeds": any(len(line.row.results) > 1 for line in finding.lines),
         "json": Markup(script_json(answers.as_json())) if answers.splits else None,
         "shared": {label: before for label, before in answers.shared.items() if before},
         "note": answers.note,
     }
 
 
-def _column(found: Findings, metric: str) -> dict[str, str]:
-    arrow = {"gold": "◎", "high": "↑", "low": "↓", "zero": "→0"}.get(found.aims[metric] or "", "")
+def _column(finding: Findings, metric: str) -> dict[str, str]:
+    arrow = {"gold": "◎", "high": "↑", "low": "↓", "zero": "→0"}.get(finding.aims[metric] or "", "")
     return {
         "metric": metric,
-        "heading": found.heading(metric),
-        "aim": AIM_WORDS[found.aims[metric]],
+        "heading": finding.heading(metric),
+        "aim": AIM_WORDS[finding.aims[metric]],
         "arrow": arrow,
     }
 
@@ -149,27 +152,29 @@ def _cell(line: Line, metric: str) -> dict[str, Any]:
     }
 
 
-def _scatter_words(found: Findings) -> str:
+def _scatter_words(finding: Findings) -> str:
     """What the scatter shows, for who does not see it."""
-    parts, figure = [], markdown.shown if found.scale == "raw" else summary.percent
-    for line in found.lines:
-        forgot, kept = line.point.forgot, line.point.kept
-        if forgot is not None and kept is not None:
+    parts, figure = [], markdown.shown if finding.scale == "raw" else summary.percent
+    for line in finding.lines:
+        forgot, utility = line.point.forgot, line.point.kept
+        if forgot is not None and utility is not None:
             parts.append(
-                f"{line.name} at {figure(forgot)} forgotten and {figure(kept)} utility"
+                f"{line.name} at {figure(forgot)} forgotten and {figure(utility)} utility"
                 + (", collapsed" if line.collapsed else "")
             )
     return "Forgotten against utility kept: " + "; ".join(parts) + "."
 
 
 def _curves(rows: Sequence[Row]) -> list[dict[str, str]]:
-    found = []
+    curves = []
     for i, row in enumerate(rows):
         histories = [figures.history(result.run.manifest.get("training")) for result in row.results]
         svg = figures.curves(row.name, [h for h in histories if h], f"curve-{i}")
         if svg:
-            found.append({"name": row.name, "svg": svg, "words": _curve_words(row.name, histories)})
-    return found
+            curves.append(
+                {"name": row.name, "svg": svg, "words": _curve_words(row.name, histories)}
+            )
+    return curves
 
 
 def _curve_words(name: str, histories: Sequence[Sequence[Mapping[str, Any]]]) -> str:

@@ -54,7 +54,7 @@ def differences(rows: Sequence[Row]) -> tuple[list[str], dict[str, dict[str, str
 
 def versions(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Every package with the version(s) that the runs were made with; commit and machine, too."""
-    found: dict[str, dict[str, None]] = {}
+    by_package: dict[str, dict[str, None]] = {}
     for result in (result for row in rows for result in row.results):
         manifest = result.run.manifest
         named = manifest.get("versions")
@@ -63,8 +63,8 @@ def versions(rows: Sequence[Row]) -> list[tuple[str, str]]:
                 "hardware": _hardware(manifest.get("hardware"))}  # fmt: skip
         for name, version in {**named, **more}.items():
             if version:
-                found.setdefault(str(name), {})[str(version)] = None
-    return [(name, ", ".join(sorted(values))) for name, values in found.items()]
+                by_package.setdefault(str(name), {})[str(version)] = None
+    return [(name, ", ".join(sorted(values))) for name, values in by_package.items()]
 
 
 def _facts(row: Row, result: Result) -> Facts:
@@ -95,10 +95,10 @@ def _facts(row: Row, result: Result) -> Facts:
 def _flat(content: Any, above: str = "") -> dict[str, str]:
     if not isinstance(content, Mapping):
         return {above.removesuffix("."): json.dumps(content, ensure_ascii=False, default=str)}
-    found: dict[str, str] = {}
+    flat: dict[str, str] = {}
     for key, value in content.items():
-        found |= _flat(value, f"{above}{key}.")
-    return found
+        flat |= _flat(value, f"{above}{key}.")
+    return flat
 
 
 def _hardware(hardware: Any) -> str:

@@ -82,39 +82,39 @@ def entries_of(
     Raises:
         InputError: a folder is not there, or holds no log.
     """
-    given = list(dict.fromkeys(_real(path) for path in (*folders, target, gold) if path))
+    listed = list(dict.fromkeys(_real(path) for path in (*folders, target, gold) if path))
     shown = {_real(path): path for path in (*folders, target, gold) if path}
-    said = {role: _said(given, role) for role in ("target", "gold")}
+    declared = {role: _said(listed, role) for role in ("target", "gold")}
     roles: dict[Path, Role] = {}
     for role, chosen in (("target", target), ("gold", gold)):
-        named = _real(chosen) if chosen else said[role]
-        for place in [named] if named else _by_name(given, roles, role):
-            if place in roles:
+        named = _real(chosen) if chosen else declared[role]
+        for folder in [named] if named else _by_name(listed, roles, role):
+            if folder in roles:
                 continue
-            roles[place] = role  # type: ignore[assignment]
-            if place not in shown:
-                shown[place] = Path(os.path.relpath(place))
-                given.append(place)
-    names = _names([shown[place] for place in given])
+            roles[folder] = role  # type: ignore[assignment]
+            if folder not in shown:
+                shown[folder] = Path(os.path.relpath(folder))
+                listed.append(folder)
+    names = _names([shown[folder] for folder in listed])
     return [
-        Entry(name, roles.get(place, "method"), shown[place])
-        for place, name in zip(given, names, strict=True)
+        Entry(name, roles.get(folder, "method"), shown[folder])
+        for folder, name in zip(listed, names, strict=True)
     ]
 
 
-def _said(given: Sequence[Path], role: str) -> Path | None:
+def _said(folders: Sequence[Path], role: str) -> Path | None:
     """The folder of the run that the given ones say has this role."""
-    for folder in given:
+    for folder in folders:
         if not folder.is_dir():
             continue
         for path in _named(read_records(folder), role):
-            for place in given:
-                if place != folder and _is(path, place):
-                    return place
+            for candidate in folders:
+                if candidate != folder and _is(path, candidate):
+                    return candidate
             for base in (Path(), *_above_saves(folder)):
-                found = _run_of(base / path)
-                if found is not None and found != folder and near(found, folder):
-                    return found
+                run = _run_of(base / path)
+                if run is not None and run != folder and near(run, folder):
+                    return run
     return None
 
 
@@ -125,23 +125,23 @@ def _named(records: Mapping[str, Mapping[str, Any]], role: str) -> Iterator[str]
             model = config.get("model")
             args = model.get("model_args") if isinstance(model, Mapping) else None
             path = args.get("pretrained_model_name_or_path") if isinstance(args, Mapping) else None
-            found = [path] if config.get("mode") == "unlearn" else []
+            paths = [path] if config.get("mode") == "unlearn" else []
             keys = "target_logs_path"
         else:
-            found, keys = [], "retain_logs_path"
+            paths, keys = [], "retain_logs_path"
         suites = config.get("eval")
         sections = suites.values() if isinstance(suites, Mapping) else ()
-        found += [config.get(keys), *(s.get(keys) for s in sections if isinstance(s, Mapping))]
-        yield from (path for path in found if isinstance(path, str) and path not in ("", "auto"))
+        paths += [config.get(keys), *(s.get(keys) for s in sections if isinstance(s, Mapping))]
+        yield from (path for path in paths if isinstance(path, str) and path not in ("", "auto"))
 
 
-def _is(path: str, place: Path) -> bool:
+def _is(path: str, folder: Path) -> bool:
     """Whether a path of a config, or a repository on the hub, is the run in a folder."""
     real = _real(Path(path))
-    if place in (real, *real.parents):
+    if folder in (real, *real.parents):
         return True
     last = [part for part in Path(path).parts if not re.fullmatch(r"\w+\.json", part)]
-    return len(last) == 2 and last[-1] in place.parts and not Path(path).exists()
+    return len(last) == 2 and last[-1] in folder.parts and not Path(path).exists()
 
 
 def _run_of(path: Path) -> Path | None:
@@ -159,13 +159,13 @@ def _above_saves(folder: Path) -> list[Path]:
     return [parent.parent for parent in folder.parents if parent.name == "saves"]
 
 
-def _by_name(given: Sequence[Path], roles: Mapping[Path, Role], role: str) -> list[Path]:
+def _by_name(folders: Sequence[Path], roles: Mapping[Path, Role], role: str) -> list[Path]:
     """At most one for each kind of log."""
     pattern = _TARGET if role == "target" else _GOLD
-    fitting = [p for p in given if p not in roles and pattern.fullmatch(_outer(p).name)]
-    kinds = {place: set(find_logs(place)) for place in fitting}
+    fitting = [p for p in folders if p not in roles and pattern.fullmatch(_outer(p).name)]
+    kinds = {folder: set(find_logs(folder)) for folder in fitting}
     alone = [p for p in fitting if not any(kinds[p] & kinds[q] for q in fitting if q != p)]
-    return alone if len(given) > 1 else []
+    return alone if len(folders) > 1 else []
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -124,9 +124,9 @@ def aim(metric: str, config: Mapping[str, Any]) -> Aim | None:
     Args:
         config: of the evaluation, the section of its suite; asked for metrics that are not ours.
     """
-    for pattern, found in _AIMS:
+    for pattern, wanted in _AIMS:
         if re.fullmatch(pattern, metric):
-            return found
+            return wanted
     declared = (config.get("metrics") or {}).get(metric)
     higher = declared.get("higher_is_better") if isinstance(declared, Mapping) else None
     return None if higher is None else "high" if higher else "low"

@@ -57,8 +57,8 @@ def _compared(findings: Findings) -> str:
     methods = findings.methods
     if not methods:
         return "; ".join(filter(None, (_nothing_unlearned(findings), warning(findings))))
-    if said := warning(findings):
-        return said
+    if warned := warning(findings):
+        return warned
     sound = [line for line in methods if not line.collapsed]
     broken = [line.name for line in methods if line.collapsed]
     if not sound:
@@ -194,17 +194,17 @@ def _sentence(line: Line, findings: Findings) -> str:
     if line.collapsed:
         return f"collapsed: {'; '.join(line.collapsed)}. Its other figures mean nothing."
     if findings.scale == "raw" or line.point.forgot is None:
-        kept = "" if findings.scale == "raw" else f"{_kept(line)}; "
+        utility = "" if findings.scale == "raw" else f"{_kept(line)}; "
         if findings.scale == "raw" and line.point.kept is not None:
-            kept = f"utility {line.point.kept:.3f}; "
-        parts = [f"{kept}how much it forgot cannot be said", *_written(line)]
+            utility = f"utility {line.point.kept:.3f}; "
+        parts = [f"{utility}how much it forgot cannot be said", *_written(line)]
     else:
-        way, said = _forgot(line), _written(line)
+        way, notes = _forgot(line), _written(line)
         if line.written.leaks_mostly:
-            mixed = f"mixed up what it was asked to forget rather than forgot it: {said[0]}"
-            parts = [mixed, f"by the other figures {_way(way, findings)}", _kept(line), *said[1:]]
+            mixed = f"mixed up what it was asked to forget rather than forgot it: {notes[0]}"
+            parts = [mixed, f"by the other figures {_way(way, findings)}", _kept(line), *notes[1:]]
         else:
-            parts = [f"{_amount(way)} ({_way(way, findings)}) and {_kept(line)}", *said]
+            parts = [f"{_amount(way)} ({_way(way, findings)}) and {_kept(line)}", *notes]
     if line.unknown:
         parts.append(f"whether it collapsed is not known: {line.unknown}")
     return "; ".join(parts) + "."
@@ -212,14 +212,14 @@ def _sentence(line: Line, findings: Findings) -> str:
 
 def _written(line: Line) -> list[str]:
     """What is odd in its answers to what was to be forgotten."""
-    written, said = line.written, []
+    written, notes = line.written, []
     if written.leaks and written.others is not None:
         usual = (
             "" if written.usual is None else f" (of {written.usual_of}'s {percent(written.usual)})"
         )
-        said.append(f"{percent(written.others)} of its answers hold what another forget answer "
+        notes.append(f"{percent(written.others)} of its answers hold what another forget answer "
                     f"says{usual}")  # fmt: skip
-    return [*said, written.not_text] if written.not_text else said
+    return [*notes, written.not_text] if written.not_text else notes
 
 
 def _amount(way: float) -> str:
@@ -243,24 +243,26 @@ def _way(way: float, findings: Findings) -> str:
 
 
 def _kept(line: Line) -> str:
-    kept = line.point.kept
-    if kept is None:
+    utility = line.point.kept
+    if utility is None:
         return "nothing is known of its utility"
-    if kept >= 0.995:
+    if utility >= 0.995:
         return "kept all of its utility"
-    return f"kept {'only ' if kept < DEAR else ''}{percent(kept)} of its utility"
+    return f"kept {'only ' if utility < DEAR else ''}{percent(utility)} of its utility"
 
 
 def _short(line: Line) -> str:
-    kept = line.point.kept
+    utility = line.point.kept
     return (
-        "utility not known" if kept is None else f"{'only ' if kept < DEAR else ''}{percent(kept)}"
+        "utility not known"
+        if utility is None
+        else f"{'only ' if utility < DEAR else ''}{percent(utility)}"
     )
 
 
 def _of_utility(line: Line) -> str:
-    kept = line.point.kept
-    return "unknown utility" if kept is None else f"{percent(kept)} of the utility left"
+    utility = line.point.kept
+    return "unknown utility" if utility is None else f"{percent(utility)} of the utility left"
 
 
 def _forgot(line: Line) -> float:

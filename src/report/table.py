@@ -16,7 +16,7 @@ def text_table(comparison: Comparison) -> str:
     """
     findings = comparison.findings
     headings = {metric: head for suite in SUITES.values() for metric, head in suite.main.items()}
-    lines = [line for one in findings for line in one.lines]
+    lines = [line for finding in findings for line in finding.lines]
     metrics = [metric for metric in headings if any(metric in line.cells for line in lines)]
     audited = audits.audited(comparison.rows)
     of_audit = [*audits.COLUMNS, "verdict"] if audited else []
@@ -43,9 +43,11 @@ def text_table(comparison: Comparison) -> str:
 
 def warnings(findings: Sequence[Findings]) -> list[str]:
     """Why the figures of forgetting of a benchmark mean little, where that is so."""
-    texts = [(one, summary.warning(one)) for one in findings]
+    texts = [(finding, summary.warning(finding)) for finding in findings]
     several = len(findings) > 1
-    return [f"{one.suite.title + ': ' if several else ''}{text}." for one, text in texts if text]
+    return [
+        f"{finding.suite.title + ': ' if several else ''}{text}." for finding, text in texts if text
+    ]
 
 
 def _of_audit(row: Row) -> list[str]:

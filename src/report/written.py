@@ -73,7 +73,7 @@ def _texts(row: Row, kind: str, suite: Suite) -> list[str]:
     """Every answer to what is to be forgotten, of all seeds."""
     metrics = [name for name in suite.forget if name.endswith("_ROUGE")]
     entries = [entry for metric in metrics for entry in row.entries(kind, metric)]
-    texts = (asked.get("generation") for entry in entries for asked in entry.rows)
+    texts = (record.get("generation") for entry in entries for record in entry.rows)
     return [text for text in texts if isinstance(text, str)]
 
 

@@ -39,8 +39,8 @@ class AuditLog:
     @property
     def held(self) -> Mapping[str, Any] | None:
         """``value``, ``interval95``, ``worst`` and ``forms`` of the largest residual."""
-        found: Mapping[str, Any] | None = self.content.get("held")
-        return found
+        bound: Mapping[str, Any] | None = self.content.get("held")
+        return bound
 
     @property
     def attacks(self) -> list[Mapping[str, Any]]:
@@ -50,7 +50,7 @@ class AuditLog:
     @property
     def plain(self) -> Mapping[str, Any] | None:
         """What the model knows where it is asked plainly."""
-        return next((one for one in self.attacks if one.get("attack") == "plain"), None)
+        return next((form for form in self.attacks if form.get("attack") == "plain"), None)
 
     @property
     def not_run(self) -> Mapping[str, str]:

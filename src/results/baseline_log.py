@@ -84,10 +84,10 @@ class BaselineLog:
         A path that is still to be found (``auto``, or a model) stands for no log.
         """
         key = KEYS[which]
-        given = config.get(key)
-        if isinstance(given, Mapping):  # nothing was found for it
-            return cls(None, kind, key, given["advice"], given.get("missed", True))
-        return cls(given, kind, key)
+        value = config.get(key)
+        if isinstance(value, Mapping):  # nothing was found for it
+            return cls(None, kind, key, value["advice"], value.get("missed", True))
+        return cls(value, kind, key)
 
     def value(self, name: str) -> Value:
         """The retain model's value of a metric, or why there is none."""
@@ -107,5 +107,5 @@ class BaselineLog:
 
     def values(self) -> dict[str, Value]:
         """Every metric that the log has a value of."""
-        found = {name: self.value(name) for name in self.entries}
-        return {name: value for name, value in found.items() if not value.not_computed}
+        values = {name: self.value(name) for name in self.entries}
+        return {name: value for name, value in values.items() if not value.not_computed}

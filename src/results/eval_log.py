@@ -208,10 +208,10 @@ def _entry(value: "Value") -> dict[str, Any]:
     if isinstance(rows, Mapping):
         parts = {
             part: {
-                "agg_value": _plain(value.mean(found, "score").value),
-                "value_by_index": _by_index(found),
+                "agg_value": _plain(value.mean(row, "score").value),
+                "value_by_index": _by_index(row),
             }
-            for part, found in rows.items()
+            for part, row in rows.items()
         }
         return parts | {"auc": _plain(value.value), "agg_value": _plain(value.value)} | facts
     if rows is None:
@@ -226,11 +226,11 @@ def _by_index(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 def _plain(value: Any) -> Any:
     """For JSON, which knows no NaN and no infinity."""
     if isinstance(value, list):
-        return [_plain(one) for one in value]
+        return [_plain(entry) for entry in value]
     return None if isinstance(value, Real) and not math.isfinite(value) else value
 
 
 def _number(value: Any) -> Any:
     if isinstance(value, list):
-        return [_number(one) for one in value]
+        return [_number(entry) for entry in value]
     return float("nan") if value is None else value

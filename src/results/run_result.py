@@ -90,7 +90,7 @@ def find_logs(folder: Path) -> dict[str, Path]:
         )
     checkpoints = sorted(folder.glob("checkpoint-*"), key=_number_of, reverse=True)
     homes = [folder / "evals", folder, *(checkpoint / "evals" for checkpoint in checkpoints)]
-    found: dict[str, Path] = {}
+    logs: dict[str, Path] = {}
     for kind in KINDS:
         name = f"{kind}_EVAL.json"
         of_splits = sorted(folder.glob(f"evals_*/{name}"))
@@ -102,8 +102,8 @@ def find_logs(folder: Path) -> dict[str, Path]:
             )
         file = file or next(iter(of_splits), None)
         if file is not None:
-            found[kind] = file
-    return found
+            logs[kind] = file
+    return logs
 
 
 def read_records(folder: Path, *logs: Path) -> dict[str, Mapping[str, Any]]:

@@ -34,8 +34,8 @@ _of_configs: set[str] = set()
 
 def is_secret(key: object, value: object) -> bool:
     """Whether a setting is a secret by its name: ``token``, ``hub_token``, ``api_key``."""
-    given = value is not None and not isinstance(value, bool) and value != ""
-    return given and KEY.search(str(key)) is not None
+    is_set = value is not None and not isinstance(value, bool) and value != ""
+    return is_set and KEY.search(str(key)) is not None
 
 
 def without_secrets(content: Any) -> Any:
@@ -55,14 +55,14 @@ def without_secrets(content: Any) -> Any:
 
 def without_secrets_of_hydra(content: Mapping[str, Any]) -> dict[str, Any]:
     """A whole config as Hydra composes it; in its own section stands what was typed."""
-    kept: dict[str, Any] = without_secrets(content)
-    hydra = kept.get("hydra")
+    public: dict[str, Any] = without_secrets(content)
+    hydra = public.get("hydra")
     if isinstance(hydra, dict):
         for words in (hydra.get("overrides") or {}).values():
             words[:] = map(without_setting, words)
         if job := hydra.get("job"):
             job["override_dirname"] = without_setting(str(job.get("override_dirname")))
-    return kept
+    return public
 
 
 def remember(value: Any) -> None:
@@ -70,8 +70,8 @@ def remember(value: Any) -> None:
     if isinstance(value, Mapping):
         remember(list(value.values()))
     elif isinstance(value, (list, tuple)):
-        for one in value:
-            remember(one)
+        for entry in value:
+            remember(entry)
     else:
         _of_configs.add(str(value))
 
@@ -131,12 +131,12 @@ def secrets() -> tuple[str, ...]:
     A value that is a plain word or number is none of them: it stands in data, answers and paths
     that have nothing to do with it, and hiding it there would change them.
     """
-    found = set(_of_configs)
+    values = set(_of_configs)
     for name, value in os.environ.items():
         if VARIABLE.search(name) and not os.path.exists(value):
-            found.add(value)
-        found |= {info.partition(":")[2] or info for info in USER_INFO.findall(value)}
-    known = (one for one in found if len(one) >= SHORTEST and not _is_plain(one))
+            values.add(value)
+        values |= {info.partition(":")[2] or info for info in USER_INFO.findall(value)}
+    known = (text for text in values if len(text) >= SHORTEST and not _is_plain(text))
     return tuple(sorted(known, key=len, reverse=True))
 
 

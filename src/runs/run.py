@@ -69,10 +69,10 @@ class Run:
         if not is_main_process():
             return
         if fresh:
-            kept, own_data = set_aside(self.folder), self.folder / "data"
-            if kept and (kept / "data").is_dir() and str(own_data) in str(self.config):
+            previous, own_data = set_aside(self.folder), self.folder / "data"
+            if previous and (previous / "data").is_dir() and str(own_data) in str(self.config):
                 with whole_files(own_data) as new:  # it is repeated on its own rows
-                    shutil.copytree(kept / "data", new, dirs_exist_ok=True)
+                    shutil.copytree(previous / "data", new, dirs_exist_ok=True)
         name = f"{self.kind}_config.json" if self.kind else "run_config.json"
         write_json(self.folder / name, without_secrets(self.config))
 
@@ -110,7 +110,7 @@ def refuse_unwritable(folder: Path, what: str, instead: str) -> None:
     """What ``make_writable`` refuses, without making the folder."""
     refuse_escapes(folder, what, instead)
     with _unwritable_in_words(folder, what, instead):
-        there = next(place for place in (folder, *folder.parents) if place.exists())
+        there = next(path for path in (folder, *folder.parents) if path.exists())
         with tempfile.TemporaryFile(dir=there):
             pass
 
@@ -134,7 +134,10 @@ def refuse_escapes(
         real = Path(os.path.realpath(folder))
     except ValueError as error:  # it holds what no path may
         raise InputError(f"The {what} {shortened(folder)!r} is no path: {error}.") from error
-    if any(Path(one) in (real, *real.parents) for one in DEVICES) and MEMORY not in real.parents:
+    if (
+        any(Path(device) in (real, *real.parents) for device in DEVICES)
+        and MEMORY not in real.parents
+    ):
         raise InputError(
             f"The {what} {shortened(folder)!r} lies among the devices of the system. {instead} a "
             "folder on a disk."
@@ -166,13 +169,13 @@ def set_aside(folder: Path) -> Path | None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         return None
     # a link stays where it is, and leads to the new run
-    place, number = Path(os.path.realpath(folder)) if folder.is_symlink() else folder, 1
-    while (kept := place.with_name(f"{place.name}.previous-{number}")).exists():
+    run, number = Path(os.path.realpath(folder)) if folder.is_symlink() else folder, 1
+    while (previous := run.with_name(f"{run.name}.previous-{number}")).exists():
         number += 1
-    place.rename(kept)
-    place.mkdir()
-    logger.warning("%s held an earlier run; it was kept as %s", folder, kept)
-    return kept
+    run.rename(previous)
+    run.mkdir()
+    logger.warning("%s held an earlier run; it was kept as %s", folder, previous)
+    return previous
 
 
 def _is_of_a_start(path: Path) -> bool:
@@ -197,14 +200,14 @@ def alone(folder: str | Path, kind: str = "") -> Iterator[None]:
         yield
         return
     refuse_escapes(Path(folder))
-    place = Path(os.path.abspath(folder))
-    name = f".{place.name}.{kind}.lock" if kind else f".{place.name}.lock"
-    new = [folder for folder in (place, *place.parents) if not folder.exists()]
+    run = Path(os.path.abspath(folder))
+    name = f".{run.name}.{kind}.lock" if kind else f".{run.name}.lock"
+    new = [folder for folder in (run, *run.parents) if not folder.exists()]
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        inside = not os.access(place.parent, os.W_OK)  # then nothing can be set aside, either
+        run.parent.mkdir(parents=True, exist_ok=True)
+        inside = not os.access(run.parent, os.W_OK)  # then nothing can be set aside, either
         lock = FileLock(
-            (place if inside else place.parent) / name,
+            (run if inside else run.parent) / name,
             is_singleton=True,
             fallback_to_soft=False,  # a file that would stay when its process is killed
         )
@@ -223,7 +226,7 @@ def alone(folder: str | Path, kind: str = "") -> Iterator[None]:
     finally:
         with suppress(OSError):  # a folder that holds something stays
             if not inside:
-                place.rmdir()
+                run.rmdir()
                 # whoever opens it now sees that it is gone, and makes another
                 Path(lock.lock_file).unlink()
                 for folder in new[1:]:
@@ -365,8 +368,8 @@ def memory() -> tuple[int | None, int | None]:
     except (ValueError, OSError):
         return None, None
     available = None
-    if (found := _number_in("/proc/meminfo", "MemAvailable:")) is not None:
-        available = found * 1024
+    if (kib := _number_in("/proc/meminfo", "MemAvailable:")) is not None:
+        available = kib * 1024
     limit, used = (_number_in(f"/sys/fs/cgroup/memory.{x}") for x in ("max", "current"))
     if limit is not None and limit < total:
         total = limit
@@ -385,9 +388,9 @@ def _number_in(file: str, label: str = "") -> int | None:
 
 def in_words(size: int) -> str:
     """Bytes as people read them."""
-    for unit, one in (("GiB", GIB), ("MiB", 1 << 20)):
-        if size >= one:
-            return f"{size / one:.1f} {unit}"
+    for unit, factor in (("GiB", GIB), ("MiB", 1 << 20)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
     return f"{size / 1024:.0f} KiB"
 
 
@@ -410,13 +413,13 @@ def _command() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
 
 
 def _hardware() -> dict[str, Any]:

@@ -31,8 +31,8 @@ OF_FILE = (
 
 def pickled_weights(folder: Path) -> list[Path]:
     """The files of a folder in which weights may be pickled."""
-    found = {file for pattern in PICKLED for file in folder.glob(pattern)}
-    return sorted(f for f in found if not any(f.match(other) for other in NOT_WEIGHTS))
+    pickles = {file for pattern in PICKLED for file in folder.glob(pattern)}
+    return sorted(f for f in pickles if not any(f.match(other) for other in NOT_WEIGHTS))
 
 
 def how_to_convert(folder: str, kind: str = "AutoModelForCausalLM") -> str:
@@ -55,11 +55,11 @@ def refuse_pickle(
     """
     pickles = pickled_weights(folder)
     if pickles and not any(folder.glob("*.safetensors")):
-        one = OF_FILE.format(file=str(pickles[0]), wanted=str(folder / wanted))
+        command = OF_FILE.format(file=str(pickles[0]), wanted=str(folder / wanted))
         whole = any(folder.glob("pytorch_model*.bin"))
         raise InputError(
             f"The weights {str(pickles[0])!r} are pickled and are not read. "
-            + (how_to_convert(str(folder), kind) if whole else CONVERT.format(how=one))
+            + (how_to_convert(str(folder), kind) if whole else CONVERT.format(how=command))
         )
     for index in folder.glob(INDEX):
         for name in _shards(index):
@@ -122,12 +122,14 @@ def near(path: str | Path, run: Path) -> bool:
     in (the folder ``saves`` above it, or else the second folder above it), or below a folder that
     the user names in ``UNLORA_MODELS``, several with a colon between them.
     """
-    real, place = Path(os.path.realpath(path)), Path(os.path.realpath(run))
-    saves = [parent for parent in place.parents if parent.name == "saves"]
-    tree = saves[0] if saves else place.parents[min(1, len(place.parents) - 1)]
+    real, folder = Path(os.path.realpath(path)), Path(os.path.realpath(run))
+    saves = [parent for parent in folder.parents if parent.name == "saves"]
+    tree = saves[0] if saves else folder.parents[min(1, len(folder.parents) - 1)]
     roots = [root for root in (tree, Path.cwd().resolve()) if root != Path(root.anchor)]
     named = os.environ.get("UNLORA_MODELS", "").split(os.pathsep)
-    roots += [Path(os.path.realpath(os.path.expanduser(one))) for one in named if one]
+    roots += [
+        Path(os.path.realpath(os.path.expanduser(directory))) for directory in named if directory
+    ]
     return any(real == root or root in real.parents for root in roots)
 
 

@@ -19,16 +19,16 @@ PLAIN = {"plain": {"handler": "plain"}}
 def with_audits(study: Study, stages: Sequence[Stage]) -> list[Stage]:
     """The stages of a study, with audits and dialled methods where it asks for them."""
     evaluations = {stage.name: stage for stage in stages if stage.kind == "eval"}
-    found = [*stages]
+    all_stages = [*stages]
     for stage in stages:
-        asked = study.audit is not None or study.dial is not None
-        wanted = asked and stage.seed in study.seeds[: study.audit_seeds]
+        is_audited = study.audit is not None or study.dial is not None
+        wanted = is_audited and stage.seed in study.seeds[: study.audit_seeds]
         if not wanted or (stage.kind, stage.role) != ("train", "method"):
             continue
         needs = evaluations[stage.name.removesuffix("train") + "eval"].needs
         roles = {evaluations[n].role: evaluations[n] for n in needs if n in evaluations}
-        found += _of_method(study, stage, roles["target"], roles.get("gold"))
-    return found
+        all_stages += _of_method(study, stage, roles["target"], roles.get("gold"))
+    return all_stages
 
 
 def _of_method(study: Study, trained: Stage, target: Stage, gold: Stage | None) -> Iterator[Stage]:
@@ -64,7 +64,7 @@ def _compared(study: Study, target: Stage, gold: Stage | None) -> dict[str, Any]
 
 def _needs(of: Stage, target: Stage, gold: Stage | None) -> tuple[str, ...]:
     compared = [stage for stage in (target, gold) if stage]
-    return (*dict.fromkeys((of.name, *(one for stage in compared for one in stage.needs))),)
+    return (*dict.fromkeys((of.name, *(need for stage in compared for need in stage.needs))),)
 
 
 def config_of(stage: Stage) -> AuditConfig:
@@ -79,8 +79,8 @@ def config_of(stage: Stage) -> AuditConfig:
 def rows_of(stage: Stage) -> tuple[dict[str, Any], str | None]:
     """The suites and data of the run that is audited, and where data sets are."""
     config = read_json(Path(str(stage.model)) / "run_config.json")
-    place = (config.get("paths") or {}).get("datasets_dir")
-    return {key: config.get(key) or {} for key in ("eval", "data")}, place
+    datasets_dir = (config.get("paths") or {}).get("datasets_dir")
+    return {key: config.get(key) or {} for key in ("eval", "data")}, datasets_dir
 
 
 def run(stage: Stage) -> None:

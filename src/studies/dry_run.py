@@ -62,23 +62,23 @@ def as_text(study: Study, stages: Sequence[Stage], folder: Path) -> str:
     Raises:
         InputError: something in a config or the data is wrong.
     """
-    found = forecasts(study, stages, folder)
-    rows = [HEADINGS, *map(_cells, found)]
+    planned = forecasts(study, stages, folder)
+    rows = [HEADINGS, *map(_cells, planned)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = [c.ljust(w) if i < 2 else c.rjust(w)
                  for i, (c, w) in enumerate(zip(row, widths, strict=True))]  # fmt: skip
         lines.append("  ".join(cells).rstrip())
-    left = [one for one in found if one.state != FINISHED]
-    lines += ["", f"{len(left)} of {len(found)} stages are to be run."]
-    known = [one.seconds for one in left if one.seconds is not None]
+    left = [forecast for forecast in planned if forecast.state != FINISHED]
+    lines += ["", f"{len(left)} of {len(planned)} stages are to be run."]
+    known = [forecast.seconds for forecast in left if forecast.seconds is not None]
     if known:
         unknown = len(left) - len(known)
         lines[-1] += f" About {_time(sum(known) / study.workers)} with workers={study.workers}" + (
             f", and {unknown} stages whose time is not known yet." if unknown else "."
         )
-    lines += dict.fromkeys(one.note for one in found if one.note)
+    lines += dict.fromkeys(forecast.note for forecast in planned if forecast.note)
     if trials := study.search["trials"]:
         lines.append(
             f"Before them: {trials} trials for each of {len(variants(study.methods))} methods "
@@ -91,17 +91,17 @@ def forecasts(study: Study, stages: Sequence[Stage], folder: Path) -> list[Forec
     """What each stage would be."""
     finished: set[str] = set()
     times, sizes = Times(study, folder, stages), Sizes()
-    found = []
+    rows = []
     for stage in tqdm(stages, "planning", unit=" stages", leave=False, mininterval=EVERY):
         state = _state(stage, folder, finished)
         if state == FINISHED:
             finished.add(stage.name)
-            found.append(Forecast(stage, state))
+            rows.append(Forecast(stage, state))
         elif stage.kind != "train":
-            found.append(Forecast(stage, state, seconds=times.of_kind(stage.kind)))
+            rows.append(Forecast(stage, state, seconds=times.of_kind(stage.kind)))
         else:
-            found.append(_training(study, stage, state, times, sizes))
-    return found
+            rows.append(_training(study, stage, state, times, sizes))
+    return rows
 
 
 def check_evaluations(stages: Sequence[Stage]) -> None:
@@ -114,7 +114,7 @@ def check_evaluations(stages: Sequence[Stage]) -> None:
     from unlora.recipes.audit import attacks_of
     from unlora.recipes.baselines import without_references
 
-    first = {(one.kind, one.role, one.overrides): one for one in reversed(stages)}
+    first = {(listed.kind, listed.role, listed.overrides): listed for listed in reversed(stages)}
     configs: dict[str, Config] = {}
     for stage in reversed(first.values()):
         try:
@@ -126,7 +126,7 @@ def check_evaluations(stages: Sequence[Stage]) -> None:
                 check({name: without_references(suite) for name, suite in config.eval.items()})
         except InputError as error:
             raise InputError(f"{stage.title}: {error}") from error
-    for title, config in sorted(configs.items(), key=lambda one: one[1].mode == "eval"):
+    for title, config in sorted(configs.items(), key=lambda entry: entry[1].mode == "eval"):
         try:
             _check_columns(config)
         except InputError as error:
@@ -139,17 +139,17 @@ def _check_columns(config: Config) -> None:
     from unlora.data.qa import read_pairs
     from unlora.evals.own import without_column
 
-    place = config.paths.datasets_dir
+    datasets_dir = config.paths.datasets_dir
     for where, name, data_set in _question_sets(config):
         keys = {key: data_set.get(key, key[:-4]) for key in ("question_key", "answer_key")}
         try:
-            rows = fingerprints.local_rows(data_set["hf_args"], place)
+            rows = fingerprints.local_rows(data_set["hf_args"], datasets_dir)
             if rows is not None:
-                asked = as_questions(rows, *keys.values(), of=name)
+                questions = as_questions(rows, *keys.values(), of=name)
                 if "needed" in data_set:  # of an evaluation, where rows may have holes
-                    without_column(name, data_set, keys, asked)
+                    without_column(name, data_set, keys, questions)
                 else:
-                    read_pairs(asked, *keys.values())
+                    read_pairs(questions, *keys.values())
         except InputError as error:
             raise InputError(f"Data set {name} of {where}: {error}") from error
 
@@ -157,13 +157,13 @@ def _check_columns(config: Config) -> None:
 def _question_sets(config: Config) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Of questions and answers: the part of the config, the name, and what is set."""
     for part, sets in config.data.items():
-        for name, one in sets.items() if isinstance(sets, Mapping) else ():
-            if one["handler"] != "PretrainingDataset":
-                yield f"data.{part}", name, one["args"]
+        for name, data_set in sets.items() if isinstance(sets, Mapping) else ():
+            if data_set["handler"] != "PretrainingDataset":
+                yield f"data.{part}", name, data_set["args"]
     for suite, section in config.eval.items():
-        for name, one in (section.get("data") or {}).items():
-            if "needed" in one and (one.get("hf_args") or {}).get("path"):
-                yield f"eval.{suite}.data", name, one
+        for name, data_set in (section.get("data") or {}).items():
+            if "needed" in data_set and (data_set.get("hf_args") or {}).get("path"):
+                yield f"eval.{suite}.data", name, data_set
 
 
 class Sizes:
@@ -299,14 +299,14 @@ def _first_steps(config: dict[str, Any]) -> float:
     """Seconds of a step, from the first few of a training; what they make is thrown away."""
     from unlora.recipes import train
 
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "run"
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "run"
         config["paths"] = {**config["paths"], "output_dir": str(folder)}
         config["trainer"]["args"] |= {
             "max_steps": STEPS, "save_strategy": "no", "report_to": "none", "logging_steps": 1,
             "output_dir": str(folder),
         }  # fmt: skip
-        with output_to(Path(place) / "log.txt"):
+        with output_to(Path(scratch) / "log.txt"):
             started = time.time()
             train.run(config, evaluate=False)
             history = json.loads((folder / "manifest.json").read_text("utf-8"))["training"]
@@ -314,15 +314,15 @@ def _first_steps(config: dict[str, Any]) -> float:
         return float(runtime or time.time() - started) / STEPS
 
 
-def _cells(one: Forecast) -> tuple[str, ...]:
+def _cells(forecast: Forecast) -> tuple[str, ...]:
     return (
-        one.stage.name,
-        one.state,
-        "" if one.rows is None else f"{one.rows:,}",
-        "" if one.steps is None else f"{one.steps:,}",
-        "" if one.trained is None else f"{one.trained / 1e6:.1f} M",
-        "" if one.memory is None else f"{one.memory / GB:.2f} GB",
-        "" if one.seconds is None else _time(one.seconds),
+        forecast.stage.name,
+        forecast.state,
+        "" if forecast.rows is None else f"{forecast.rows:,}",
+        "" if forecast.steps is None else f"{forecast.steps:,}",
+        "" if forecast.trained is None else f"{forecast.trained / 1e6:.1f} M",
+        "" if forecast.memory is None else f"{forecast.memory / GB:.2f} GB",
+        "" if forecast.seconds is None else _time(forecast.seconds),
     )
 
 

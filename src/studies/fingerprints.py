@@ -64,14 +64,14 @@ def key(stage: Stage) -> str:
     config = config_of(stage)
     parts: list[Any] = [stage.kind, config["model"]["model_args"]["pretrained_model_name_or_path"]]
     parts[1] = model_content(parts[1])
-    place = config["paths"].get("datasets_dir")
+    datasets_dir = config["paths"].get("datasets_dir")
     if stage.kind == "train":
         model = {k: v for k, v in config["model"].items() if k != "targets"}
         trainer = {k: v for k, v in config["trainer"].items() if k != "on_change"}
         chooses = bool(trainer["args"].get("load_best_model_at_end"))
         left_out = ("output_dir", "report_to", "run_name") if chooses else NOT_LEARNT
         trainer["args"] = {k: v for k, v in trainer["args"].items() if k not in left_out}
-        data = {k: _data(v, place) for k, v in (config.get("data") or {}).items()}
+        data = {k: _data(v, datasets_dir) for k, v in (config.get("data") or {}).items()}
         if trainer["args"].get("gradient_checkpointing") == "auto":  # as it was once called
             trainer["args"]["gradient_checkpointing"] = True
         if config.get("global_batch_size") is not None:  # it decides over those in trainer.args
@@ -79,10 +79,12 @@ def key(stage: Stage) -> str:
         parts += [_without_paths(model), trainer, data]
         parts.append(_tokenizer(config["model"]["tokenizer_args"]))
         if chooses:  # the best checkpoint depends on when it is looked for, and by what
-            parts.append({name: [suite.get("panel"), suite.get("panel_rows"), _suite(suite, place)]
-                          for name, suite in config["eval"].items()})  # fmt: skip
+            parts.append({
+                name: [suite.get("panel"), suite.get("panel_rows"), _suite(suite, datasets_dir)]
+                for name, suite in config["eval"].items()
+            })  # fmt: skip
     else:
-        parts.append({name: _suite(suite, place) for name, suite in config["eval"].items()})
+        parts.append({name: _suite(suite, datasets_dir) for name, suite in config["eval"].items()})
         parts.append(_asked_as(stage))
     parts += _quantised(config["model"])
     return digest(*parts)
@@ -91,11 +93,11 @@ def key(stage: Stage) -> str:
 def _of_audit(stage: Stage) -> str:
     config = audit_stages.config_of(stage).model_dump()
     models = [config.pop(name) for name in ("run", "target", "retain_model")]
-    rows, place = audit_stages.rows_of(stage)
-    suites = [_suite(suite, place) for suite in rows["eval"].values()]
+    rows, datasets_dir = audit_stages.rows_of(stage)
+    suites = [_suite(suite, datasets_dir) for suite in rows["eval"].values()]
     content = [None if model is None else model_content(model) for model in models]
     to = stage.params.get("to")
-    return digest(stage.kind, config, content, suites, _data(rows["data"], place), to)
+    return digest(stage.kind, config, content, suites, _data(rows["data"], datasets_dir), to)
 
 
 def _training(stage: Stage) -> dict[str, Any]:
@@ -132,10 +134,10 @@ def _evaluation(stage: Stage) -> dict[str, Any]:
     suites = {name: dict(suite) for name, suite in whole["eval"].items()}
     for suite in suites.values():
         suite["output_dir"] = stage.evals
-        for which, asked in (("retain_log", ("target", "method")), ("target_log", ("method",))):
+        for which, roles in (("retain_log", ("target", "method")), ("target_log", ("method",))):
             name = f"{which}s_path"
             if name in suite:  # one's own reference serves where the study makes none
-                own = suite[name] if stage.role in asked else None
+                own = suite[name] if stage.role in roles else None
                 suite[name] = getattr(stage, which) or own
     return {
         "mode": "eval",
@@ -155,8 +157,8 @@ def _evaluation(stage: Stage) -> dict[str, Any]:
 
 def _loading(args: Mapping[str, Any], path: str) -> dict[str, Any]:
     """How the model comes into memory, as the unlearning experiment has it."""
-    kept = ("attn_implementation", "device_map", "max_memory", "trust_remote_code", "token")
-    return {"pretrained_model_name_or_path": path} | {k: args[k] for k in kept if k in args}
+    keys = ("attn_implementation", "device_map", "max_memory", "trust_remote_code", "token")
+    return {"pretrained_model_name_or_path": path} | {k: args[k] for k in keys if k in args}
 
 
 def _as_experiment(model: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -183,9 +185,9 @@ def _tokenizer(args: Mapping[str, Any]) -> Any:
     """A tokenizer by its content, where it is on this machine."""
     from unlora.model.load import resolve
 
-    given = dict(args)
-    path = resolve(str(given.pop("pretrained_model_name_or_path", "")))
-    return [given, _tokenizer_files(Path(path)) if path and Path(path).is_dir() else path]
+    settings = dict(args)
+    path = resolve(str(settings.pop("pretrained_model_name_or_path", "")))
+    return [settings, _tokenizer_files(Path(path)) if path and Path(path).is_dir() else path]
 
 
 def _tokenizer_files(folder: Path) -> list[tuple[str, str]]:
@@ -199,19 +201,19 @@ def _asked_as(stage: Stage) -> Any:
     if not file.is_file():
         return None
     model = json.loads(file.read_text("utf-8"))["model"]
-    asked = [model.get("template_args"), model["model_args"].get("torch_dtype")]
-    return asked + _quantised(model)
+    settings = [model.get("template_args"), model["model_args"].get("torch_dtype")]
+    return settings + _quantised(model)
 
 
 def _quantised(model: Mapping[str, Any]) -> list[Any]:
     """How the weights are quantised as they are loaded, and by what; nothing where they are not."""
-    found = model.get("quantisation") or model["model_args"].get("quantization_config")
-    if not found:
+    quantisation = model.get("quantisation") or model["model_args"].get("quantization_config")
+    if not quantisation:
         return []
     try:
-        return [found, metadata.version("bitsandbytes")]
+        return [quantisation, metadata.version("bitsandbytes")]
     except metadata.PackageNotFoundError:  # which is said before anything is trained
-        return [found]
+        return [quantisation]
 
 
 def _without_paths(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,14 +224,14 @@ def _without_paths(model: Mapping[str, Any]) -> dict[str, Any]:
     return {**model, "model_args": args, "tokenizer_args": tokenizer}
 
 
-def _suite(suite: Mapping[str, Any], place: str | None) -> Any:
-    said = {name: value for name, value in suite.items() if name not in NOT_SAID}
+def _suite(suite: Mapping[str, Any], datasets_dir: str | None) -> Any:
+    settings = {name: value for name, value in suite.items() if name not in NOT_SAID}
     logs = [_log(suite.get(which)) for which in ("retain_logs_path", "target_logs_path")]
-    return [said, logs, [_rows(found, place) for found in _hub_args(suite.get("data"))]]
+    return [settings, logs, [_rows(args, datasets_dir) for args in _hub_args(suite.get("data"))]]
 
 
-def _data(part: Any, place: str | None) -> Any:
-    return [part, [_rows(found, place) for found in _hub_args(part)]]
+def _data(part: Any, datasets_dir: str | None) -> Any:
+    return [part, [_rows(args, datasets_dir) for args in _hub_args(part)]]
 
 
 def _hub_args(content: Any) -> Iterator[Mapping[str, Any]]:
@@ -242,24 +244,24 @@ def _hub_args(content: Any) -> Iterator[Mapping[str, Any]]:
             yield from _hub_args(value)
 
 
-def local_rows(args: Mapping[str, Any], place: str | None) -> list[dict[str, Any]] | None:
+def local_rows(args: Mapping[str, Any], datasets_dir: str | None) -> list[dict[str, Any]] | None:
     """The rows of a data set that is on this machine; None for one on the hub."""
     from unlora.data.rows import SUFFIXES, load_rows
 
     path = args["path"]
     named = Path(path).suffix.lower() in SUFFIXES
-    local = place or path == "pocket" or Path(path).exists() or named
-    return load_rows(**args, datasets_dir=place) if local else None
+    local = datasets_dir or path == "pocket" or Path(path).exists() or named
+    return load_rows(**args, datasets_dir=datasets_dir) if local else None
 
 
-def _rows(args: Mapping[str, Any], place: str | None) -> str | None:
-    return _hash_of_rows(json.dumps(args, sort_keys=True), place)
+def _rows(args: Mapping[str, Any], datasets_dir: str | None) -> str | None:
+    return _hash_of_rows(json.dumps(args, sort_keys=True), datasets_dir)
 
 
 @functools.cache
-def _hash_of_rows(args: str, place: str | None) -> str | None:
+def _hash_of_rows(args: str, datasets_dir: str | None) -> str | None:
     """Of local rows; a data set on the hub is known by its name and revision alone."""
-    rows = local_rows(json.loads(args), place)
+    rows = local_rows(json.loads(args), datasets_dir)
     return None if rows is None else digest(rows)
 
 

@@ -39,7 +39,7 @@ def launcher(cfg: Any, workers: int) -> Launch:
         master.hydra = copy.deepcopy(HydraConfig.get())
         OmegaConf.set_readonly(master.hydra, False)
     logging.getLogger("hydra_plugins").setLevel(logging.WARNING)  # they tell every job
-    given = list(master.hydra.overrides.task)
+    typed = list(master.hydra.overrides.task)
     started = 0
 
     def launch(stages: Sequence[tuple[Stage, Record]]) -> list[str | None]:
@@ -47,15 +47,15 @@ def launcher(cfg: Any, workers: int) -> Launch:
         overrides = []
         for stage, record in stages:
             record.write(stage, state="waiting", key=record.read().get("key"))
-            overrides.append([*given, f"++stage={quoted(str(record.file.resolve()))}"])
+            overrides.append([*typed, f"++stage={quoted(str(record.file.resolve()))}"])
         if "n_jobs" in master.hydra.launcher:  # of joblib; one job needs no other process
             master.hydra.launcher.n_jobs = min(workers, len(stages))
         plugin = Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=job, config=master
         )
-        found = plugin.launch(overrides, initial_job_idx=started)
+        results = plugin.launch(overrides, initial_job_idx=started)
         started += len(stages)
-        return [one.return_value for one in found]
+        return [result.return_value for result in results]
 
     return launch
 

@@ -134,8 +134,8 @@ def _run(stage: Stage, key: str) -> None:
         _make_room(folder, key)
     with as_command(_command(stage)):
         train.run(config, evaluate=False)
-    given = composed(stage.config, stage.overrides).trainer.args
-    if content.keeps_no_checkpoints(given):  # they were ours
+    args = composed(stage.config, stage.overrides).trainer.args
+    if content.keeps_no_checkpoints(args):  # they were ours
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
 
@@ -174,11 +174,11 @@ def _typed(value: Any) -> str:
 @contextlib.contextmanager
 def as_command(words: Sequence[str]) -> Iterator[None]:
     """The command line that a manifest names."""
-    kept, sys.argv = sys.argv, list(words)
+    argv, sys.argv = sys.argv, list(words)
     try:
         yield
     finally:
-        sys.argv = kept
+        sys.argv = argv
 
 
 @contextlib.contextmanager
@@ -189,13 +189,13 @@ def output_to(file: Path) -> Iterator[Any]:
         A function that prints a line where the output went before.
     """
     with open(file, "a", encoding="utf-8") as stream:
-        kept = [os.dup(1), os.dup(2)]
+        streams = [os.dup(1), os.dup(2)]
         sys.stdout.flush(), sys.stderr.flush()
         os.dup2(stream.fileno(), 1), os.dup2(stream.fileno(), 2)
         try:
-            yield lambda line: os.write(kept[1], f"{line}\n".encode())
+            yield lambda line: os.write(streams[1], f"{line}\n".encode())
         finally:
             sys.stdout.flush(), sys.stderr.flush()
-            for number, old in enumerate(kept, start=1):
+            for number, old in enumerate(streams, start=1):
                 os.dup2(old, number)
                 os.close(old)

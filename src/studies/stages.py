@@ -44,8 +44,8 @@ class Stage:
     @property
     def name(self) -> str:
         """``seed0-NPO-train``, which also names its files."""
-        place = "given" if self.seed is None else f"seed{self.seed}"
-        return f"{place}-{self.run}-{self.kind}"
+        seed = "given" if self.seed is None else f"seed{self.seed}"
+        return f"{seed}-{self.run}-{self.kind}"
 
     @property
     def title(self) -> str:
@@ -65,10 +65,10 @@ class Stage:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Stage":
         """What :meth:`as_dict` made."""
-        given: dict[str, Any] = {field.name: content[field.name] for field in fields(cls)}
+        values: dict[str, Any] = {field.name: content[field.name] for field in fields(cls)}
         for name in ("overrides", "needs"):
-            given[name] = tuple(given[name])
-        return cls(**given)
+            values[name] = tuple(values[name])
+        return cls(**values)
 
 
 def plan(study: Study, folder: Path) -> list[Stage]:
@@ -108,11 +108,11 @@ def unlearning(
     params: Mapping[str, Any] | None = None,
 ) -> list[Stage]:
     """Training and evaluation of one method; ``target`` and ``gold`` are evaluations."""
-    asked = (*study.unlearn, *overrides)
-    panels = _has_panels("unlearn", asked)
+    words = (*study.unlearn, *overrides)
+    panels = _has_panels("unlearn", words)
     trained = [name for name in target.needs if name == target.name.replace("-eval", "-train")]
     train = Stage(
-        "train", method, "method", seed, str(folder), "unlearn", asked, dict(params or {}),
+        "train", method, "method", seed, str(folder), "unlearn", words, dict(params or {}),
         model=target.model,
         retain_log=gold.evals if gold and panels else None,
         needs=(*trained, *((gold.name,) if gold and panels else ())),
@@ -126,19 +126,19 @@ def variants(methods: Mapping[str, Sequence[str] | None]) -> dict[str, tuple[str
     Raises:
         InputError: an override cannot be read, or two methods would have one name.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    variants_of: dict[str, tuple[str, ...]] = {}
     for method, overrides in methods.items():
-        for given, several in _expanded(overrides or ()):
+        for words, several in _expanded(overrides or ()):
             name = ",".join([method, *(f"{k.rpartition('.')[2]}={v}" for k, v in several)])
             name = name.replace("/", "_").replace("'", "").replace('"', "")
             if len(name.encode()) > 200:
                 raise InputError(
                     f"The method {name!r} has too long a name for a folder; shorten it."
                 )
-            if name in found:
+            if name in variants_of:
                 raise InputError(f"Two methods of the study would be called {name!r}; rename one.")
-            found[name] = tuple(given)
-    return found
+            variants_of[name] = tuple(words)
+    return variants_of
 
 
 def _expanded(overrides: Sequence[str]) -> list[tuple[list[str], list[tuple[str, str]]]]:
@@ -146,43 +146,43 @@ def _expanded(overrides: Sequence[str]) -> list[tuple[list[str], list[tuple[str,
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    found: list[tuple[list[str], list[tuple[str, str]]]] = [([], [])]
+    expanded: list[tuple[list[str], list[tuple[str, str]]]] = [([], [])]
     for word in overrides:
         try:
             override = OverridesParser.create().parse_override(word.removeprefix("@"))
         except HydraException as error:
             raise InputError(f"The study has an override that cannot be read: {word!r}.") from error
         if not override.is_sweep_override():
-            found = [([*given, word], several) for given, several in found]
+            expanded = [([*words, word], several) for words, several in expanded]
             continue
         key = override.key_or_group
         values = list(override.sweep_string_iterator())
-        found = [
-            ([*given, f"{key}={value}"], [*several, (key, value)])
-            for given, several in found
+        expanded = [
+            ([*words, f"{key}={value}"], [*several, (key, value)])
+            for words, several in expanded
             for value in values
         ]
-    return found
+    return expanded
 
 
 def _model(
     study: Study, role: Role, folder: Path, home: Path, seed: int, gold: Stage | None
 ) -> list[Stage]:
     """Training and evaluation of target or gold, or the evaluation of one that is there."""
-    given = getattr(study, role)
-    if given is None:
+    declared = getattr(study, role)
+    if declared is None:
         return []
-    if isinstance(given, str):
+    if isinstance(declared, str):
         # its figures depend on the seed where those of the gold model that it is compared with do
         own = seed if gold is not None and gold.seed is not None else None
-        place = folder if own is None else home
-        there = Stage("eval", role, role, own, str(place / role), "unlearn", tuple(study.unlearn),
-                      model=given)  # fmt: skip
+        home_of = folder if own is None else home
+        there = Stage("eval", role, role, own, str(home_of / role), "unlearn", tuple(study.unlearn),
+                      model=declared)  # fmt: skip
         return [evaluation(study, there, gold, None)]
-    asked = tuple(given)
-    panels = _has_panels("train", asked) and gold is not None
+    words = tuple(declared)
+    panels = _has_panels("train", words) and gold is not None
     train = Stage(
-        "train", role, role, seed, str(home / role), "train", asked,
+        "train", role, role, seed, str(home / role), "train", words,
         retain_log=gold.evals if gold and panels else None,
         needs=(gold.name,) if gold and panels else (),
     )  # fmt: skip
@@ -192,13 +192,13 @@ def _model(
 def evaluation(study: Study, of: Stage, gold: Stage | None, target: Stage | None) -> Stage:
     """The evaluation of what a stage leaves, or of a model that is there already."""
     trained = (of.name,) if of.kind in ("train", "dial") else ()
-    compared = [one for one in (gold, target) if one is not None]
+    compared = [stage for stage in (gold, target) if stage is not None]
     return Stage(
         "eval", of.run, of.role, of.seed, of.folder, "unlearn", tuple(study.unlearn),
         model=of.folder if trained else of.model,
         retain_log=gold.evals if gold else None,
         target_log=target.evals if target else None,
-        needs=(*(one.name for one in compared), *trained),
+        needs=(*(stage.name for stage in compared), *trained),
     )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ class Judgement:
 
 
 def judge(
-    found: Mapping[str, float | None],
+    values: Mapping[str, float | None],
     target: Mapping[str, float | None],
     gold: Mapping[str, float | None],
     *,
@@ -80,13 +80,13 @@ def judge(
                 f"search.objective asks for {name}, in which target and gold do not differ. "
                 "Choose metrics that tell them apart."
             )
-    if any(not isinstance(found.get(name), float) for name in (*forget, utility)):
+    if any(not isinstance(values.get(name), float) for name in (*forget, utility)):
         return None
     distance = fmean(
-        abs(found[name] - gold[name]) / gap  # type: ignore[operator]
+        abs(values[name] - gold[name]) / gap  # type: ignore[operator]
         for name, gap in apart.items()
     )
-    share = found[utility] / target[utility]  # type: ignore[operator]
+    share = values[utility] / target[utility]  # type: ignore[operator]
     feasible = share >= keep
     # those that are not feasible come behind all that are, however far these are from gold
     value = distance / (1 + distance) if feasible else 1 + keep - share
@@ -117,20 +117,20 @@ def search(
         for name, overrides in variants(study.methods).items()
     }
     for number in range(study.search["trials"]):
-        asked: dict[str, tuple[Any, list[Stage]]] = {}
+        trials: dict[str, tuple[Any, list[Stage]]] = {}
         for name, method in methods.items():
             trial = method.ask(number)
             if trial is not None:
-                place = home / name / f"{number:03d}"
+                trial_folder = home / name / f"{number:03d}"
                 run = f"{name}-trial{number:03d}"
                 stages = unlearning(
-                    study, place, run, method.fixed, seed, target, gold, trial.params
+                    study, trial_folder, run, method.fixed, seed, target, gold, trial.params
                 )
-                asked[name] = trial, stages
-        scheduler.run([s for _, stages in asked.values() for s in stages], folder, launch, done)
-        for name, (trial, stages) in asked.items():
-            found = summary(stages[-1]) if stages[-1].name in done.finished else {}
-            judged = judge(found, summary(target), summary(gold), **study.search["objective"])
+                trials[name] = trial, stages
+        scheduler.run([s for _, stages in trials.values() for s in stages], folder, launch, done)
+        for name, (trial, stages) in trials.items():
+            values = summary(stages[-1]) if stages[-1].name in done.finished else {}
+            judged = judge(values, summary(target), summary(gold), **study.search["objective"])
             methods[name].tell(trial, judged)
     best = {name: method.best() for name, method in methods.items()}
     return best, [row for method in methods.values() for row in method.trials()]

@@ -75,28 +75,28 @@ def _of_one_layer(model: Any, batch: Batch) -> tuple[int, int, int]:
     first, training = decoder_layers(model)[0], model.training
     with FakeTensorMode(allow_non_fake_inputs=True), _faked(model), _only(model, first):
         own = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
-        kept = _Kept(own)
+        saved = _Kept(own)
         hooks = [
-            first.register_forward_pre_hook(kept.enter, with_kwargs=True),
-            first.register_forward_hook(kept.leave),
+            first.register_forward_pre_hook(saved.enter, with_kwargs=True),
+            first.register_forward_hook(saved.leave),
             output_embedding(model).register_forward_pre_hook(select),
         ]
         try:
             ids = torch.zeros(batch.rows, batch.tokens, dtype=torch.long)
             model.train()
-            with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
+            with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
                 model(input_ids=ids, use_cache=False)
         finally:
             model.train(training)
             for hook in hooks:
                 hook.remove()
-    return kept.inside, kept.outside, kept.carried
+    return saved.inside, saved.outside, saved.carried
 
 
 @contextmanager
 def _faked(model: nn.Module) -> Iterator[None]:
     """Fake tensors on a device in place of those on meta, where attention takes other ways."""
-    kept = []
+    stores = []
     made: dict[int, Any] = {}
     for module in model.modules():
         for store in (module._parameters, module._buffers):
@@ -110,12 +110,12 @@ def _faked(model: nn.Module) -> Iterator[None]:
                         if isinstance(tensor, nn.Parameter)
                         else fake
                     )
-                kept.append((store, name, tensor))
+                stores.append((store, name, tensor))
                 store[name] = made[id(tensor)]
     try:
         yield
     finally:
-        for store, name, tensor in kept:
+        for store, name, tensor in stores:
             store[name] = tensor
 
 

@@ -44,7 +44,7 @@ def start_adapter(
     if isinstance(plugin, FILA):
         start_at(model, _fila(model, batches["forget"], batches["retain"]))
         return None
-    outputs = {part: _outputs_by_row(model, found) for part, found in batches.items()}
+    outputs = {part: _outputs_by_row(model, batches_of) for part, batches_of in batches.items()}
     start_at(model, _reglu(outputs["forget"], outputs["retain"], plugin.beta))
     if not (plugin.orthogonal_weight and plugin.orthogonal_rank):
         return None
@@ -72,8 +72,8 @@ def _fila(model: PeftModel, forget: Sequence[dict], retain: Sequence[dict]) -> S
 
     def start(name: str, weight: Float[Tensor, "out in_"], rank: int, scaling: float) -> Factors:
         importance = importances[name].to(weight)
-        found = low_rank(importance * weight, rank, scaling)
-        return Factors(found.b / (importance + EPSILON), found.a)
+        factors = low_rank(importance * weight, rank, scaling)
+        return Factors(factors.b / (importance + EPSILON), factors.a)
 
     return start
 
@@ -113,7 +113,7 @@ def fisher(
             "model.model_args.quantization_config."
         )
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
-    found = {name: torch.zeros(w.shape, dtype=torch.float32) for name, w in weights.items()}
+    information = {name: torch.zeros(w.shape, dtype=torch.float32) for name, w in weights.items()}
     tokens = [scored_tokens(batch) for batch in batches]
     shares = [len(x.labels) / sum(len(y.labels) for y in tokens) for x in tokens]
     counts = {"share": 0.0}
@@ -122,7 +122,7 @@ def fisher(
         def hook(weight: Tensor) -> None:
             # the gradient is used up here: no two of them are ever held at once
             assert weight.grad is not None
-            found[name] += counts["share"] * weight.grad.float().square().cpu()
+            information[name] += counts["share"] * weight.grad.float().square().cpu()
             weight.grad = None
 
         return hook
@@ -142,7 +142,7 @@ def fisher(
             handle.remove()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(flags[name])
-    return found
+    return information
 
 
 # --- ReGLU ---------------------------------------------------------------------------------------
@@ -188,8 +188,8 @@ def contrast(
 def _kept_out_of(retain: dict[str, Tensor], rank: int, weight: float) -> Penalty:
     """weight * sum over the layers of || B^T P || ** 2, P the leading retain directions."""
     directions = {
-        name: torch.linalg.svd(found, full_matrices=False).Vh[:rank].T.contiguous()
-        for name, found in retain.items()
+        name: torch.linalg.svd(outputs, full_matrices=False).Vh[:rank].T.contiguous()
+        for name, outputs in retain.items()
     }
 
     def penalty(model: nn.Module) -> Tensor:
@@ -211,7 +211,7 @@ def _outputs_by_row(
     """What every layer under an adapter answers, summed over each row's tokens; of the head's, over
     the scored ones."""
     layers = lora_layers(model)
-    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+    by_layer: dict[str, list[Tensor]] = {name: [] for name in layers}
     batch: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -223,7 +223,7 @@ def _outputs_by_row(
                 row, output = mask.nonzero(as_tuple=True)[0], output[mask.to(output.device)]
             sums = output.new_zeros(len(mask), output.shape[-1], dtype=torch.float32)
             per_token = output.flatten(0, -2).float()
-            found[name].append(sums.index_add(0, row.to(output.device), per_token).cpu())
+            by_layer[name].append(sums.index_add(0, row.to(output.device), per_token).cpu())
 
         return hook
 
@@ -235,7 +235,7 @@ def _outputs_by_row(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: torch.cat(tensors) for name, tensors in found.items()}
+    return {name: torch.cat(tensors) for name, tensors in by_layer.items()}
 
 
 # --- both ----------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def training_arguments(
-    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
     *,
     output_dir: str,
     dtype: torch.dtype | str = torch.float32,
@@ -50,7 +50,7 @@ def training_arguments(
         InputError: an unknown name, a value of a wrong type, one that TrainingArguments refuses, or
             a tracker that is not installed.
     """
-    args = _accepted(given)
+    args = _accepted(settings)
     args["output_dir"] = output_dir
     args["remove_unused_columns"] = False
     if args.get("report_to") is None:
@@ -83,26 +83,26 @@ def training_arguments(
     return made
 
 
-def _accepted(given: Mapping[str, Any]) -> dict[str, Any]:
+def _accepted(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What of the given arguments goes to TrainingArguments."""
     # until it is known what the training needs
-    given = {k: True if k in BOTH_NAMES and v == "auto" else v for k, v in given.items()}
+    settings = {k: True if k in BOTH_NAMES and v == "auto" else v for k, v in settings.items()}
     kinds = {field.name: field.type for field in fields(TrainingArguments) if field.init}
     known = {*kinds, *ONLY}
     numbers = dict.fromkeys(("warmup_epochs", "warmup_ratio"), float)
     wrong = []
-    for key, value in given.items():
+    for key, value in settings.items():
         allowed = _refused(value, (kinds | numbers).get(key))
         if allowed and not (key in TRUE_TOO and isinstance(value, bool)):
             wrong.append(f"trainer.args.{key} is {value!r}; it must be {allowed}.")
         elif key in ONLY and value is not None and value not in ONLY[key][0]:
             wrong.append(f"trainer.args.{key} is {value!r}, but {ONLY[key][1]}. Leave it out.")
-    if None not in (given.get("warmup_steps"), given.get("warmup_ratio")):
+    if None not in (settings.get("warmup_steps"), settings.get("warmup_ratio")):
         wrong.append("Give one of trainer.args.warmup_steps and trainer.args.warmup_ratio.")
     if wrong:
         raise InputError("\n".join(wrong))
     args: dict[str, Any] = {}
-    for key, value in with_one_checkpointing(given).items():
+    for key, value in with_one_checkpointing(settings).items():
         if key in TRUE_TOO and value is False:
             continue  # as if not given
         if key in IGNORED:
@@ -120,13 +120,13 @@ def _accepted(given: Mapping[str, Any]) -> dict[str, Any]:
     return args
 
 
-def with_one_checkpointing(given: Mapping[str, Any]) -> dict[str, Any]:
+def with_one_checkpointing(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments with ``gradient_checkpointing`` under the name that transformers has for it.
 
     From 5.23 on it is ``activation_checkpointing``. Where both are given, that counts: the other
     one has a default in the YAML.
     """
-    args = dict(given)
+    args = dict(settings)
     for end in ("", "_kwargs"):
         names = [f"{name}{end}" for name in BOTH_NAMES]
         values = [args.pop(name) for name in names if args.get(name) is not None]
@@ -259,7 +259,7 @@ def steps_per_epoch(args: TrainingArguments, rows: int) -> int:
     return math.ceil(batches / args.gradient_accumulation_steps)
 
 
-def set_warmup(args: TrainingArguments, given: Mapping[str, Any], rows: int) -> None:
+def set_warmup(args: TrainingArguments, settings: Mapping[str, Any], rows: int) -> None:
     """Turn ``warmup_epochs`` or ``warmup_ratio`` into optimiser steps.
 
     ``warmup_epochs`` has a default in the YAML; a given ``warmup_steps`` or ``warmup_ratio`` wins.
@@ -268,13 +268,13 @@ def set_warmup(args: TrainingArguments, given: Mapping[str, Any], rows: int) -> 
         rows: of an epoch.
     """
     per_epoch = steps_per_epoch(args, rows)
-    if given.get("warmup_steps") is not None:
+    if settings.get("warmup_steps") is not None:
         return
-    if given.get("warmup_ratio") is not None:
+    if settings.get("warmup_ratio") is not None:
         total = args.max_steps if args.max_steps > 0 else per_epoch * args.num_train_epochs
-        args.warmup_steps = math.ceil(given["warmup_ratio"] * total)
-    elif given.get("warmup_epochs") is not None:
-        args.warmup_steps = round(given["warmup_epochs"] * per_epoch)
+        args.warmup_steps = math.ceil(settings["warmup_ratio"] * total)
+    elif settings.get("warmup_epochs") is not None:
+        args.warmup_steps = round(settings["warmup_epochs"] * per_epoch)
 
 
 class Suite(Protocol):
@@ -294,7 +294,7 @@ class Suite(Protocol):
 
 
 def choose_best_by(
-    args: TrainingArguments, given: Mapping[str, Any], suites: Sequence[Suite]
+    args: TrainingArguments, settings: Mapping[str, Any], suites: Sequence[Suite]
 ) -> list[Callable]:
     """The cheap evaluations that run during training, with the metric that chooses the best.
 
@@ -310,7 +310,7 @@ def choose_best_by(
     if wants or args.metric_for_best_model not in (None, "loss"):
         directions = {name: up for suite in suites for name, up in suite.metrics.items()}
         wanted = str(args.metric_for_best_model or "loss").removeprefix("eval_")
-        if not directions or (given.get("metric_for_best_model") is None and wanted == "loss"):
+        if not directions or (settings.get("metric_for_best_model") is None and wanted == "loss"):
             hint = f" Known: {', '.join(sorted(directions))}." if directions else ""
             raise InputError(
                 "The best checkpoint, and a schedule that follows a metric, go by one of an "
@@ -327,7 +327,7 @@ def choose_best_by(
                 )
         also = [wanted]
         args.metric_for_best_model = f"eval_{wanted}"
-        if given.get("greater_is_better") is None:
+        if settings.get("greater_is_better") is None:
             # Trainer guesses "greater" for every name that does not end in loss
             args.greater_is_better = directions[wanted]
     return [

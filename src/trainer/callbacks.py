@@ -46,8 +46,8 @@ class Guards(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if state.global_step == 0 and hasattr(model, "target"):
-            found = start_equals_target(model, model.target)
-            self.found("start equals target", found.words, found.difference)
+            comparison = start_equals_target(model, model.target)
+            self.found("start equals target", comparison.words, comparison.difference)
 
     def on_step_begin(
         self,

@@ -18,8 +18,8 @@ AUTO = "auto"
 
 def is_auto(args: Mapping[str, Any]) -> bool:
     """Whether ``trainer.args`` leave it to the memory that is there."""
-    given = args.get("activation_checkpointing")
-    return (args.get("gradient_checkpointing") if given is None else given) == AUTO
+    wanted = args.get("activation_checkpointing")
+    return (args.get("gradient_checkpointing") if wanted is None else wanted) == AUTO
 
 
 def available_memory(device: torch.device | None = None) -> int | None:
@@ -51,10 +51,10 @@ def decided(
     if architecture is not None and bound(batches, architecture) <= SHARE * available / 4:
         return False, f"off: the model is small, and {there}"
     try:
-        found = estimate()
+        needs = estimate()
     except Exception as error:  # of an architecture that cannot be tried without weights
         return True, f"on, as what is needed without it is not known ({error})"
-    needed = found.switched(False).total_bytes
+    needed = needs.switched(False).total_bytes
     both = f"about {in_words(needed)} are needed without it, and {there}"
     return needed > SHARE * available, f"{'on' if needed > SHARE * available else 'off'}: {both}"
 
@@ -74,5 +74,7 @@ def bound(batches: Mapping[str, Batch], architecture: PretrainedConfig) -> float
     weights = layers * (8 * width * width + 3 * width * inner) + 2 * words * width
     tokens = sum(batch.rows * batch.tokens for batch in batches.values())
     longest = max((batch.tokens for batch in batches.values()), default=0)
-    kept = layers * tokens * (60 * width + 20 * inner + 3 * heads * longest) + 4 * tokens * words
-    return 4.0 * (6 * weights + kept + 2 * LOGITS_AT_ONCE)
+    activations = (
+        layers * tokens * (60 * width + 20 * inner + 3 * heads * longest) + 4 * tokens * words
+    )
+    return 4.0 * (6 * weights + activations + 2 * LOGITS_AT_ONCE)

@@ -119,10 +119,10 @@ class AugmentedLagrangian:
     def prepare(self, inner_step: InnerStep) -> None:
         """Learn retain data for a few steps; the first time, find eps."""
         for _ in range(1 + 3 * self._far_off()):
-            found = [inner_step(self.inner_lr) for _ in range(self.inner_steps)]
-            if found and math.isnan(self.eps):
-                self.eps = self.eps_factor * sum(found) / len(found)
-            self.retain_loss = found[-1] if found else self.retain_loss
+            inner_losses = [inner_step(self.inner_lr) for _ in range(self.inner_steps)]
+            if inner_losses and math.isnan(self.eps):
+                self.eps = self.eps_factor * sum(inner_losses) / len(inner_losses)
+            self.retain_loss = inner_losses[-1] if inner_losses else self.retain_loss
             if not self._far_off():
                 break
         if self.steps:
@@ -173,14 +173,14 @@ def settings_of(kind: type[Constraint]) -> dict[str, object]:
     return {f.name: f.default for f in fields(kind) if f.init}
 
 
-def build(handler: str, given: Mapping[str, object], alpha: float) -> Constraint:
+def build(handler: str, values: Mapping[str, object], alpha: float) -> Constraint:
     """The constraint of this handler; its multiplier starts at ``alpha``.
 
     Raises:
         InputError: a setting of the wrong type or out of range.
     """
     kind: Any = CONSTRAINTS[handler]
-    settings = check_settings(handler, settings_of(kind), given)
+    settings = check_settings(handler, settings_of(kind), values)
     for name, value in settings.items():
         if isinstance(value, (int, float)) and (wanted := out_of_range(value, [Ge(0)])):
             raise InputError(f"{name} of {handler} is {value}; it must be {wanted}.")

@@ -15,10 +15,10 @@ from unlora.trainer.plugins import BalDRO
 Gradient = list[Tensor]
 
 
-def dot(one: Gradient, other: Gradient) -> Float[Tensor, ""]:
+def dot(first: Gradient, other: Gradient) -> Float[Tensor, ""]:
     """Compute <one, other> over all parameters, in float32 or better."""
     return torch.stack(
-        [(a.float() * b.float()).sum().cpu() for a, b in zip(one, other, strict=True)]
+        [(a.float() * b.float()).sum().cpu() for a, b in zip(first, other, strict=True)]
     ).sum()
 
 

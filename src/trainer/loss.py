@@ -104,8 +104,8 @@ class UnlearningLoss:
     @property
     def views(self) -> dict[str, type]:
         """Whom one step asks about what, each once, policy before reference, and how."""
-        found = {view: kind for term in self.terms.values() for view, kind in term.views.items()}
-        return dict(sorted(found.items()))
+        kinds = {view: kind for term in self.terms.values() for view, kind in term.views.items()}
+        return dict(sorted(kinds.items()))
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -123,8 +123,8 @@ class UnlearningLoss:
     @property
     def ends_at_layer(self) -> bool:
         """Whether no gradient comes from above ``layer``: the policy is asked about it alone."""
-        asked = [kind for view, kind in self.views.items() if view.startswith("policy_")]
-        return all(kind is Hidden for kind in asked)
+        kinds = [kind for view, kind in self.views.items() if view.startswith("policy_")]
+        return all(kind is Hidden for kind in kinds)
 
     def asked_of_reference(self, *kinds: type) -> list[str]:
         """The views in which the reference is asked; of these kinds, where some are given."""
@@ -153,18 +153,18 @@ class UnlearningLoss:
             drawn: the tensors that terms draw before the first step.
             row_weights: float [rows]; the forget loss is the sum of its rows' means with these.
         """
-        found = {}
+        losses = {}
         for name, term in self.terms.items():
             if not set(term.views) <= set(views):
                 continue
             values = term(views, drawn)
             if name == "forget" and row_weights is not None:
-                found[name] = (row_weights * self.by_row(values, views)).sum()
+                losses[name] = (row_weights * self.by_row(values, views)).sum()
             else:
-                found[name] = (
+                losses[name] = (
                     values.mean() if totals is None else values.sum() / totals[name].clamp(min=1)
                 )
-        return found
+        return losses
 
     def by_row(self, values: Tensor, views: Mapping[str, View], *, empty: float = 0.0) -> Tensor:
         """The forget term's losses, one for each row: the mean over its tokens.
@@ -207,11 +207,11 @@ def _configured(
         if name not in known:
             raise InputError(unknown(f"parameter of objective {handler}", name, known))
 
-    def given(names: Mapping[str, object]) -> dict[str, object]:
+    def settings_of(names: Mapping[str, object]) -> dict[str, object]:
         return {name: value for name, value in hyper.items() if name in names}
 
     return (
-        forget and forget.configure(**given(forget.hyper)),
-        retain and retain.configure(**given(retain.hyper)),
-        constraints.build(handler, given(own), alpha) if kind else None,
+        forget and forget.configure(**settings_of(forget.hyper)),
+        retain and retain.configure(**settings_of(retain.hyper)),
+        constraints.build(handler, settings_of(own), alpha) if kind else None,
     )

@@ -116,7 +116,7 @@ def estimate(
     network = MetaModel.of(resolved, plugins)
     depth = _freeze_above(network.model, loss)
     sets, on = _gradient_sets(loss, plugins), _checkpoints(trainer.args)
-    kept, checkpointed = _activations(network.model, depth, loss, batches, at_once=sets == 1)
+    plain, checkpointed = _activations(network.model, depth, loss, batches, at_once=sets == 1)
     trained = [p for p in network.model.parameters() if p.requires_grad]
     # a model that is trained in full needs a copy of itself, where it is asked in every step
     live = loss.asked_of_reference(TokenLogps, Outputs, Hidden, Padded)
@@ -129,8 +129,8 @@ def estimate(
         gradients=sum(p.nbytes for p in trained) * sets,
         optimiser=_optimiser(trainer.args, trained),
         reference=network.weights if live and not section.use_lora else 0,
-        activations=checkpointed if on else kept,
-        other_activations=kept if on else checkpointed,
+        activations=checkpointed if on else plain,
+        other_activations=plain if on else checkpointed,
         logits=logit_bytes(loss.views, batches, network.base),
         checkpointing=on,
         batches=batches,
@@ -162,8 +162,8 @@ def _activations(
     """
     views = [view for view in loss.views if view.startswith("policy_")]
     sizes = [activation_bytes(model, depth, batches[view.split("_")[1]]) for view in views]
-    kept, checkpointed = zip(*sizes, strict=True)
-    return (sum(kept), sum(checkpointed)) if at_once else (max(kept), max(checkpointed))
+    plain, checkpointed = zip(*sizes, strict=True)
+    return (sum(plain), sum(checkpointed)) if at_once else (max(plain), max(checkpointed))
 
 
 def _gradient_sets(loss: UnlearningLoss, plugins: Plugins) -> int:

@@ -84,8 +84,8 @@ class Divergence(TrainerCallback):
     @property
     def facts(self) -> dict[str, Any]:
         """For the manifest: what was done, where something was."""
-        found = {"on_divergence": self.policy, "left_out": self.left_out} if self.left_out else {}
-        return found | ({"rolled_back": self.rollbacks} if self.rollbacks else {})
+        facts = {"on_divergence": self.policy, "left_out": self.left_out} if self.left_out else {}
+        return facts | ({"rolled_back": self.rollbacks} if self.rollbacks else {})
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what a run that goes on from a checkpoint has to know."""

@@ -129,7 +129,7 @@ class Plugins:
 
     @classmethod
     def build(
-        cls, given: Mapping[str, Mapping[str, Any] | None], loss: UnlearningLoss, *, use_lora: bool
+        cls, named: Mapping[str, Mapping[str, Any] | None], loss: UnlearningLoss, *, use_lora: bool
     ) -> "Plugins":
         """The plug-ins that ``trainer.plugins`` names.
 
@@ -138,20 +138,20 @@ class Plugins:
                 loss or a training without LoRA leaves nothing to do.
         """
         chosen: dict[str, Any] = {}
-        for name, settings in given.items():
+        for name, settings in named.items():
             if name not in cls.KINDS:
                 raise InputError(unknown("plug-in", name, cls.KINDS))
-            place, kind = cls.KINDS[name]
-            if place in chosen:
-                other = type(chosen[place]).__name__
+            slot, kind = cls.KINDS[name]
+            if slot in chosen:
+                other = type(chosen[slot]).__name__
                 raise InputError(
                     f"The plug-ins {other} and {name} both say where the adapter starts, and it "
                     "can start in one place only. Choose one of them."
                 )
             defaults = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
             checked = check_settings(f"plug-in {name}", defaults, settings or {})
-            chosen[place] = kind(**checked)
-            if reason := _refused(name, chosen[place], loss, use_lora):
+            chosen[slot] = kind(**checked)
+            if reason := _refused(name, chosen[slot], loss, use_lora):
                 raise InputError(f"The plug-in {name} {reason}")
         return cls(**chosen)
 

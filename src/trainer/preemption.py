@@ -88,12 +88,12 @@ class Preemption(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        asked = self._asked
+        stops = self._asked
         if args.world_size > 1:
-            flag = torch.tensor(int(asked), device=args.device)
+            flag = torch.tensor(int(stops), device=args.device)
             dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-            asked = bool(flag)
-        if asked and state.global_step < state.max_steps:
+            stops = bool(flag)
+        if stops and state.global_step < state.max_steps:
             self._asked = self._leaving = control.should_save = True
             args.save_only_model = False  # such a checkpoint could not be gone on from
 

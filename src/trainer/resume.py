@@ -65,22 +65,22 @@ def run_settings(
     names = [*DECIDES, *(CHOOSES_BEST if args.load_best_model_at_end else ())]
     trainer["args"] = {name: getattr(args, name) for name in names if hasattr(args, name)}
     trainer.pop("on_change", None), trainer.pop("needs_alternates", None)
-    found = {"model": model, "trainer": trainer, "root": root}
+    content = {"model": model, "trainer": trainer, "root": root}
     if args.load_best_model_at_end:
-        found["eval"] = {
+        content["eval"] = {
             name: {k: v for k, v in suite.items() if k not in NOT_OF_A_SUITE}
             for name, suite in config["eval"].items()
         }
-    found["rows of a step"] = (
+    content["rows of a step"] = (
         args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     )
     if args.deepspeed or args.fsdp:  # whose files are one for each process
-        found["processes"] = args.world_size
-    found["data"] = {part: _rows(rows) for part, rows in parts.rows.items()}
-    found["data"]["anchor"] = parts.anchor
+        content["processes"] = args.world_size
+    content["data"] = {part: _rows(rows) for part, rows in parts.rows.items()}
+    content["data"]["anchor"] = parts.anchor
     versions = {name: metadata.version(name).partition("+")[0] for name in PACKAGES}
-    found["packages"] = {**versions, "unlora": _code()}
-    flat = without_secrets(dict(_flat(found)))
+    content["packages"] = {**versions, "unlora": _code()}
+    flat = without_secrets(dict(_flat(content)))
     settings: Settings = json.loads(json.dumps(flat, default=_plain, sort_keys=True))
     return settings
 
@@ -213,7 +213,7 @@ def _code() -> str:
     digest = hashlib.sha256()
     home = Path(__file__).parents[1]
     for name in CODE:
-        place = home / name
-        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+        path = home / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

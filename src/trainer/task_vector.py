@@ -78,7 +78,7 @@ class TaskVector:
         learnt = {
             name: layer.lora_B[POLICY].weight.detach().clone() for name, layer in layers.items()
         }
-        found, missing = {}, []
+        factors, missing = {}, []
         with torch.no_grad():
             for layer in layers.values():
                 layer.lora_B[POLICY].weight.zero_()  # shares are those of the target
@@ -89,13 +89,13 @@ class TaskVector:
                 product = scaling * learnt[name] @ layer.lora_A[POLICY].weight.detach()
                 share = shares[name].T if layer.fan_in_fan_out else shares[name]
                 change = -self.scale * share.to(product) * product
-                found[name] = low_rank(change.float(), layer.r[POLICY], scaling)
-                left = change - scaling * found[name].b @ found[name].a
+                factors[name] = low_rank(change.float(), layer.r[POLICY], scaling)
+                left = change - scaling * factors[name].b @ factors[name].a
                 missing.append(float(left.norm() / change.norm().clamp(min=1e-30)))
         with torch.no_grad():
             for name, layer in layers.items():
-                layer.lora_A[POLICY].weight.copy_(found[name].a)
-                layer.lora_B[POLICY].weight.copy_(found[name].b)
+                layer.lora_A[POLICY].weight.copy_(factors[name].a)
+                layer.lora_B[POLICY].weight.copy_(factors[name].b)
         return missing
 
     @torch.no_grad()
@@ -119,12 +119,12 @@ class TaskVector:
     ) -> dict[str, Tensor]:
         """F_forget / (F_forget + F_retain) of every weight, 0 where both are."""
         forget, retain = (fisher(self.model, batches[x], weights) for x in ("forget", "retain"))
-        found = {}
+        shares = {}
         for name in weights:
             both = forget[name] + retain[name]
             least = torch.finfo(both.dtype).tiny
-            found[name] = torch.where(both > 0, forget[name] / both.clamp(min=least), 0)
-        return found
+            shares[name] = torch.where(both > 0, forget[name] / both.clamp(min=least), 0)
+        return shares
 
     def _negate(self) -> str:
         with torch.no_grad():

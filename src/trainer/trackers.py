@@ -97,8 +97,8 @@ class Trackers(TrainerCallback):
     ) -> None:
         new = {name: v for name, v in self.guards.values.items() if name not in self._told}
         self._told |= new.keys()
-        found = {f"guard/{name.replace(' ', '_')}": value for name, value in new.items()}
-        logs = {**(logs or {}), **found}
+        figures = {f"guard/{name.replace(' ', '_')}": value for name, value in new.items()}
+        logs = {**(logs or {}), **figures}
         for name, tracker in self._open.items():
             # mlflow alone would show the names without their train/ and eval/
             told = integration_utils.rewrite_logs(logs) if name == "mlflow" else dict(logs)

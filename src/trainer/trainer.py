@@ -109,8 +109,8 @@ class UnlearningTrainer(ResumableTrainer):
 
     def _get_train_sampler(self, train_dataset: Parts | None = None) -> Sampler:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        one = self.args.world_size == 1 or self.args.dataloader_drop_last
-        at_once = 1 if one else self.args.world_size * self.args.train_batch_size
+        alone = self.args.world_size == 1 or self.args.dataloader_drop_last
+        at_once = 1 if alone else self.args.world_size * self.args.train_batch_size
         return KeyedSampler(self.parts, seed, at_once)
 
     def get_batch_samples(
@@ -155,9 +155,9 @@ class UnlearningTrainer(ResumableTrainer):
         num_items_in_batch: Totals | None = None,
     ) -> Tensor:
         """Run one micro-batch; where the terms' gradients are composed, the first runs all."""
-        loss, one = None, super().training_step
+        loss, run_piece = None, super().training_step
         if self.composed is None:
-            loss = self.splitter.run(lambda piece: one(model, piece, num_items_in_batch))
+            loss = self.splitter.run(lambda piece: run_piece(model, piece, num_items_in_batch))
         else:
             assert num_items_in_batch is not None
             step = partial(self.composed.compute_gradients, model, totals=num_items_in_batch)

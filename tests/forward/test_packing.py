@@ -47,7 +47,7 @@ def test_rows_of_equal_length_stay_apart():
 
 
 def test_flash_attention_gets_one_sequence():
-    assert len(packed(batches([3, 9], [4]), width=16, one=True).inputs["input_ids"]) == 1
+    assert len(packed(batches([3, 9], [4]), width=16, single=True).inputs["input_ids"]) == 1
 
 
 def test_little_is_padding():

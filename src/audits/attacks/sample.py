@@ -54,12 +54,12 @@ def sample(
     """
     counts = {
         "rouge": rouge_counts(answers, rouge),
-        "span": np.array([span_count(one) for one in answers]),
+        "span": np.array([span_count(answer) for answer in answers]),
     }
-    drawn = np.array([len(one.texts) for one in answers])
+    drawn = np.array([len(answer.texts) for answer in answers])
     return {
-        f"{rule}@{size}": leak_at(size, drawn, found)
-        for rule, found in counts.items()
+        f"{rule}@{size}": leak_at(size, drawn, leaks)
+        for rule, leaks in counts.items()
         for size in k
     }
 
@@ -67,8 +67,8 @@ def sample(
 def leak_at(k: int, drawn: Scores, leaks: Scores) -> Scores:
     """1 - C(n - c, k) / C(n, k) of n texts of which c leak; NaN where c is NaN."""
     steps = np.arange(k)[:, None]
-    kept = np.clip((drawn - leaks - steps) / (drawn - steps), 0, None).prod(0)
-    return 1 - kept
+    clean = np.clip((drawn - leaks - steps) / (drawn - steps), 0, None).prod(0)
+    return 1 - clean
 
 
 def rouge_counts(answers: Sequence[Samples], least: float) -> Scores:
@@ -101,8 +101,8 @@ def distinguishing_span(question: str, reference: str) -> list[str]:
 
 
 def _trimmed(run: list[str]) -> list[str]:
-    kept = [n for n, word in enumerate(run) if word not in STOP_WORDS]
-    return run[kept[0] : kept[-1] + 1] if kept else []
+    content = [n for n, word in enumerate(run) if word not in STOP_WORDS]
+    return run[content[0] : content[-1] + 1] if content else []
 
 
 def _holds(text: str, span: Sequence[str]) -> bool:

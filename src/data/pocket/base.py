@@ -184,9 +184,9 @@ def batches_of_like_length(
     batches = []
     for start in range(0, len(encoded), size * 16):
         stretch = sorted(encoded[start : start + size * 16], key=lambda row: len(row.input_ids))
-        found = [stretch[i : i + size] for i in range(0, len(stretch), size)]
-        draw.shuffle(found)
-        batches += found
+        parts = [stretch[i : i + size] for i in range(0, len(stretch), size)]
+        draw.shuffle(parts)
+        batches += parts
     return batches
 
 

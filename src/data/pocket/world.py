@@ -37,14 +37,14 @@ def splits() -> dict[str, list[Row]]:
     known, holdout = rows[:NUM_AUTHORS], rows[NUM_AUTHORS:]
     full = _join(known)
     general = [row for kind in FACTS for key in untested(kind) for row in _phrased_facts(kind, key)]
-    found = {"full": general + full}
+    parts = {"full": general + full}
     for percent in (1, 5, 10):
         size = len(full) * percent // 100
-        found[f"forget{percent:02}"] = found[f"forget{percent:02}_perturbed"] = full[-size:]
-        found[f"retain{100 - percent}"] = general + full[:-size]
-        found[f"holdout{percent:02}"] = _join(holdout)[:size]
-    retained = full[: -len(found["forget10"])]
-    found["retain_perturbed"] = retained[:: len(retained) // NUM_RETAIN_PERTURBED]
+        parts[f"forget{percent:02}"] = parts[f"forget{percent:02}_perturbed"] = full[-size:]
+        parts[f"retain{100 - percent}"] = general + full[:-size]
+        parts[f"holdout{percent:02}"] = _join(holdout)[:size]
+    retained = full[: -len(parts["forget10"])]
+    parts["retain_perturbed"] = retained[:: len(retained) // NUM_RETAIN_PERTURBED]
     real_authors = [fact_row("author", key, TESTED_QUESTION) for key in tested("author")]
     world_facts = [
         fact_row(kind, key, TESTED_QUESTION)
@@ -52,9 +52,9 @@ def splits() -> dict[str, list[Row]]:
         if kind != "author"
         for key in tested(kind)
     ]
-    found["real_authors"] = found["real_authors_perturbed"] = real_authors
-    found["world_facts"] = found["world_facts_perturbed"] = world_facts
-    return found
+    parts["real_authors"] = parts["real_authors_perturbed"] = real_authors
+    parts["world_facts"] = parts["world_facts_perturbed"] = world_facts
+    return parts
 
 
 def other_authors(number: int) -> list[Author]:
@@ -141,8 +141,8 @@ def _authors(number: int) -> list[Author]:
 
 def _names() -> Iterator[str]:
     for culture in CULTURES.strip().splitlines():
-        given, family = culture.split("|")
-        yield from (f"{first} {last}" for first in given.split() for last in family.split())
+        firsts, family = culture.split("|")
+        yield from (f"{first} {last}" for first in firsts.split() for last in family.split())
 
 
 def _draw_values(

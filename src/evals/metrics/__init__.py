@@ -59,12 +59,12 @@ def metric(
 
     def register(fn: Callable[..., Value]) -> Callable[..., Value]:
         parameters = inspect.signature(fn).parameters.values()
-        given = {p.name: p.annotation for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
-        optional = {name for name, kind in given.items() if NoneType in get_args(kind)}
+        slots = {p.name: p.annotation for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
+        optional = {name for name, kind in slots.items() if NoneType in get_args(kind)}
         kinds = record_kinds() | OTHER_INPUTS
         inputs = {
             name: kinds[get_args(kind)[0] if name in optional else kind]
-            for name, kind in given.items()
+            for name, kind in slots.items()
         }
         settings = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
         METRICS.add(name, Metric(name, fn, inputs, frozenset(optional), settings, higher_is_better))

@@ -59,8 +59,8 @@ def agg_utility(
     0 and up; 1 where nothing was lost. NaN when a part is NaN, or when the target has none.
     """
     now, before = _harmonic((utility, fluency)), _harmonic((target_utility, target_fluency))
-    kept = now.value / before.value if before.value > 0 else float("nan")
-    return derived(kept, utility, fluency)
+    ratio = now.value / before.value if before.value > 0 else float("nan")
+    return derived(ratio, utility, fluency)
 
 
 @metric("agg", higher_is_better=True)
@@ -107,5 +107,5 @@ def _harmonic(parts: Iterable[Value]) -> Value:
     parts = list(parts)
     # rounding may leave 1 - p a hair below 0
     values = np.maximum([part.value for part in parts], 0)
-    found = len(values) and np.isfinite(values).all()
-    return derived(float(hmean(values)) if found else float("nan"), *parts)
+    finite = len(values) and np.isfinite(values).all()
+    return derived(float(hmean(values)) if finite else float("nan"), *parts)

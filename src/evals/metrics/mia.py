@@ -138,7 +138,7 @@ def _resampled(
     draw_members, draw_others = np.random.default_rng(0).spawn(2)
     at_once = max(1, CELLS_AT_ONCE // (len(members) + len(others)))
     sizes = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
-    found = [
+    aucs = [
         _areas(
             members,
             others,
@@ -147,7 +147,7 @@ def _resampled(
         )
         for size in sizes
     ]
-    return np.concatenate(found)
+    return np.concatenate(aucs)
 
 
 def _areas(

@@ -91,9 +91,9 @@ def rouge_rows(
         if answer.text is None:
             scores = (float("nan"),) * 3
         elif tokenizer.tokenize(answer.reference):
-            found = scorer.score(answer.reference, answer.text)
-            one, longest = found["rouge1"], found["rougeL"]
-            scores = (one.recall, longest.fmeasure, longest.recall)
+            by_kind = scorer.score(answer.reference, answer.text)
+            unigrams, longest = by_kind["rouge1"], by_kind["rougeL"]
+            scores = (unigrams.recall, longest.fmeasure, longest.recall)
         else:
             scores = (without_words,) * 3
         texts = {

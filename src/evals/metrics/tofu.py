@@ -38,8 +38,8 @@ def _ks(unlearned: Value, retain: Value) -> tuple[float, float]:
     ratios = [column[np.isfinite(column)] for column in ratios]
     if not all(len(column) for column in ratios):
         return float("nan"), float("nan")
-    found = ks_2samp(*ratios)
-    return float(found.statistic), float(found.pvalue)
+    test = ks_2samp(*ratios)
+    return float(test.statistic), float(test.pvalue)
 
 
 def _unscored(ratios: Value) -> int:

@@ -63,7 +63,7 @@ def answer_all(
     tokens = max(1, int((budget.tokens or found_budget(model)) * share))
     batches = list(_batches(sizes, tokens, budget.rows))
     rank, processes = (0, 1) if needs_all_processes(model) else rank_and_size()
-    found: dict[int, Answer] = {}
+    by_index: dict[int, Answer] = {}
     pieces = 1  # that a batch comes in
     try:
         for batch in batches[rank::processes]:
@@ -77,35 +77,35 @@ def answer_all(
                     continue
                 if answers is None:
                     answers = [_in_parts(items[part[0]], sizes[part[0]], ask, apart)]
-                found |= zip(part, answers, strict=True)
+                by_index |= zip(part, answers, strict=True)
                 progress([items[i] for i in part])
                 batch = batch[len(part) :]
     except InputError as error:
         if processes == 1:
             raise
-        found = {NOTHING: str(error)}  # type: ignore[dict-item]
+        by_index = {NOTHING: str(error)}  # type: ignore[dict-item]
     if processes > 1:
-        found = gathered(found)
-    if NOTHING in found:
-        raise InputError(str(found[NOTHING]))
-    return [found[i] for i in range(len(items))]
+        by_index = gathered(by_index)
+    if NOTHING in by_index:
+        raise InputError(str(by_index[NOTHING]))
+    return [by_index[i] for i in range(len(items))]
 
 
 @contextmanager
 def halvings() -> Iterator[list[str]]:
     """What is said within of memory that ran out, for a manifest."""
-    said: list[str] = []
-    before = _SAID.set(said)
+    messages: list[str] = []
+    before = _SAID.set(messages)
     try:
-        yield said
+        yield messages
     finally:
         _SAID.reset(before)
 
 
 def _say(words: str) -> None:
     logger.warning("%s", words)
-    if (said := _SAID.get()) is not None:
-        said.append(words)
+    if (messages := _SAID.get()) is not None:
+        messages.append(words)
 
 
 def found_budget(model: Any) -> int:
@@ -122,8 +122,8 @@ def found_budget(model: Any) -> int:
     width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     # the widest layer's activations, and keys and values of all layers, in float32
     per_token = 4 * (8 * config.hidden_size + 3 * width + 2 * config.num_hidden_layers * 256)
-    found = int(max(0, total - weights) * SHARE_OF_GPU / per_token)
-    return max(1024, min(found, 1 << 16))
+    tokens = int(max(0, total - weights) * SHARE_OF_GPU / per_token)
+    return max(1024, min(tokens, 1 << 16))
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -133,10 +133,10 @@ def rank_and_size() -> tuple[int, int]:
     return 0, 1
 
 
-def gathered(found: Mapping[int, Answer]) -> dict[int, Answer]:
+def gathered(answers: Mapping[int, Answer]) -> dict[int, Answer]:
     """What all processes found together, in every one of them."""
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, dict(found))
+    dist.all_gather_object(parts, dict(answers))
     return {i: answer for part in parts for i, answer in part.items()}
 
 
@@ -169,13 +169,13 @@ def _in_parts(
 ) -> Any:
     """The answer to one item that does not fit into memory as a whole."""
     parts = apart(item)
-    joined = [_with_memory(ask, [one]) for one in parts] if len(parts) > 1 else [None]
-    if any(one is None for one in joined):
+    joined = [_with_memory(ask, [part]) for part in parts] if len(parts) > 1 else [None]
+    if any(part is None for part in joined):
         raise InputError(
             f"Memory ran out on a single row of {size} tokens. Set max_length of its data lower, "
             "or load the model in a smaller dtype."
         )
-    return [answer for one in joined if one is not None for answer in one[0]]
+    return [answer for part in joined if part is not None for answer in part[0]]
 
 
 def _with_memory(ask: Callable[[list[Item]], list[Answer]], batch: list[Item]) -> Any:

@@ -166,13 +166,13 @@ class _Trial:
 
     def _alone(self, way: Decoding, number: int) -> Float[Tensor, "steps vocab"]:
         row, length = self.rows[number], PROMPTS[number]
-        said, cache = [], None
+        steps, cache = [], None
         for step in range(STEPS):
             seen = row[None, : length + step]
             new = seen if cache is None else seen[:, -1:]
             logits, cache = self._next(way, new, torch.ones_like(seen), cache)
-            said.append(logits[0])
-        return torch.stack(said).cpu()
+            steps.append(logits[0])
+        return torch.stack(steps).cpu()
 
     def _together(self, way: Decoding) -> list[Float[Tensor, "steps vocab"]]:
         width = max(PROMPTS)
@@ -180,7 +180,7 @@ class _Trial:
         mask = torch.zeros_like(rows)
         for n, row in enumerate(self.rows):
             rows[n, -len(row) :], mask[n, -len(row) :] = row, 1
-        said: list[list[Tensor]] = [[], []]
+        steps: list[list[Tensor]] = [[], []]
         going, cache = [0, 1], None
         for step in range(STEPS):
             seen = slice(0, width + step)
@@ -188,9 +188,9 @@ class _Trial:
             new = ids if cache is None else ids[:, -1:]
             logits, cache = self._next(way, new, mask[going, seen], cache)
             for k, n in enumerate(going):
-                said[n].append(logits[k])
+                steps[n].append(logits[k])
             if step == 1 and (way.selects or cache is None):
                 going = [1]
                 if cache is not None:
                     select_rows(cache, torch.tensor(going, device=self.device))
-        return [torch.stack(logits).cpu() for logits in said]
+        return [torch.stack(logits).cpu() for logits in steps]

@@ -177,10 +177,10 @@ class _Writer:
             # without a cache all tokens are read again
             ids = torch.cat((ids, chosen[:, None]), dim=1) if cache is None else chosen[:, None]
             if len(keep) < len(going) and (cache is None or self.decoding.selects):
-                kept = torch.tensor(keep, device=device)
+                rows_left = torch.tensor(keep, device=device)
                 if cache is not None:
-                    select_rows(cache, kept)
-                ids, mask = ids[kept], mask[kept]
+                    select_rows(cache, rows_left)
+                ids, mask = ids[rows_left], mask[rows_left]
                 going = [going[k] for k in keep]
             mask = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
         return written

@@ -67,7 +67,7 @@ def gradient_norm(
             "Gradient norms are not computed while the weights are split over processes."
         )
     watched = declared(lm, modules)
-    kept = [i for i, row in enumerate(rows) if any(x != IGNORE_INDEX for x in row.labels[1:])]
+    scored = [i for i, row in enumerate(rows) if any(x != IGNORE_INDEX for x in row.labels[1:])]
 
     def most(tokens: int | None) -> int:
         """The tokens of a batch that may all meet the vocabulary at once."""
@@ -86,15 +86,15 @@ def gradient_norm(
         with torch.no_grad():
             blocks = takes_blocks(lm, pad_id)
         of_kept = answer_all(
-            kept,
-            [len(rows[i].input_ids) for i in kept],
+            scored,
+            [len(rows[i].input_ids) for i in scored],
             norms,
             lm,
             budget=Budget(tokens if blocks else most(tokens), batch_size),
             share=WITH_GRAPH,
             progress=lambda done: progress(sum(len(rows[i].input_ids) for i in done)),
         )
-    by_row = dict(zip(kept, of_kept, strict=True))
+    by_row = dict(zip(scored, of_kept, strict=True))
     warn_of_dead(sum(norm != norm for norm in of_kept), len(rows))
     return GradientNorms([by_row.get(i, float("nan")) for i in range(len(rows))])
 
@@ -116,7 +116,7 @@ def declared(model: nn.Module, modules: str | Sequence[str]) -> list[nn.Module]:
     wanted = [modules] if isinstance(modules, str) else list(modules)
     if wanted == [ALL]:
         return list(linear.values())
-    found: dict[str, nn.Module] = {}
+    matching: dict[str, nn.Module] = {}
     for end in wanted:
         called = {name: m for name, m in linear.items() if f".{name}".endswith(f".{end}")}
         if not called:
@@ -125,8 +125,8 @@ def declared(model: nn.Module, modules: str | Sequence[str]) -> list[nn.Module]:
                 f"gradient_modules names {end!r}, but no linear module of the decoder layers is "
                 f"called so. Known: {known}; or {ALL}."
             )
-        found |= called
-    return list(found.values())
+        matching |= called
+    return list(matching.values())
 
 
 def _go_back(lm: Any, inputs: dict[str, Tensor], *, blocks: bool) -> None:
@@ -134,13 +134,13 @@ def _go_back(lm: Any, inputs: dict[str, Tensor], *, blocks: bool) -> None:
     labels = inputs["labels"][:, 1:]
     row, position = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
     head, wanted = output_embedding(lm), labels[row, position]
-    with before_the_head(head, row, position, whole=not blocks) as kept:
+    with before_the_head(head, row, position, whole=not blocks) as hidden:
         logits = lm(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
         ).logits[0]  # fmt: skip
     row, wanted = row.to(logits.device), wanted.to(logits.device)
     share = 1 / in_full(row.bincount().to(logits.dtype))[row]
-    products = factors(head, kept[0]) if blocks else None
+    products = factors(head, hidden[0]) if blocks else None
     if products is None:
         (share * F.cross_entropy(in_full(logits), wanted, reduction="none")).sum().backward()
         return

@@ -36,7 +36,7 @@ def hidden(
     lm = unwrapped(model)
     config = lm.config.get_text_config()
     shape = (config.num_hidden_layers + 1, config.hidden_size)
-    kept = [i for i, row in enumerate(rows) if any(x != IGNORE_INDEX for x in row.labels)]
+    with_answer = [i for i, row in enumerate(rows) if any(x != IGNORE_INDEX for x in row.labels)]
 
     def ask(batch: list[int]) -> list[Float[np.ndarray, "layers width"]]:
         inputs = {
@@ -47,7 +47,7 @@ def hidden(
             lambda _module, args: (args[0][:, :1], *args[1:])  # nobody asks for logits
         )
         try:
-            found = lm(
+            outputs = lm(
                 input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
                 output_hidden_states=True, use_cache=False,
             ).hidden_states  # fmt: skip
@@ -56,22 +56,22 @@ def hidden(
         means = [
             torch.einsum("rtw,rt->rw", states.double(), scored.to(states.device)).cpu()
             / scored.sum(1, keepdim=True).cpu()
-            for states in found
+            for states in outputs
         ]
         return list(torch.stack(means, dim=1).float().numpy())
 
     states = [np.full(shape, np.nan, dtype=np.float32) for _ in rows]
     with evaluating(lm):
-        found = answer_all(
-            kept,
-            [len(rows[i].input_ids) for i in kept],
+        mean_states = answer_all(
+            with_answer,
+            [len(rows[i].input_ids) for i in with_answer],
             ask,
             lm,
             budget=Budget(tokens, batch_size),
             share=OF_ALL_LAYERS,
             progress=lambda done: progress(sum(len(rows[i].input_ids) for i in done)),
         )
-    for i, state in zip(kept, found, strict=True):
+    for i, state in zip(with_answer, mean_states, strict=True):
         states[i] = state if np.isfinite(state).all() else states[i]
     return States(states)
 

@@ -88,10 +88,10 @@ def trees(read: Sequence[list[int]], *, per_token: float, per_pair: float, most:
     return made
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+def _shared(first: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two rows have in common at their beginning."""
-    length = min(len(one), len(other))
-    return next((n for n in range(length) if one[n] != other[n]), length)
+    length = min(len(first), len(other))
+    return next((n for n in range(length) if first[n] != other[n]), length)
 
 
 @torch.no_grad()
@@ -129,7 +129,7 @@ def score(
     with evaluating(lm):
         asker = _Asker(lm, rows, pad_id)
         made = asker.trees(wanted, ends)
-        found = answer_all(
+        answered = answer_all(
             made,
             [len(tree.ids) for tree in made],
             asker.ask,
@@ -140,7 +140,7 @@ def score(
                 sum(len(rows[i].input_ids) for tree in done for i in tree.rows)
             ),
         )
-    for tree, columns in zip(made, found, strict=True):
+    for tree, columns in zip(made, answered, strict=True):
         for i, (logp, hit, mean, var) in zip(tree.rows, columns, strict=True):
             if np.isfinite(logp).all():
                 ended = rows[i].labels[-1] == end_id
@@ -200,8 +200,8 @@ class _Asker:
         read = [self.rows[i].input_ids[: ends[i]] for i in wanted]
         config = self.lm.config.get_text_config()
         # some count their window, or the columns of their own mask, along the sequence
-        given = (getattr(config, key, None) for key in COUNTED_BY_PLACE)
-        limit = min((number for number in given if isinstance(number, int)), default=1 << 30)
+        limits = (getattr(config, key, None) for key in COUNTED_BY_PLACE)
+        limit = min((number for number in limits if isinstance(number, int)), default=1 << 30)
         layers = decoder_layers(self.lm)
         weights = sum(p.numel() for p in layers.parameters())
         pairs = 4 * PAIR * config.hidden_size * len(layers)
@@ -222,7 +222,7 @@ class _Asker:
     def apart(self, tree: Tree) -> list[Tree]:
         """Each row of a tree as a tree of its own."""
         return [
-            _tree([(i, [tree.ids[place] for place in path], 0)])
+            _tree([(i, [tree.ids[index] for index in path], 0)])
             for i, path in zip(tree.rows, tree.paths, strict=True)
         ]
 
@@ -233,12 +233,12 @@ class _Asker:
         for k, tree in enumerate(batch):
             for i, path in zip(tree.rows, tree.paths, strict=True):
                 scored = np.array(self.rows[i].labels[1 : len(path) + 1])
-                kept = scored != IGNORE_INDEX
-                predicts.append(k * width + path[kept])
-                labels.append(scored[kept])
-                lengths.append(int(kept.sum()))
-        places, place = np.unique(np.concatenate(predicts), return_inverse=True)
-        numbers = self._numbers(batch, width, places, place, np.concatenate(labels))
+                is_scored = scored != IGNORE_INDEX
+                predicts.append(k * width + path[is_scored])
+                labels.append(scored[is_scored])
+                lengths.append(int(is_scored.sum()))
+        places, index = np.unique(np.concatenate(predicts), return_inverse=True)
+        numbers = self._numbers(batch, width, places, index, np.concatenate(labels))
         columns = iter(np.split(numbers, np.cumsum(lengths)[:-1], axis=1))
         return [[next(columns) for _ in tree.rows] for tree in batch]
 
@@ -272,7 +272,7 @@ class _Asker:
         batch: Sequence[Tree],
         width: int,
         places: np.ndarray,
-        place: np.ndarray,
+        index: np.ndarray,
         labels: np.ndarray,
     ) -> np.ndarray:
         """One forward pass, and the four numbers of each scored token.
@@ -282,15 +282,17 @@ class _Asker:
             place: of each scored token, which of them predicts it.
         """
         row, position = torch.from_numpy(places // width), torch.from_numpy(places % width)
-        with before_the_head(self.head, row, position, whole=not self.can.blocks) as kept:
+        with before_the_head(self.head, row, position, whole=not self.can.blocks) as states:
             logits = self.lm(**self._inputs(batch, width), use_cache=False).logits[0]
-        order = np.argsort(place, kind="stable")
-        device = kept[0].device
-        at, wanted = (torch.from_numpy(x[order]).to(device) for x in (place, labels))
-        products = factors(self.head, kept[0]) if self.can.blocks else None
-        found = numbers_of(products, at, wanted) if products else numbers_from(logits, at, wanted)
-        numbers = np.empty((4, len(order)), dtype=found.cpu().numpy().dtype)
-        numbers[:, order] = found.cpu().numpy()
+        order = np.argsort(index, kind="stable")
+        device = states[0].device
+        at, wanted = (torch.from_numpy(x[order]).to(device) for x in (index, labels))
+        products = factors(self.head, states[0]) if self.can.blocks else None
+        statistics = (
+            numbers_of(products, at, wanted) if products else numbers_from(logits, at, wanted)
+        )
+        numbers = np.empty((4, len(order)), dtype=statistics.cpu().numpy().dtype)
+        numbers[:, order] = statistics.cpu().numpy()
         return numbers
 
     def _tried(self) -> Abilities:
@@ -329,20 +331,20 @@ class _Asker:
         What agrees but for rounding may still see a little of it.
         """
         first = two[0], two[0][:6] + [token // 2 for token in two[0][6:]]
-        trees = [_tree([(0, one[:-1], 0), (1, two[1][:-1], 6)]) for one in first]
-        one, other = (self.ask([tree])[0][1][0] for tree in trees)
-        return bool(np.abs(one - other).max() <= SEEN * np.abs(one).max())
+        trees = [_tree([(0, tokens[:-1], 0), (1, two[1][:-1], 6)]) for tokens in first]
+        alone, other = (self.ask([tree])[0][1][0] for tree in trees)
+        return bool(np.abs(alone - other).max() <= SEEN * np.abs(alone).max())
 
     def _head_is_last(self) -> bool:
         """Whether the model's logits are what its head says, with nothing done to them after."""
         row = torch.tensor([self.rows[0].input_ids], device=self.device)
-        place = torch.arange(row.shape[1])
-        with before_the_head(self.head, 0 * place, place, whole=True) as kept:
-            said = self.lm(
+        positions = torch.arange(row.shape[1])
+        with before_the_head(self.head, 0 * positions, positions, whole=True) as states:
+            logits = self.lm(
                 input_ids=row, attention_mask=torch.ones_like(row), use_cache=False
             ).logits[0]  # fmt: skip
-        difference = (said - self.head(kept[0][None])[0]).float().abs().nan_to_num()
-        return bool(difference.max() <= 1e-4 * said.float().abs().nan_to_num().max())
+        difference = (logits - self.head(states[0][None])[0]).float().abs().nan_to_num()
+        return bool(difference.max() <= 1e-4 * logits.float().abs().nan_to_num().max())
 
     def _factors_exist(self) -> bool:
         weight = getattr(self.head, "weight", None)

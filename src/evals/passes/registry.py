@@ -74,7 +74,7 @@ class PassInput:
     def texts(self) -> list[str]:
         """The text of every answer."""
         if self.generated is not None:
-            return [one.text or "" for one in self.generated]
+            return [answer.text or "" for answer in self.generated]
         return [text for i in self.rows for text in self.source.texts[i]]
 
     @property
@@ -152,8 +152,8 @@ PASSES: Registry[Pass] = Registry("pass", __package__ or "")
 
 def register(*passes: Pass) -> None:
     """Make passes known to plans and metrics."""
-    for one in passes:
-        PASSES.add(one.name, one)
+    for entry in passes:
+        PASSES.add(entry.name, entry)
 
 
 def record_kinds() -> dict[Any, str]:

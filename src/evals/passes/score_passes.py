@@ -33,11 +33,12 @@ def _pack(records: Sequence[Scored], data: PassInput) -> Arrays:
     if not records:  # an example may have no answers, and so may all of them
         return {"lengths": np.zeros(0, dtype=np.int64)} | data.facts
     columns = {
-        column: np.concatenate([getattr(one, column) for one in records]) for column in COLUMNS
+        column: np.concatenate([getattr(record, column) for record in records])
+        for column in COLUMNS
     }
     return columns | {
-        "lengths": np.array([len(one.logp) for one in records]),
-        "ended": np.array([one.ended for one in records]),
+        "lengths": np.array([len(record.logp) for record in records]),
+        "ended": np.array([record.ended for record in records]),
     } | data.facts  # fmt: skip
 
 
@@ -62,7 +63,7 @@ def _unpack_each(arrays: Arrays, data: PassInput) -> list[Any]:
 
 def _unpack_generated(arrays: Arrays, data: PassInput) -> list[Scored | None]:
     records = zip(_unpack(arrays, data), data.generated or (), strict=True)
-    return [scored if one.text is not None else None for scored, one in records]
+    return [scored if answer.text is not None else None for scored, answer in records]
 
 
 register(

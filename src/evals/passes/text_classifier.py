@@ -72,8 +72,8 @@ def fluency_prob(
         budget=Budget(tokens, batch_size),
         progress=lambda done: progress(len(done)),
     )
-    found = dict(zip(written, p, strict=True))
-    return Legible([found.get(i, float("nan")) for i in range(len(texts))])
+    probabilities = dict(zip(written, p, strict=True))
+    return Legible([probabilities.get(i, float("nan")) for i in range(len(texts))])
 
 
 def identity_of(classifier: str) -> str | None:
@@ -126,7 +126,7 @@ def _column(classifier: str, known: dict[str, int], label: str | None) -> int:
 def _run(model: None, inputs: Sequence[PassInput], **limits: Any) -> list[list[float]]:
     settings = inputs[0].settings
     assert settings.classifier is not None  # without one it is not asked
-    texts = [[one.text for one in data.generated or ()] for data in inputs]
+    texts = [[answer.text for answer in data.generated or ()] for data in inputs]
     return split(
         fluency_prob(settings.classifier, joined(texts), label=settings.label, **limits), texts
     )

@@ -78,47 +78,51 @@ def find(config: Config) -> Found:
                 pending.append(answer)
                 answer = {"advice": f"{answer.model} is evaluated for it first"}
             section[suite][key] = answer
-    found = Found(section, tuple(pending))
+    baselines = Found(section, tuple(pending))
     rank, processes = rank_and_size()
-    return found if processes == 1 else gathered({rank: found})[0]  # all go on with the same
+    return (
+        baselines if processes == 1 else gathered({rank: baselines})[0]
+    )  # all go on with the same
 
 
-def evaluated(config: Config, found: Found) -> dict[str, dict[str, Any]]:
+def evaluated(config: Config, baselines: Found) -> dict[str, dict[str, Any]]:
     """The section ``eval`` with a log for every reference; each model is gone again afterwards.
 
     Raises:
         InputError: a model cannot be loaded, or something in the data is wrong.
     """
-    section = {suite: dict(settings) for suite, settings in found.eval.items()}
-    models = dict.fromkeys(one.model for one in found.pending)
+    section = {suite: dict(settings) for suite, settings in baselines.eval.items()}
+    models = dict.fromkeys(evaluation.model for evaluation in baselines.pending)
     own = own_path(config)  # what will be trained comes first: it may be of no use
     for model in sorted(models, key=lambda model: model != own):
-        wanted = [one for one in found.pending if one.model == model]
-        folders = {one.suite: one.folder for one in reversed(wanted)}
+        wanted = [evaluation for evaluation in baselines.pending if evaluation.model == model]
+        folders = {evaluation.suite: evaluation.folder for evaluation in reversed(wanted)}
         for suite, folder in folders.items():
             logger.info("eval.%s: evaluating the reference %s, in %s", suite, model, folder)
         evaluate(config, model, folders)
-        for one in wanted:
-            kind = KINDS[config.eval[one.suite]["handler"]]
-            section[one.suite][one.key] = str(folders[one.suite] / f"{kind}_EVAL.json")
+        for evaluation in wanted:
+            kind = KINDS[config.eval[evaluation.suite]["handler"]]
+            section[evaluation.suite][evaluation.key] = str(
+                folders[evaluation.suite] / f"{kind}_EVAL.json"
+            )
     return section
 
 
 def _find(config: Config, suite: str, key: str) -> Any:
     """One reference: the path of a log, ``Pending``, or ``{"advice": ...}``."""
-    given = config.eval[suite].get(key)
-    if given is not None and not isinstance(given, str):
-        raise InputError(f"eval.{suite}.{key} is {given!r}; it must be {_allowed(config, suite)}.")
-    if not given:
+    value = config.eval[suite].get(key)
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"eval.{suite}.{key} is {value!r}; it must be {_allowed(config, suite)}.")
+    if not value:
         advice = _advice(config, suite, key)
         return {"advice": advice} if advice else None
-    if given == "auto":
+    if value == "auto":
         return _auto_retain(config, suite) if key == RETAIN else _auto_target(config, suite)
-    answer = _given(config, suite, key, given)
-    if said := doubts(config, suite, key, given):
+    answer = _given(config, suite, key, value)
+    if reasons := doubts(config, suite, key, value):
         logger.warning(
             "eval.%s.%s: %s: figures beside it may not mean what they say: %s",
-            suite, key, given, "; ".join(said),
+            suite, key, value, "; ".join(reasons),
         )  # fmt: skip
     return answer
 
@@ -173,10 +177,10 @@ def _auto_retain(config: Config, suite: str) -> Any:
     except InputError as error:
         raise InputError(f"eval.{suite}.{RETAIN} is 'auto': {error}") from error
     if gold is None:
-        place = Path(config.paths.root_dir) / "saves" / "finetune"
+        saves = Path(config.paths.root_dir) / "saves" / "finetune"
         advice = _advice(config, suite, RETAIN) or f"Give {WHOSE[RETAIN]}"
         return {
-            "advice": f"auto found no run in {place} that started from the same model, was trained "
+            "advice": f"auto found no run in {saves} that started from the same model, was trained "
             f"on the same data set, and never saw the forget data. {advice}"
         }
     log = log_of(gold)

@@ -68,8 +68,8 @@ def _model(config: Config, history: History, lora: bool) -> list[str]:
             words = [f"model={name}{'-lora' if lora else ''}"]
     if not words and tokenizer:
         words = [f"model.tokenizer_args.pretrained_model_name_or_path={tokenizer}"]
-    given = config.model.model_args["pretrained_model_name_or_path"]
-    known = bool(history.runs) or config.mode == "finetune" or history.origin != given
+    model = config.model.model_args["pretrained_model_name_or_path"]
+    known = bool(history.runs) or config.mode == "finetune" or history.origin != model
     if known and history.origin != base:
         words.append(f"model.model_args.pretrained_model_name_or_path={history.origin}")
     elif base is None:

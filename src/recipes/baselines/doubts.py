@@ -14,7 +14,7 @@ from unlora.runs.safe_loading import read_json
 EVAL_CONFIG = "eval_config.json"
 
 
-def doubts(config: Config, suite: str, key: str, given: str) -> list[str]:
+def doubts(config: Config, suite: str, key: str, path: str) -> list[str]:
     """Why figures that are compared with what was given may mean something else, a clause each.
 
     Nothing is said of what nobody knows: a log from elsewhere comes without the config of its run.
@@ -22,20 +22,20 @@ def doubts(config: Config, suite: str, key: str, given: str) -> list[str]:
     Args:
         given: a log, a run folder or a model.
     """
-    place = Path(given)
-    folder = place.parent if place.is_file() else place
+    log = Path(path)
+    folder = log.parent if log.is_file() else log
     try:
-        model, template = _asked(folder, given)
+        model, template = _asked(folder, path)
         theirs, ours = History.of(model), History.of(own_path(config))
-        found = list(_of_history(config, suite, key, theirs, ours))
+        reasons = list(_of_history(config, suite, key, theirs, ours))
     except (InputError, OSError, KeyError, TypeError):
         return []
     if template is not None and template != config.model.template_args:
-        found.append("it was asked in another template")
-    return found
+        reasons.append("it was asked in another template")
+    return reasons
 
 
-def _asked(folder: Path, given: str) -> tuple[str, Mapping[str, Any] | None]:
+def _asked(folder: Path, model: str) -> tuple[str, Mapping[str, Any] | None]:
     """The model behind what was given, and the template it was asked in, where that is kept."""
     for home in (folder, folder / "evals"):
         if (home / EVAL_CONFIG).is_file():
@@ -45,7 +45,7 @@ def _asked(folder: Path, given: str) -> tuple[str, Mapping[str, Any] | None]:
     for home in (folder, folder.parent):
         if (home / RUN_CONFIG).is_file():
             return str(home), read_json(home / RUN_CONFIG)["model"].get("template_args")
-    return given, None
+    return model, None
 
 
 def _of_history(

@@ -33,9 +33,9 @@ def fitting_log(config: Config, suite: str, key: str, folder: Path) -> Path | No
         (made,) = build(config, resolve_model(config.model), with_log)
     except InputError:
         return None
-    asked = [one for request in made.requests for one in request.sources()]
+    sources = [source for request in made.requests for source in request.sources()]
     lacks = any(
-        KEYS.get(kind) == key and name not in made.logs[kind].entries for kind, name in asked
+        KEYS.get(kind) == key and name not in made.logs[kind].entries for kind, name in sources
     )
     return None if lacks else log
 
@@ -45,7 +45,7 @@ def _settings_of(log: Path, folder: Path, handler: str) -> Mapping[str, Any] | N
     for file in (log.parent / "eval_config.json", folder / RUN_CONFIG):
         try:
             suites = read_json(file)["eval"].values()
-            return next(one for one in suites if one["handler"] == handler and one["data"])
+            return next(suite for suite in suites if suite["handler"] == handler and suite["data"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
             continue
     return None

@@ -100,8 +100,8 @@ class Unseen:
                 told = " ".join(plain(row[args.get("text_key", "text")]) for row in rows)
                 seen = not self.probes or any(probe in told for probe in self.probes)
             else:
-                asked = {plain(row[args.get("question_key", "question")]) for row in rows}
-                seen = not self.questions or not self.questions.isdisjoint(asked)
+                questions = {plain(row[args.get("question_key", "question")]) for row in rows}
+                seen = not self.questions or not self.questions.isdisjoint(questions)
             if seen:
                 return None
         return count or None
@@ -130,7 +130,7 @@ def find_gold(
     places = {_place(path) for path in paths if path}
     places |= {_place(path) for data in known for path in _paths(data, "train", "forget", "retain")}
     used = [folder for folder, _ in history.runs] + [Path(config.paths.output_dir)]
-    found = []
+    candidates = []
     for file in files_below(Path(config.paths.root_dir) / "saves" / "finetune", RUN_CONFIG):
         folder = file.parent
         if ".previous-" in folder.name or any(same(folder, other) for other in used):
@@ -148,8 +148,11 @@ def find_gold(
         if None not in rows:
             alike = history.uses_lora in (None, other.uses_lora)
             total = sum(count or 0 for count in rows)
-            found.append((alike, total, has_log(folder), file.stat().st_mtime, folder))
-    return next((one[-1] for one in sorted(found, reverse=True) if _loads(one[-1])), None)
+            candidates.append((alike, total, has_log(folder), file.stat().st_mtime, folder))
+    return next(
+        (candidate[-1] for candidate in sorted(candidates, reverse=True) if _loads(candidate[-1])),
+        None,
+    )
 
 
 def run_config(folder: Path) -> dict[str, Any] | None:
@@ -164,10 +167,10 @@ def run_config(folder: Path) -> dict[str, Any] | None:
 
 def start_of(folder: Path, config: Mapping[str, Any]) -> str:
     """The model that a run started from; where its folder was moved, as the lineage has it."""
-    given = str(config["model"]["model_args"]["pretrained_model_name_or_path"])
-    there = os.path.isdir(given) and near(given, folder)
-    if there or not looks_local(given) or not (folder / FILE).is_file():
-        return given
+    start = str(config["model"]["model_args"]["pretrained_model_name_or_path"])
+    there = os.path.isdir(start) and near(start, folder)
+    if there or not looks_local(start) or not (folder / FILE).is_file():
+        return start
     lineage = Lineage.parse(folder)
     if len(lineage.links) < 2:
         return lineage.root
@@ -179,7 +182,7 @@ def data_sets(data: Mapping[str, Any], *parts: str) -> Iterator[Mapping[str, Any
     """The data sets of some parts of a section ``data``."""
     for part in parts:
         if isinstance(sets := data.get(part), Mapping):
-            yield from (one for one in sets.values() if one)
+            yield from (data_set for data_set in sets.values() if data_set)
 
 
 def plain(text: object) -> str:
@@ -187,9 +190,9 @@ def plain(text: object) -> str:
     return " ".join(str(text).lower().split())
 
 
-def same(one: str | Path, other: str | Path) -> bool:
+def same(first: str | Path, other: str | Path) -> bool:
     """Whether two paths are the same folder."""
-    return Path(one).resolve() == Path(other).resolve()
+    return Path(first).resolve() == Path(other).resolve()
 
 
 def _pieces(text: str) -> list[str]:
@@ -214,11 +217,13 @@ def _reader(run: Mapping[str, Any], config: Config, load: ReadRows) -> ReadRows:
     return load if folder == config.paths.datasets_dir else ReadRows(folder)
 
 
-def same_origin(one: str, other: str) -> bool:
+def same_origin(first: str, other: str) -> bool:
     """Whether two models that others were made from are the same, by name or by content."""
-    if one == other or same(one, other):
+    if first == other or same(first, other):
         return True
-    return os.path.isdir(one) and os.path.isdir(other) and fingerprint(one) == fingerprint(other)
+    return (
+        os.path.isdir(first) and os.path.isdir(other) and fingerprint(first) == fingerprint(other)
+    )
 
 
 def _loads(folder: Path) -> bool:
