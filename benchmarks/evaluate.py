@@ -162,7 +162,6 @@ def metric_names(options: argparse.Namespace) -> list[str]:
 
 def composed(folder: Path, options: argparse.Namespace) -> Any:
     """The config of ``unlora eval`` for these rows, this model and these metrics."""
-
     from unlora.cli import compose
 
     given = [

@@ -92,7 +92,6 @@ def measure(name: str, size: Size, overrides: Sequence[str] = ()) -> dict[str, A
     Raises:
         InputError: the method does not run here.
     """
-
     from unlora.cli import compose
     from unlora.config import read
     from unlora.forward.outputs import Hidden, Outputs, Padded, ScoredTokens, SequenceLogps

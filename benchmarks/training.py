@@ -269,7 +269,6 @@ RESTS_ON = {"packs": "joined", "positions": "chunks"}
 
 def ours(size: Size, chat: Any, rows: Any, folder: str, options: Any) -> Any:
     """The program's trainer, as its config makes it, and what it says of its losses."""
-
     from unlora.cli import compose
     from unlora.config import read
     from unlora.data.pairs import Parts

@@ -63,7 +63,7 @@ def test_the_page_works(added):
                 "save_strategy": "no",
             },
             output_dir=str(added),
-        ),  # fmt: skip
+        ),
         loss=loss,
         plugins=Plugins.build(config.plugins, loss, use_lora=True),
         parts=Parts({"forget": rows([3, 2]), "retain": rows([2, 4, 1])}, "forget"),

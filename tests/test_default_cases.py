@@ -24,7 +24,7 @@ def test_alone():
 
 
 @pytest.mark.parametrize(
-    ("expression", "cases"),
+    "expression, cases",
     [("not slow", {0, 3, 6, 8, 10}), ("slow", {1, 2, 4, 5, 7, 9})],
 )
 def test_cases_that_are_not_default_run_every_night(pytester, expression, cases):

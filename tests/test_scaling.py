@@ -77,7 +77,7 @@ def test_a_file_says_what_accelerate_is_to_do(name, chosen):
     config = load_config_from_file(str(file))
     words = ["--config_file", str(file), "src/train.py"]
     args, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
-    assert (args.use_deepspeed, args.use_fsdp) == ("use_deepspeed" == chosen, "use_fsdp" == chosen)
+    assert (args.use_deepspeed, args.use_fsdp) == (chosen == "use_deepspeed", chosen == "use_fsdp")
     assert args.multi_gpu == (not chosen) and args.num_processes == config.num_processes >= 2
     assert args.num_machines == (2 if name == "two_nodes" else 1)
     assert args.mixed_precision == "no", "bf16 is that of the weights"

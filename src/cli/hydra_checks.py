@@ -182,9 +182,8 @@ def _wrong_in_logs(section: Any, path: str) -> Iterator[str]:
     for key, value in _leaves(section if isinstance(section, (Mapping, list)) else {"": section}):
         name, where = str(value), f"{path}.{key}".rstrip(".")
         stream = key.split(".")[-1] == "stream"
-        if name.startswith(("ext://", "cfg://")) and not (stream and STREAM.fullmatch(name)):
-            yield _called(where, value)
-        elif ELSEWHERE.fullmatch(name):
+        named = name.startswith(("ext://", "cfg://")) and not (stream and STREAM.fullmatch(name))
+        if named or ELSEWHERE.fullmatch(name):
             yield _called(where, value)
     for kind, (callables, arguments) in LOG_CALLS.items():
         parts = _at(section, kind)

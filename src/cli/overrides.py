@@ -77,6 +77,7 @@ def normalised(argv: Sequence[str]) -> list[str]:
 
 
 def config_folders(args: Sequence[str]) -> list[Path]:
+    """Our own folder of configs, then the one of ``--config-dir``."""
     own = Path(str(resources.files("unlora.configs")))
     folder = flag(args, "--config-dir", "-cd")
     return [own, Path(folder)] if folder else [own]
@@ -181,9 +182,8 @@ def _override(word: str, folders: Sequence[Path]) -> str:
     if is_group(key.split("@")[0], folders):
         return sign + key + re.sub(r"\.ya?ml(?=,|$)", "", value)
     path = os.path.expanduser(value[1:])
-    if key in (*OWN_DATA, "data.train") and os.path.exists(path):
-        value = f"={quoted(path)}"
-    elif re.match("=~(/|$)", value):  # no shell looks behind the =
+    is_own_data = key in (*OWN_DATA, "data.train") and os.path.exists(path)
+    if is_own_data or re.match("=~(/|$)", value):  # no shell looks behind the =
         value = f"={quoted(path)}"
     elif key == "task_name":
         names = (quoted(x) if is_number(x) else x for x in value[1:].split(","))

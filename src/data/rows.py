@@ -65,9 +65,9 @@ def _load(
     local = Path(path)
     if local.is_file():
         return _of_files([local], split)
-    if local.is_absolute() or local.suffix.lower() in SUFFIXES or path.startswith((".", "~")):
-        if not local.is_dir():
-            raise InputError(f"There is no file or folder {path!r}.")
+    is_path = local.suffix.lower() in SUFFIXES or path.startswith((".", "~"))
+    if (is_path or local.is_absolute()) and not local.is_dir():
+        raise InputError(f"There is no file or folder {path!r}.")
     if files:
         paths = [local / file if local.is_dir() else Path(file) for file in files]
         missing = [str(file) for file in paths if not file.is_file()]
@@ -188,9 +188,8 @@ def _whole_again(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     whole = set()
     for name in dict.fromkeys(name for row in rows for name in row):
         cells = [row[name] for row in rows if row.get(name) is not None]
-        if any(type(cell) is float for cell in cells):
-            if all(type(x) is float and (x.is_integer() or x != x) for x in cells):
-                whole.add(name)
+        if cells and all(type(x) is float and (x.is_integer() or x != x) for x in cells):
+            whole.add(name)
     if not whole:
         return rows
     names = ", ".join(sorted(whole))

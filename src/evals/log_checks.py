@@ -26,10 +26,11 @@ def check_logs(
     for request in requests:
         _check_count(request, requests, logs, sources)
         name = dict(request.sources()).get("generate", "")
-        if request.handler.startswith("rouge") and name.startswith("forget"):
-            if name not in missing and sources[name].is_qa:  # text is cut by its tokenizer
-                for log in logs.values():
-                    _check_texts(log, request.name, name, sources[name].references)
+        if not request.handler.startswith("rouge") or not name.startswith("forget"):
+            continue
+        if name not in missing and sources[name].is_qa:  # text is cut by its tokenizer
+            for log in logs.values():
+                _check_texts(log, request.name, name, sources[name].references)
 
 
 def _check_count(

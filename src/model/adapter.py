@@ -172,13 +172,12 @@ def _check_ranks(folder: Path, settings: Mapping[str, Any]) -> None:
             "Put back the one that was written with the weights."
         )
     ranks = {shape[0] for name, shape in shape_of.items() if ".lora_A." in name and shape}
-    if not settings.get("rank_pattern") and not settings.get("target_parameters"):
-        if ranks - {rank}:
-            raise InputError(
-                f"The weights {str(file)!r} have rank {min(ranks - {rank})}, but "
-                f"adapter_config.json beside them says r={rank}. They are of two adapters; put "
-                "back what belongs together."
-            )
+    one_rank = not settings.get("rank_pattern") and not settings.get("target_parameters")
+    if one_rank and ranks - {rank}:
+        raise InputError(
+            f"The weights {str(file)!r} have rank {min(ranks - {rank})}, but adapter_config.json "
+            f"beside them says r={rank}. They are of two adapters; put back what belongs together."
+        )
 
 
 def stored_names(folder: Path) -> dict[str, str]:

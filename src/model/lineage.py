@@ -135,13 +135,12 @@ class Lineage:
         links = tuple(link.verified() for link in lineage.links)
         lineage = cls(lineage.root, links, lineage.fingerprint)
         lineage.refuse_late_dora()
-        if lineage.fingerprint and lineage.local_root:
-            if fingerprint(lineage.root) != lineage.fingerprint:
+        if lineage.local_root:
+            if lineage.fingerprint and fingerprint(lineage.root) != lineage.fingerprint:
                 raise InputError(
                     f"The root model {lineage.root!r} has changed since {path!r} was trained on "
                     "it. Put the old weights back, or train again."
                 )
-        if lineage.local_root:
             check_model_files(Path(lineage.root))
         return lineage
 
@@ -184,12 +183,11 @@ class Lineage:
                     "the run is in and without a hash by which it could be known. Copy the model "
                     f"beside the run, or type {trusted(path)} before the command."
                 )
-            if root["local"]:
-                if not os.path.isdir(path):
-                    raise InputError(
-                        f"The root model of {str(folder)!r} is not there: neither {path!r} nor "
-                        f"{root['given']!r} is a folder. Put it back, or {SAY_WHERE}."
-                    )
+            if root["local"] and not os.path.isdir(path):
+                raise InputError(
+                    f"The root model of {str(folder)!r} is not there: neither {path!r} nor "
+                    f"{root['given']!r} is a folder. Put it back, or {SAY_WHERE}."
+                )
             parsed = tuple(
                 Link(Path(_from_relative(x["path"], folder)), x["sha256"], x["config_sha256"])
                 for x in links

@@ -46,7 +46,7 @@ def refuse_unlike(lineage: Lineage, config: LoraConfig) -> None:
     mine = set(config.target_parameters or ())
     for link in lineage.links if mine else ():
         before = set(adapter_settings(link.path).get("target_parameters") or ())
-        if before and before != mine or not SEVERAL_ON_PARAMETERS:
+        if (before and before != mine) or not SEVERAL_ON_PARAMETERS:
             raise InputError(
                 f"The new adapter is on the parameters {sorted(mine)}, and {str(link.path)!r} on "
                 f"{sorted(before)}. peft puts several adapters on parameters from version 0.20 on, "

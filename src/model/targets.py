@@ -130,25 +130,29 @@ def _check_names(
 ) -> None:
     targets, excluded, kind = config.target_modules, config.exclude_modules, model.config.model_type
     short = {name.rpartition(".")[2] for name in linear}
-    if isinstance(targets, str) and targets != "all-linear":
-        if not any(_matches(targets, name, "target_modules") for name in linear):
-            raise InputError(
-                f"lora_config.target_modules {targets!r} matches no linear layer of "
-                f"{kind}; it has: {', '.join(sorted(short))}. "
-                "Give a list of names, a regular expression, or all-linear."
-            )
+    if (
+        isinstance(targets, str)
+        and targets != "all-linear"
+        and not any(_matches(targets, name, "target_modules") for name in linear)
+    ):
+        raise InputError(
+            f"lora_config.target_modules {targets!r} matches no linear layer of {kind}; it "
+            f"has: {', '.join(sorted(short))}. Give a list of names, a regular expression, or "
+            "all-linear."
+        )
     for target in sorted(targets) if isinstance(targets, (set, list)) else ():
         if not any(_ends(name, target) for name in linear):
             raise InputError(
                 unknown(f"target module of {kind}", target, short)
                 + f" All: model.lora_config.target_modules=[{','.join(default_targets(model))}]."
             )
-    if isinstance(excluded, str):
-        if not any(_matches(excluded, name, "exclude_modules") for name in linear):
-            raise InputError(
-                f"lora_config.exclude_modules {excluded!r} matches no linear layer of {kind}; it "
-                f"has: {', '.join(sorted(short))}. Give a list of names or a regular expression."
-            )
+    if isinstance(excluded, str) and not any(
+        _matches(excluded, name, "exclude_modules") for name in linear
+    ):
+        raise InputError(
+            f"lora_config.exclude_modules {excluded!r} matches no linear layer of {kind}; it "
+            f"has: {', '.join(sorted(short))}. Give a list of names or a regular expression."
+        )
     for name in sorted(excluded) if isinstance(excluded, (set, list)) else ():
         if not any(_ends(other, name) for other in linear):
             raise InputError(unknown(f"excluded module of {kind}", name, short))

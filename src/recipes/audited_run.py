@@ -230,7 +230,7 @@ def _source(
     source = Source(part, section, chat, load)
     if not source.missing and (absent := source.absent):
         raise InputError(unknown("column", absent[0], source.rows[0]))
-    return None if source.missing or source.several and part != "forget" else source
+    return None if source.missing or (source.several and part != "forget") else source
 
 
 def _declared(part: str, config: AuditConfig, trained: Mapping[str, Any]) -> dict[str, Any] | None:

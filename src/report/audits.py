@@ -86,6 +86,7 @@ def audits(row: Row) -> list[tuple[Result, AuditLog]]:
 
 
 def audited(rows: Iterable[Row]) -> bool:
+    """Whether any of the runs was audited."""
     return any(audits(row) for row in rows)
 
 

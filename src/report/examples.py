@@ -163,16 +163,14 @@ def _stripped(
     prompts = [row[0] for row in rows]
     if len(set(prompts)) < 2:
         return list(rows), ""
-    before = os.path.commonprefix(prompts)
+    before = os.path.commonprefix(prompts)  # noqa: RUF071 - of texts
     # whole lines or "Question: ", never the first words that questions happen to share
     before = re.match(r"(.*(\n|: ))?", before, re.DOTALL)[0]  # type: ignore[index]
-    after = os.path.commonprefix([prompt[len(before) :][::-1] for prompt in prompts])[::-1]
-    newline = after.find("\n")
+    endings = [prompt[len(before) :][::-1] for prompt in prompts]
+    after = os.path.commonprefix(endings)[::-1]  # noqa: RUF071
     role = next((word for word in ("assistant", "model") if after.strip().endswith(word)), "")
-    if role:
-        after = after[after.rindex(role) :]
-    else:
-        after = after[newline:] if newline >= 0 else ""
+    begin = after.rindex(role) if role else after.find("\n")
+    after = after[begin:] if begin >= 0 else ""
     stripped = [
         (prompt[len(before) : len(prompt) - len(after)].strip(), *row[1:])
         for prompt, row in zip(prompts, rows, strict=True)

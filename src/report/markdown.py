@@ -59,6 +59,7 @@ def as_markdown(
     budget: str | None,
     missing: Sequence[str] = (),
 ) -> str:
+    """Write the page as Markdown: tables, examples, settings."""
     parts = [f"# {inline(title)}"]
     for findings in all_findings:
         parts += [f"## {inline(findings.suite.title)}"] if len(all_findings) > 1 else []
@@ -98,6 +99,7 @@ def as_markdown(
 
 
 def trial_table(trials: Sequence[Mapping[str, Any]]) -> str:
+    """Tabulate the trials of a search, one row each."""
     if not trials:
         return ""
     body = [

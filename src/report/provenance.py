@@ -34,6 +34,7 @@ class Facts:
 
 
 def facts(rows: Sequence[Row]) -> list[Facts]:
+    """What every run was: its command, commit, seeds and times."""
     return [_facts(row, result) for row in rows for result in row.results]
 
 

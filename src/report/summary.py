@@ -32,10 +32,12 @@ def shown(value: float | None) -> str:
 
 
 def shown_interval(cell: Cell) -> str:
+    """The interval of a figure in brackets; nothing where it has none."""
     return f"[{shown(cell.interval[0])}, {shown(cell.interval[1])}]" if cell.interval else ""
 
 
 def percent(share: float) -> str:
+    """A share as whole percent."""
     return f"{100 * share:.0f} %"
 
 

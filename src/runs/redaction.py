@@ -146,9 +146,9 @@ def _is_plain(value: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """The text without what a terminal obeys: escape sequences, control and direction signs.
+    r"""The text without what a terminal obeys: escape sequences, control and direction signs.
 
-    Each is shown as what it is, so that nothing is hidden: ``\\x1b`` for an escape. Line breaks
+    Each is shown as what it is, so that nothing is hidden: ``\x1b`` for an escape. Line breaks
     stay, and a tab is four spaces.
     """
     shown = []

@@ -208,8 +208,7 @@ def _kept_out_of(retain: dict[str, Tensor], rank: int, weight: float) -> Penalty
 def _outputs_by_row(
     model: PeftModel, batches: Sequence[dict]
 ) -> dict[str, Float[Tensor, "rows out"]]:
-    """What every layer under an adapter answers, summed over each row's tokens; of the head's, over
-    the scored ones."""
+    """Sum each adapted layer's outputs over a row's tokens; of the head, over the scored ones."""
     layers = lora_layers(model)
     by_layer: dict[str, list[Tensor]] = {name: [] for name in layers}
     batch: dict[str, Tensor] = {}
@@ -242,6 +241,7 @@ def _outputs_by_row(
 
 
 def as_batches(rows: Sequence[Encoded], pad_id: int, size: int, model: nn.Module) -> list[dict]:
+    """Collate the rows in batches of ``size``, on the device of the model's embedding."""
     device = model.get_input_embeddings().weight.device
     return [
         {name: t.to(device) for name, t in collate(rows[i : i + size], pad_id).items()}

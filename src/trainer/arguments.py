@@ -109,9 +109,10 @@ def _accepted(settings: Mapping[str, Any]) -> dict[str, Any]:
             logger.info("trainer.args.%s has no effect here", key)
         elif key not in known and key not in OURS:
             raise InputError(unknown("key of trainer.args", key, known | set(OURS)))
-        elif key in kinds and key not in OURS:
-            if value is not None or NoneType in get_args(kinds[key]):  # else as if not given
-                args[key] = value
+        elif key not in kinds or key in OURS:
+            continue
+        elif value is not None or NoneType in get_args(kinds[key]):  # else as if not given
+            args[key] = value
     if args.get(CHECKPOINTING):
         # re-entrant checkpointing gives adapters no gradient unless the inputs require one
         args[f"{CHECKPOINTING}_kwargs"] = {

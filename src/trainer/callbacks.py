@@ -59,9 +59,9 @@ class Guards(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         # DeepSpeed shows no gradients, and says that it steps when it has; what moves is seen
-        if args.deepspeed_plugin and "gradients alive" not in self.findings and not self._before:
-            if any(lr_scheduler.get_last_lr()):
-                self._faults, self._before = [], lora_b(model)
+        new = "gradients alive" not in self.findings and not self._before
+        if args.deepspeed_plugin and new and any(lr_scheduler.get_last_lr()):
+            self._faults, self._before = [], lora_b(model)
 
     def on_pre_optimizer_step(
         self,

@@ -125,9 +125,9 @@ class Trackers(TrainerCallback):
         """End the run in every tracker, so that the next one in this process is another."""
         for tracker in self._open.values():
             tracker.on_train_end(*self._run, **self._common)
-        if "wandb" in self._open and not self._foreign_wandb:
-            if (run := _wandb_run()) is not None:
-                run.finish()
+        own_wandb = "wandb" in self._open and not self._foreign_wandb
+        if own_wandb and (run := _wandb_run()) is not None:
+            run.finish()
         self._open, self._run, self._common = {}, (), {}
 
 

@@ -25,6 +25,6 @@ def test_the_largest_scale_is_found_as_finely_as_promised(most):
     assert largest_scale(lambda scale: True) == LARGEST
 
 
-@pytest.mark.parametrize(("scale", "name"), [(0.78125, 0.79), (0.78, 0.78), (1.25, 1.25)])
+@pytest.mark.parametrize("scale, name", [(0.78125, 0.79), (0.78, 0.78), (1.25, 1.25)])
 def test_a_scale_is_rounded_towards_more_forgetting(scale, name):
     assert rounded(scale) == name

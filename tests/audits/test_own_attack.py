@@ -71,7 +71,7 @@ def test_every_attack_of_the_page_is_a_shipped_one():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    "words, said",
     [
         (["audit.nf4.form=fp3"], "audit.nf4: Unknown form of attack quantise 'fp3'"),
         (["+audit.mine={handler: quantize}"], "audit.mine: Unknown attack 'quantize'. Did you"),

@@ -30,7 +30,7 @@ def test_the_residual_is_the_share_of_the_way_from_retain_model_to_target():
     assert found.means == pytest.approx((-2, -1, -4))
 
 
-@pytest.mark.parametrize(("who", "value"), [("target", 1.0), ("retain", 0.0)])
+@pytest.mark.parametrize("who, value", [("target", 1.0), ("retain", 0.0)])
 def test_target_and_retain_model_are_the_ends_of_the_scale(who, value):
     one = rows()
     same = compared(getattr(one, who), one.target, one.retain)

@@ -222,7 +222,7 @@ def test_drawn_texts_are_what_the_model_goes_on_with(runs, run, runner):
         leaks.append(float(row["answer"].split()[0] in text))  # one of two words
     found = scores(runner, "sample", run.target)
     assert list(found) == ["rouge@1", "span@1"]
-    assert found["rouge@1"].tolist() == leaks and 0 < np.mean(leaks)
+    assert found["rouge@1"].tolist() == leaks and np.mean(leaks) > 0
 
 
 def test_rows_that_an_attacker_trained_on_are_not_scored(runs, run, runner):

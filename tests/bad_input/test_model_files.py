@@ -222,7 +222,8 @@ def test_weights_that_do_not_make_the_model_are_refused(
 def test_nothing_is_asked_of_or_trained_on_weights_that_answer_with_nan(capsys, monkeypatch, words):
     with_nan(ROOT)
     monkeypatch.setattr(
-        "unlora.recipes.baselines.evaluation.evaluation_is_pure", lambda _: pytest.fail()
+        "unlora.recipes.baselines.evaluation.evaluation_is_pure",
+        lambda _: pytest.fail("it was loaded"),
     )
     words = [*UNLEARN, "model=root", *words]
     said = "'root' answers with NaN .* set .*torch_dtype=float32"

@@ -213,5 +213,5 @@ def test_a_value_that_cannot_be_used_is_one_sentence(base, word, bases, here):
         if wrong := unused(cfg, given([override])):
             raise InputError(wrong[0])
         RUN[base[0]](cfg)
-    assert 10 < len(str(said.value)) and len(str(said.value).splitlines()) <= 3, str(said.value)
+    assert len(str(said.value)) > 10 and len(str(said.value).splitlines()) <= 3, str(said.value)
     assert contents(here) == before and not Path("/dev/mine").exists()

@@ -62,8 +62,8 @@ def test_both_sides_of_a_step_have_the_same_losses(scripts, data, method, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of a tied head
-@pytest.mark.parametrize("left_out", ("known", "packs", "joined", "positions", "chunks", "in-place",
-                                      "layers", "shared"))  # fmt: skip
+@pytest.mark.parametrize("left_out", ["known", "packs", "joined", "positions", "chunks", "in-place",
+                                      "layers", "shared"])  # fmt: skip
 def test_a_step_without_one_of_its_parts_has_the_same_losses(
     scripts, data, left_out, tmp_path, monkeypatch
 ):

@@ -32,7 +32,7 @@ OTHERS = ("--shell-completion", "--shell", "-sc", "@-sc", "--", "-rm", "-cjob", 
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-@pytest.mark.parametrize("flag", (*RERUN, *OTHERS))
+@pytest.mark.parametrize("flag", [*RERUN, *OTHERS])
 def test_a_flag_that_is_not_known_reaches_no_hydra(flag, name):
     words = ["experiment=x", flag, "bait"]
     with pytest.raises(InputError, match="Hydra|Unknown flag|Cannot read"):
@@ -174,7 +174,7 @@ def composed_config():
 
 
 OUTSIDE = (
-    "/tmp/bait",  # noqa: S108
+    "/tmp/bait",
     "../bait",
     "bait",
     "saves/eval/bait",

@@ -67,7 +67,7 @@ def test_a_real_tokenizer_by_its_signs_is_itself(realdata, name):
         assert ids == fast(text).input_ids
     hidden = control.hide(f"a{end} b <think>")
     assert control.are_hidden_in(hidden) and end not in hidden
-    ((ids, offsets),) = control.encode(
+    ((ids, _offsets),) = control.encode(
         [control.signed(f"x{end}\n{hidden}")], add_special_tokens=False
     )
     assert ids.count(fast.eos_token_id) == 1

@@ -103,7 +103,7 @@ def people(chat, **change):
 
 
 @pytest.mark.parametrize(
-    ("where", "kept"),
+    "where, kept",
     [
         ({"subject": "Anna"}, [0, 2]),
         ({"subject": ["Cleo", "Anna"]}, [0, 2, 3]),
@@ -119,7 +119,7 @@ def test_where_keeps_the_rows_with_these_values(merging, where, kept):
 
 
 @pytest.mark.parametrize(
-    ("where", "message"),
+    "where, message",
     [
         ({"subject": "Ana"}, "no row has 'Ana' .* Did you mean 'Anna'. Some of the 3 values there"),
         ({"subject": ["Anna", "Dora"]}, "no row has 'Dora' in its column 'subject'. .*: Anna, Ben"),

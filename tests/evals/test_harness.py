@@ -275,7 +275,7 @@ def test_a_task_given_twice_is_refused(tokenizer, tasks, lm_eval):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change, message",
     [
         ({"tasks": []}, "must be a list of tasks"),
         ({"tasks": [{"task": "a"}]}, "a task is given by its name"),

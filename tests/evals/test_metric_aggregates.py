@@ -55,7 +55,7 @@ def test_utility_is_a_share_of_what_the_model_had_before():
 
 
 @pytest.mark.parametrize(
-    ("utility", "repetition", "target", "note"),
+    "utility, repetition, target, note",
     [
         (0.4, 0.1, 0.6, None),
         (0.3, 0.5, 0.6, None),  # on the thresholds

@@ -164,13 +164,13 @@ def test_recall_leaves_out_what_was_cut_or_shown():
     assert math.isnan(of_forget(value)[1])
 
 
-@pytest.mark.parametrize(("auc", "expected"), [(0.4, 0), (1.0, -100), (0.1, 50)])
+@pytest.mark.parametrize("auc, expected", [(0.4, 0), (1.0, -100), (0.1, 50)])
 def test_privleak_is_the_relative_distance_from_the_retain_model(auc, expected):
     assert privleak(Value(auc), Value(0.4)).value == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
-    ("auc", "retain", "expected"),
+    "auc, retain, expected",
     # 1 - 0.1 / 0.4; 1 - 0.6 / 0.4 is below 0; near a retain AUC of 1 privleak is 1e9 percent
     [(0.4, 0.4, 1), (0.5, 0.4, 0.75), (0.3, 0.4, 0.75), (1.0, 0.4, 0), (0.9, 1.0, 0.9), (1, 0, 0)],
 )
@@ -178,7 +178,7 @@ def test_privleak_bounded_stays_between_0_and_1(auc, retain, expected):
     assert privleak_bounded(Value(auc), Value(retain)).value == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("value", "expected"), [(0.3, -25), (0.4, 0), (0.6, 50)])
+@pytest.mark.parametrize("value, expected", [(0.3, -25), (0.4, 0), (0.6, 50)])
 def test_rel_diff_is_in_percent_of_the_retain_models_value(value, expected):
     assert rel_diff(Value(value), Value(0.4)).value == pytest.approx(expected)
 

@@ -20,7 +20,7 @@ def scored(*losses, text="text"):
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    "text, expected",
     [
         ("one two three four five", 0),
         ("a b c d A b, c d!", 0.2),  # runs abcd bcda cdab dabc abcd: 4 of 5 differ

@@ -152,7 +152,7 @@ def test_means_have_an_interval_around_them():
 
 
 @pytest.mark.parametrize(
-    ("record", "memorized", "strength", "upstream"),
+    "record, memorized, strength, upstream",
     [
         (hits(1, 1, 1, 1), 1, 1, 1),
         (hits(0, 0, 0, 0), 0, 0, 0.25),
@@ -201,7 +201,7 @@ SENTENCES = [
 ]
 
 
-@pytest.mark.parametrize(("reference", "text"), SENTENCES)
+@pytest.mark.parametrize("reference, text", SENTENCES)
 def test_rouge_equals_rouge_score_on_ascii_text(reference, text):
     expected = RougeScorer(["rouge1", "rougeL"], use_stemmer=True).score(reference, text)
     for metric in (rouge, rouge_ascii):
@@ -296,7 +296,7 @@ def test_a_model_that_wrote_nothing_of_its_own_is_not_scored(metric):
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    "config, message",
     [
         ({"handler": "rogue", "inputs": {"answers": "x"}}, "Did you mean 'rouge'"),
         ({"handler": "rouge", "inputs": {"answer": "x"}}, "Did you mean 'answers'"),

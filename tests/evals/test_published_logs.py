@@ -176,7 +176,7 @@ def answer(loss):
 
 
 @pytest.mark.parametrize(
-    ("suite", "which", "reference"),
+    "suite, which, reference",
     [("tofu", "full", "retain"), ("tofu", "retain", "retain"), ("muse", "target", "retrain")],
 )
 def test_the_shipped_metrics_give_the_published_values(logs, suite, which, reference):

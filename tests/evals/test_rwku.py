@@ -85,7 +85,7 @@ def test_a_gap_and_a_question_are_put_in_the_words_of_the_benchmark(data, tokeni
 
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
-    ("subject", "kept"),
+    "subject, kept",
     [("Ivo Brandt", {"Ivo Brandt"}), ("[Ada Holm,Mara Quist]", {"Ada Holm", "Mara Quist"})],
 )
 def test_only_the_subjects_that_were_forgotten_are_asked_about(data, tokenizer, subject, kept):

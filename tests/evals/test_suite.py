@@ -299,7 +299,7 @@ def test_a_retain_log_of_other_data_is_refused(folder, tokenizer, model, tmp_pat
 
 @pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
-    ("override", "message"),
+    "override, message",
     [
         ("eval.tofu.handler=TOFUEvaluater", "Did you mean 'TOFUEvaluator'"),
         ("+eval.tofu.bach_size=3", "Did you mean 'batch_size'"),

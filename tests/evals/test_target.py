@@ -107,7 +107,7 @@ def test_the_summary_says_so_first_and_the_screen_shows_notes(tmp_path):
     values = {"collapsed": Value(1.0, note="utility 0.01 is below 0.5 of the target's 0.6")}
     write_log(tmp_path, "OWN", values, "Nothing can be said.")
     summary = json.loads((tmp_path / "OWN_SUMMARY.json").read_text())
-    assert list(summary.items())[0] == ("note", "Nothing can be said.")
+    assert next(iter(summary.items())) == ("note", "Nothing can be said.")
     assert read_written(tmp_path, "OWN")[1] == "Nothing can be said."
     assert figures({"collapsed": 1.0}, [(tmp_path, "OWN")]) == (
         "Nothing can be said.",

@@ -169,9 +169,9 @@ def check_whole(folder: Path) -> int:
             continue
         # a checkpoint is one once its state is there, and is not read before
         checkpoint = next((p for p in file.parents if p.name.startswith("checkpoint-")), None)
-        if checkpoint is not None and not (checkpoint / "trainer_state.json").is_file():
-            if file.suffix not in (".json", ".safetensors"):
-                continue
+        unfinished = checkpoint is not None and not (checkpoint / "trainer_state.json").is_file()
+        if unfinished and file.suffix not in (".json", ".safetensors"):
+            continue
         if file.suffix == ".json":
             json.loads(file.read_text("utf-8"))
         elif file.suffix == ".safetensors":

@@ -81,7 +81,7 @@ def literal(model, scale, **config):
 
 @pytest.mark.parametrize("scale", [0.3, 1.25])
 @pytest.mark.parametrize(
-    ("kind", "tied"), [*((kind, False) for kind in KINDS), ("plain", True), ("embedding", True)]
+    "kind, tied", [*((kind, False) for kind in KINDS), ("plain", True), ("embedding", True)]
 )
 def test_a_scaled_adapter_is_the_weights_plus_so_much_of_its_product(kind, tied, scale):
     config = {**LORA, **KINDS[kind]}
@@ -326,7 +326,7 @@ def test_a_written_run_that_answers_otherwise_is_not_kept(runs, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("changed", "expected"),
+    "changed, expected",
     [
         ({"use_dora": True}, "use_dora=true: magnitudes that were trained"),
         ({"bias": "lora_only"}, 'bias="lora_only": biases that were trained'),

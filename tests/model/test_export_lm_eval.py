@@ -33,7 +33,7 @@ def lm_eval(folder, **model):
         capture_output=True, text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")},
     )  # fmt: skip
-    samples = [json.loads(line) for file in out.rglob("samples*") for line in open(file)]
+    samples = [json.loads(line) for file in out.rglob("samples*") for line in file.open()]
     return done, [float(r[0]) for s in samples for r in s["filtered_resps"]]
 
 

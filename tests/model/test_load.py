@@ -47,7 +47,7 @@ def test_another_attention_that_is_not_there_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "multiplies", "said"),
+    "dtype, multiplies, said",
     [
         (torch.bfloat16, False, ["The weights are in bfloat16"]),
         (torch.float16, False, ["The weights are in float16"]),

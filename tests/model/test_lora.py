@@ -132,7 +132,7 @@ def test_the_saved_adapter_holds_lora_tensors_only(finetuned, root):
 
     folder, said = finetuned
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-        assert file.keys() and all("lora_" in key for key in file.keys())
+        assert file.keys() and all("lora_" in key for key in file)
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(root), folder)
     assert said.difference(plain)[0] < 1e-5
 
@@ -221,7 +221,7 @@ def test_a_wiped_adapter_is_seen_however_little_it_does():
 
 @pytest.mark.default_cases(1)
 def test_saves_can_be_moved_as_a_whole(finetuned, tmp_path):
-    folder, said = finetuned
+    _folder, said = finetuned
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     for name in ("root", "finetuned"):

@@ -137,7 +137,7 @@ def test_there_are_two_ways_to_quantise(root, given):
 
 
 @pytest.mark.parametrize(
-    ("raw", "words"),
+    "raw, words",
     [
         ({}, None),
         ({"load_in_4bit": True, "load_in_8bit": True}, "both are set"),
@@ -162,7 +162,7 @@ def test_settings_of_bitsandbytes_are_checked_before_it_is_needed(root, raw, wor
 
 
 @pytest.mark.default_cases(2)
-@pytest.mark.parametrize(("kind", "raw"), [("nf4", None), ("int8", None), ("fp4", RAW)])
+@pytest.mark.parametrize("kind, raw", [("nf4", None), ("int8", None), ("fp4", RAW)])
 def test_without_the_package_one_is_told_what_to_install(root, monkeypatch, kind, raw):
     def missing(name):
         raise metadata.PackageNotFoundError(name)

@@ -150,7 +150,7 @@ def fingerprint(model: nn.Module) -> list:
 @pytest.mark.default_cases(4)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_model_is_left_unchanged(architecture):
-    model, layers = made(architecture, lora=True)
+    model, _layers = made(architecture, lora=True)
     before, logits = fingerprint(model), ask(model, BATCH).logits
     ask_hidden(model, BATCH, 0)
     assert fingerprint(model) == before
@@ -172,7 +172,7 @@ def test_the_model_is_left_unchanged_when_the_pass_fails():
 
 
 def test_the_reference_is_asked_in_the_same_way():
-    model, layers = made("llama", lora=True)
+    model, _layers = made("llama", lora=True)
     plain, _ = made("llama", lora=False)  # the weights that the adapter lies on
     before = fingerprint(model)
     with as_reference(model) as reference:

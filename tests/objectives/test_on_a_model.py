@@ -401,7 +401,7 @@ def test_upstreams_losses_change_with_the_split(fresh, name):
 
 
 @pytest.mark.parametrize(
-    ("upstream", "right"),
+    "upstream, right",
     [("RMU_upstream", "RMU"), ("EMBED_DIFF_upstream", "EMBED_DIFF")],
 )
 def test_upstreams_distances_are_right_where_all_answers_are_equally_long(fresh, upstream, right):

@@ -247,7 +247,7 @@ BY_HAND = [
 
 
 @pytest.mark.parametrize(
-    ("name", "views", "settings", "result"), BY_HAND, ids=[case[0] for case in BY_HAND]
+    "name, views, settings, result", BY_HAND, ids=[case[0] for case in BY_HAND]
 )
 def test_the_value_is_the_one_worked_out_by_hand(name, views, settings, result):
     assert value(name, *views, **settings) == pytest.approx(result, rel=1e-9, abs=1e-9)
@@ -279,7 +279,7 @@ def gradients(losses: Tensor, views: dict[str, View]) -> dict[str, Tensor]:
 CASES = [(name, settings) for name in TERMS for settings in [{}, *OTHER_SETTINGS.get(name, [])]]
 
 
-@pytest.mark.parametrize(("name", "settings"), CASES, ids=[f"{n}-{s}" for n, s in CASES])
+@pytest.mark.parametrize("name, settings", CASES, ids=[f"{n}-{s}" for n, s in CASES])
 def test_value_and_gradient_are_the_papers(name, settings):
     term = TERMS[name].configure(**settings)
     drawn = random_draws(term)

@@ -247,7 +247,7 @@ def other(made):
 
 
 @pytest.mark.default_cases(7)
-@pytest.mark.parametrize(("words", "expected"), WRONG, ids=[words[0] for words, _ in WRONG])
+@pytest.mark.parametrize("words, expected", WRONG, ids=[words[0] for words, _ in WRONG])
 def test_what_is_wrong_is_one_sentence_and_nothing_is_written(
     runs, other, capsys, loaded, words, expected
 ):

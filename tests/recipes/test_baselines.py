@@ -179,7 +179,7 @@ def test_the_command_in_the_advice_makes_the_reference(home):
 
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
-    ("experiment", "overrides", "words"),
+    "experiment, overrides, words",
     [
         ("eval/tofu/lora", ["forget_split=forget05", "holdout_split=holdout05"],
          "finetune/tofu/lora model=Qwen2.5-3B-Instruct-lora "
@@ -254,7 +254,7 @@ def test_a_reference_is_evaluated_once_for_both_keys(home):
 
 @pytest.mark.default_cases(4)
 @pytest.mark.parametrize(
-    ("given", "words"),
+    "given, words",
     [
         ("saves/nowhere", "'saves/nowhere' is not there. It must be a TOFU_EVAL.json, a run"),
         ("nowhere.json", "'nowhere.json' is not there"),

@@ -92,7 +92,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         def __str__(self):
             raise OSError("disk full")
 
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="disk full"):
         write_json(file, {"a": 2, "b": Unwritable()})
     assert json.loads(file.read_text()) == {"a": 1}
     assert [f.name for f in tmp_path.iterdir()] == ["x.json"]

@@ -63,7 +63,7 @@ def test_without_gold_a_method_is_compared_with_the_root():
 
 
 @pytest.mark.parametrize(
-    ("changes", "expected"),
+    "changes, expected",
     [
         ({"dial": "audit"}, "dial is audit, but there is none. Give audit=default, or dial=plain"),
         ({"audit": NONE, "audit_seeds": 0}, "audit_seeds is 0"),

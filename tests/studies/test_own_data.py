@@ -89,7 +89,7 @@ def test_what_is_wrong_in_an_evaluation_is_said_before_anything_is_trained(files
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("file", "said"),
+    "file, said",
     [
         ("forget", r"train target.*data.train.*no column 'question'.*question_key"),
         ("retain", r"train gold.*data.train.*no column 'question'.*question_key"),

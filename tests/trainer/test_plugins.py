@@ -91,7 +91,7 @@ def test_a_last_batch_that_is_not_full_changes_nothing_either(tmp_path, handler)
 
 def test_lora_plus_gives_lora_b_a_higher_learning_rate(tmp_path):
     model = lora_model(init_lora_weights=False)
-    trainer, steps = trained_with(
+    _trainer, steps = trained_with(
         tmp_path, "NPO", {"LoRAPlus": {"ratio": 8.0}}, model=model, max_steps=1,
         learning_rate=1e-3, weight_decay=0.1,
     )  # fmt: skip

@@ -204,8 +204,8 @@ def test_settings_that_changed_by_consent_are_used(tmp_path):
         return other
 
     kept, changed = resumed({}), resumed({"trainer.args.learning_rate": {}})
-    assert [g["weight_decay"] for g in kept.optimizer.param_groups][0] == 0.0
-    assert [g["weight_decay"] for g in changed.optimizer.param_groups][0] == 0.5
+    assert next(g["weight_decay"] for g in kept.optimizer.param_groups) == 0.0
+    assert next(g["weight_decay"] for g in changed.optimizer.param_groups) == 0.5
     rates = [entry["learning_rate"] for entry in changed.state.log_history if "loss" in entry]
     assert rates == pytest.approx([1e-2, 7.5e-3, 1e-2, 5e-3])  # then half of the new 2e-2
     assert any(

@@ -487,7 +487,7 @@ def test_what_is_above_the_layer_neither_runs_nor_learns(tmp_path, handler, full
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     below = {
         name for name in before
-        if ".layers.0." in name and (full or "lora_" in name) or (full and "embed" in name)
+        if (".layers.0." in name and (full or "lora_" in name)) or (full and "embed" in name)
     }  # fmt: skip
     assert moved == below and len(below) >= 6
     assert {name for name, p in model.named_parameters() if p.requires_grad} == below

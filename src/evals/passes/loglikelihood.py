@@ -152,6 +152,7 @@ def score(
 
 
 def warn_of_dead(dead: int, rows: int) -> None:
+    """Log how many rows have logits that are not finite."""
     if dead:
         logger.warning("The model's logits are not finite on %d of %d rows; not scored", dead, rows)
 
