@@ -163,9 +163,19 @@ class AttackRunner:
     def _merged(
         self, attack: Attack, settings: Mapping[str, Any], model: AuditedModel
     ) -> Iterator[tuple[str, Scores]]:
-        yield "", self._logps(self.weights_changed(attack, settings, model))
+        changed = self.weights_changed(attack, settings, model)
+        if attack.kind == "merged" and model.role == "unlearned" and self.data.retain is not None:
+            self.records(changed, self.data.retain)  # for `retain_records`, while weights are here
+        yield "", self._logps(changed)
 
     _adapted = _merged
+
+    def retain_records(
+        self, attack: Attack, settings: Mapping[str, Any], model: AuditedModel
+    ) -> list[Scored]:
+        """What a model says of the retain rows after an attack on its merged weights."""
+        assert self.data.retain is not None
+        return self.records(self.weights_changed(attack, settings, model), self.data.retain)
 
     def weights_changed(
         self, attack: Attack, settings: Mapping[str, Any], model: AuditedModel

@@ -33,7 +33,7 @@ from unlora.evals.result_cache import ResultCache
 from unlora.model.adapter_scale import why_not_scalable
 from unlora.recipes.audited_run import AuditedRun, find_run
 from unlora.registry import check_settings
-from unlora.results.audit_log import FOLDER, write_audit
+from unlora.results.audit_log import FOLDER, as_text, write_audit
 from unlora.results.collapse import CollapseRule
 from unlora.results.run_result import read_run
 from unlora.results.value import Value
@@ -137,6 +137,7 @@ def audited(
         "models": {model.role: model.path for model in audited_run.models},
         "delivered": config.delivered,
         "retain_probability": utility,
+        "retain_probability_after": _utility_after(audited_run, attacks, left_out, runner),
         "recognisable": _value(share),
         "membership": _membership(answers),
         "not_run": left_out,
@@ -175,6 +176,22 @@ def _compared(
                 left_out[name] = "it has nothing to ask of these rows"
             comparisons += forms
     return comparisons, left_out
+
+
+def _utility_after(
+    audited_run: AuditedRun,
+    attacks: Attacks,
+    left_out: Mapping[str, str],
+    runner: AttackRunner,
+) -> dict[str, float]:
+    """Attack on the merged weights -> probability of the retain answers after it."""
+    if audited_run.data.retain is None:
+        return {}
+    return {
+        name: probability(runner.retain_records(attack, settings, audited_run.unlearned))
+        for name, (attack, settings) in attacks.items()
+        if attack.kind == "merged" and name not in left_out
+    }
 
 
 def _why_not(attack: Attack, audited_run: AuditedRun) -> str | None:
@@ -270,22 +287,6 @@ def _written(
     if bound is not None:
         bound["interval95"] = bound.pop("interval")
     return {"verdict": dataclasses.asdict(verdict), "held": bound, "attacks": forms}
-
-
-def as_text(content: Mapping[str, Any]) -> str:
-    """A line for each form of an attack, and the verdict."""
-    show = "{:44} {:>9} {:>18}  {}".format
-    lines = [show("attack", "residual", "95 %", "")]
-    for row in content["attacks"]:
-        value, bounds = row["residual"], row["interval95"]
-        interval = "[{:.2f}, {:.2f}]".format(*bounds) if bounds else ""
-        note = "" if row["counts"] else "only where the adapter is delivered"
-        if row["left_out"]:
-            note = f"left out: {row['left_out']}"
-        lines.append(show(row["name"], f"{value:.2f}", interval, note).rstrip())
-    lines += [f"{name}: not run: {why}" for name, why in content["not_run"].items()]
-    limits = ", ".join(f"{key} {value:g}" for key, value in content["thresholds"].items())
-    return "\n".join([*lines, "", content["verdict"]["sentence"], f"(thresholds: {limits})"])
 
 
 def _show(content: Mapping[str, Any], file: Path, output: str) -> None:

@@ -217,8 +217,23 @@ def _data(
     assert forget is not None
     if forget.several:
         raise InputError("The forget rows have several answers each. Give rows with one.")
+    _warn_of_other_sets(config, trained, declared)
     known = {part: section for part, section in declared.items() if section is not None}
     return AuditData(forget, sources["retain"], sources["holdout"], known, load)
+
+
+def _warn_of_other_sets(
+    config: AuditConfig, trained: Mapping[str, Any], declared: Declared
+) -> None:
+    """Say which data sets of the training have no part in the audit."""
+    for part in declared:
+        sets = (trained.get("data") or {}).get(part)
+        if part not in config.data and isinstance(sets, Mapping) and len(sets) > 1:
+            logger.warning(
+                "the run has %d data sets as %s data (%s), and the audit asks about one: %s. To "
+                "ask about another, give data.%s.hf_args", len(sets), part, ", ".join(sets),
+                (declared[part] or {}).get("hf_args"), part,
+            )  # fmt: skip
 
 
 def _source(
@@ -230,7 +245,15 @@ def _source(
     source = Source(part, section, chat, load)
     if not source.missing and (absent := source.absent):
         raise InputError(unknown("column", absent[0], source.rows[0]))
-    return None if source.missing or (source.several and part != "forget") else source
+    if part != "forget" and source.several:
+        logger.warning(
+            "the audit does without %s rows: each of them has several answers. Give data.%s.hf_args "
+            "of rows with one", part, part,
+        )  # fmt: skip
+        return None
+    if part == "forget" and source.missing:
+        raise InputError(source.missing)
+    return None if source.missing else source
 
 
 def _declared(part: str, config: AuditConfig, trained: Mapping[str, Any]) -> dict[str, Any] | None:

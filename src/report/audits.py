@@ -112,6 +112,18 @@ def _cell(row: Row, entries: Sequence[Mapping[str, Any] | None]) -> Cell:
     return Cell(fmean(known), tuple(values), interval, _coverage(row))
 
 
+def figures(row: Row) -> dict[str, dict[str, Any]]:
+    """``audit_*`` -> ``{"mean", "seeds"}``, None for a seed without; nothing without an audit."""
+    if not audits(row):
+        return {}
+    of_cells = {
+        f"audit_{name.lower()}": {"mean": cell.mean, "seeds": list(cell.seeds)}
+        for name, cell in cells(row).items()
+    }
+    verdicts = [result.audit.verdict if result.audit else None for result in row.results]
+    return {**of_cells, "audit_verdict": {"mean": None, "seeds": verdicts}}
+
+
 def _mean_interval(bounds: Sequence[Sequence[float]]) -> tuple[float, float]:
     return fmean(low for low, _ in bounds), fmean(high for _, high in bounds)
 

@@ -1,4 +1,4 @@
-"""Read and write ``AUDIT.json``: what an audit found, for reports and programs."""
+"""Read, write and show ``AUDIT.json``: what an audit found, for reports and programs."""
 
 import re
 from collections.abc import Mapping
@@ -116,3 +116,22 @@ def _is_figure(entry: Any, key: str) -> bool:
         and all(isinstance(number, (int, float)) for number in bounds)
         and isinstance(entry[key], (int, float, type(None)))
     )
+
+
+def as_text(content: Mapping[str, Any]) -> str:
+    """A line for each form of an attack, and the verdict."""
+    show = "{:44} {:>9} {:>18}  {}".format
+    after = content.get("retain_probability_after") or {}
+    lines = [show("attack", "residual", "95 %", "")]
+    for row in content["attacks"]:
+        value, bounds = row["residual"], row["interval95"]
+        interval = "[{:.2f}, {:.2f}]".format(*bounds) if bounds else ""
+        note = "" if row["counts"] else "only where the adapter is delivered"
+        if row["name"] in after:
+            note = f"retain answers {after[row['name']]:.3f}"
+        if row["left_out"]:
+            note = f"left out: {row['left_out']}"
+        lines.append(show(row["name"], f"{value:.2f}", interval, note).rstrip())
+    lines += [f"{name}: not run: {why}" for name, why in content["not_run"].items()]
+    limits = ", ".join(f"{key} {value:g}" for key, value in content["thresholds"].items())
+    return "\n".join([*lines, "", content["verdict"]["sentence"], f"(thresholds: {limits})"])

@@ -75,6 +75,7 @@ def _written(
 ) -> dict[str, Any]:
     """The figures of all evaluations that are finished, as files."""
     from unlora import report
+    from unlora.report import audits
     from unlora.report.runs import Entry
     from unlora.report.table import text_table
     from unlora.runs.run import write_json, write_text
@@ -88,7 +89,7 @@ def _written(
         return {}
     entries = [Entry(s.run, s.role, Path(s.folder), s.seed) for s in evaluated]
     read = report.compare(entries)
-    results = {row.name: row.figures() for row in read.rows}
+    results = {row.name: row.figures() | audits.figures(row) for row in read.rows}
     table = text_table(read)
     write_json(folder / "summary.json", results)
     write_text(folder / "table.txt", table + "\n")

@@ -73,6 +73,8 @@ def refused(capsys, *words):
 def test_an_audit_says_how_much_is_left_under_each_attack(runs):
     found = audit(runs / "npo", *QUICK, "+audit.off={handler: scale, scale: 0.8}")
     assert found["verdict"]["name"] == "over-forgotten"
+    assert found["retain_probability_after"].keys() == {"mine"}  # int4, of the merged weights
+    assert 0 < found["retain_probability_after"]["mine"] != found["retain_probability"]["unlearned"]
     assert found["verdict"]["sentence"].endswith("Over-forgotten.")
     assert found["forget_rows"] == 24 and found["delivered"] == "merged"
     assert found["baseline"] == "a model that never saw the data"

@@ -96,3 +96,22 @@ def test_running_text_can_be_given_to_a_run_on_questions(runs):
     section = f"{{handler: CompletionDataset, text_key: text, hf_args: {{path: {file}}}}}"
     run = found(runs / "npo", f"data.forget={section}", "retain_model=null")
     assert not run.data.forget.is_qa and len(run.data.forget) == 1
+
+
+def test_data_sets_that_have_no_part_are_named(runs, caplog):
+    found(runs / "npo")
+    assert "data sets as" not in caplog.text
+    change(runs / "npo", runs.parent, eval={}, data={"forget": sets(runs, "forget", "retain")})
+    found(runs / "npo")
+    assert "2 data sets as forget data (forget, retain), and the audit asks about" in caplog.text
+    caplog.clear()
+    found(runs / "npo", f"data.forget.hf_args.path={runs / 'rows' / 'forget.jsonl'}")
+    assert "data sets as" not in caplog.text
+
+
+def test_retain_rows_that_cannot_be_asked_are_named(runs, caplog):
+    file = runs / "rows" / "several.jsonl"
+    file.write_text(json.dumps({"question": "Who?", "answer": ["Ada", "Bo"]}) + "\n")
+    run = found(runs / "npo", f"data.retain.hf_args.path={file}")
+    assert run.data.retain is None
+    assert "the audit does without retain rows: each of them has several answers" in caplog.text

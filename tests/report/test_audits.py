@@ -36,6 +36,17 @@ def test_figures_are_means_over_seeds(tmp_path):
     assert audits.shown_verdict(row) == "held 2 of 3, hidden 1 of 3"
 
 
+def test_programs_read_the_figures_of_every_seed(tmp_path):
+    [row] = read_rows(seeds(tmp_path / "audited", "held", None))
+    assert audits.figures(row) == {
+        "audit_residual": {"mean": pytest.approx(0.1), "seeds": [pytest.approx(0.1), None]},
+        "audit_held": {"mean": pytest.approx(0.2), "seeds": [pytest.approx(0.2), None]},
+        "audit_verdict": {"mean": None, "seeds": ["held", None]},
+    }
+    [row] = read_rows(seeds(tmp_path / "not", None))
+    assert audits.figures(row) == {}
+
+
 def test_seeds_that_were_not_audited_are_counted(tmp_path):
     [row] = read_rows(seeds(tmp_path, "held", None, "held"))
     cell = audits.cells(row)["residual"]
