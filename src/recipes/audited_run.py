@@ -247,8 +247,8 @@ def _source(
         raise InputError(unknown("column", absent[0], source.rows[0]))
     if part != "forget" and source.several:
         logger.warning(
-            "the audit does without %s rows: each of them has several answers. Give data.%s.hf_args "
-            "of rows with one", part, part,
+            "the audit does without %s rows: each of them has several answers. Give "
+            "data.%s.hf_args of rows with one", part, part,
         )  # fmt: skip
         return None
     if part == "forget" and source.missing:
