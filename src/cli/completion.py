@@ -16,6 +16,7 @@ FLAGS_OF = {
     "export": ("--help", "--merged", "--adapter", "--output", "--dtype", "--base"),
     "doctor": ("--help", "--config-name", "--config-dir"),
     "report": ("--help",),
+    "who-saw": ("--help", "--json", "--question-key", "--answer-key", "--text-key"),
     "completion": ("--help",),
 }
 GROUPS = ("experiment", "model", "trainer", "eval", "plugin", "template")

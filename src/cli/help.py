@@ -122,6 +122,17 @@ COMMANDS = {
             "The other words are those of `unlora audit`.",
         ),
     ),
+    "who-saw": Command(
+        "list the runs that were trained on given rows",
+        ("who-saw customer_17.jsonl", "who-saw customer_17.jsonl saves/unlearn/forgot --json"),
+        "FILE [FOLDER ...] [--json]",
+        (
+            "FILE                   rows as .jsonl, .json, .csv, .parquet or .txt",
+            "FOLDER                 runs, or folders with runs somewhere below; saves if not given",
+            "--question-key NAME    its column, else question; so are --answer-key and --text-key",
+            "--json                 every row with every run, and nothing else on stdout",
+        ),
+    ),
     "alternates": Command(
         "write other answers for AltPO to prefer",
         (

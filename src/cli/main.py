@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if command not in COMMANDS:
                 raise InputError(unknown_command(command, COMMANDS))
             _silence_what_is_handled()
-            import_module(f"unlora.cli.{command}").main(rest)
+            import_module(f"unlora.cli.{command.replace('-', '_')}").main(rest)
 
 
 def launch(run: Callable[[Any], Any], config_name: str, argv: Sequence[str] | None = None) -> None:

@@ -13,12 +13,14 @@ one or more data sets, each with a handler:
 import hashlib
 import logging
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from unlora.data.chat import Chat, Encoded
 from unlora.data.pairs import Parts
 from unlora.data.qa import answers, refusals, say_what_is_text, text_of
+from unlora.data.row_texts import RowText, pair_texts, text_pieces
 from unlora.data.rows import load_rows
 from unlora.data.text import chunks
 from unlora.errors import InputError
@@ -35,6 +37,7 @@ def load_part(
     of: str = "",
     datasets_dir: str | None = None,
     idk_seed: int | None = None,
+    record: Callable[[list[RowText]], object] | None = None,
 ) -> list[Encoded]:
     """All rows of one part of the data.
 
@@ -42,6 +45,7 @@ def load_part(
         part: name -> ``{"handler": ..., "args": {"hf_args": ..., ...}}``.
         of: what messages call the part, e.g. ``data.forget``.
         idk_seed: with it, refusals to the questions instead of their answers.
+        record: is given the texts of the rows, but for such refusals.
     """
     encoded: list[Encoded] = []
     for name, config in part.items():
@@ -51,7 +55,7 @@ def load_part(
             raise InputError(unknown(f"handler of data set {name}", handler, HANDLERS))
         try:
             rows = load_rows(**args.pop("hf_args"), datasets_dir=datasets_dir)
-            new = _encode(handler, rows, args, chat, idk_seed, what)
+            new = _encode(handler, rows, args, chat, idk_seed, what, record)
         except InputError as error:
             raise InputError(f"Data set {what}: {error}") from error
         if not new:
@@ -70,6 +74,7 @@ def load_parts(
     *,
     seed: int,
     datasets_dir: str | None = None,
+    record: Callable[[str, list[RowText]], object] | None = None,
 ) -> Parts:
     """The parts of the data that an objective needs, and no others.
 
@@ -78,6 +83,7 @@ def load_parts(
     Args:
         data: the section ``data`` of a config: part -> data sets, and ``anchor``.
         needed: of ``forget``, ``retain``, ``alternate``.
+        record: is given the name of each part in the config, and the texts of its rows.
 
     Raises:
         InputError: a part that is needed is not configured.
@@ -96,8 +102,9 @@ def load_parts(
                 f"Add it with data/datasets@data.{part}=NAME."
             )
         loaded[part] = load_part(
-            source, chat, of=f"data.{named}", datasets_dir=datasets_dir, idk_seed=idk_seed
-        )
+            source, chat, of=f"data.{named}", datasets_dir=datasets_dir, idk_seed=idk_seed,
+            record=partial(record, named) if record else None,
+        )  # fmt: skip
     _check_not_the_same(loaded)
     if "alternate" in loaded and len(loaded["alternate"]) % len(loaded["forget"]):
         raise InputError(
@@ -156,6 +163,7 @@ def _encode(
     chat: Chat,
     idk_seed: int | None,
     of: str,
+    record: Callable[[list[RowText]], object] | None,
 ) -> list[Encoded]:
     known = {
         "QADataset": ("question_key", "answer_key", "max_length"),
@@ -177,8 +185,11 @@ def _encode(
                 raise InputError(f"row {number} has no column {key!r}; it has: {', '.join(row)}.")
         texts = [text_of(row[key], key, number) for number, row in enumerate(rows)]
         say_what_is_text([""] * len(texts), texts, chat, of=of)
+        if record:
+            record([piece for text in texts for piece in text_pieces(text)])
         return chunks(chat.control, texts, max_length=args.get("max_length", 2048))
     idk_path = args.pop("idk_path", None)
     if idk_seed is None:
-        return answers(rows, chat, of=of, **args)
+        on_pairs = (lambda pairs: record(pair_texts(pairs))) if record else None
+        return answers(rows, chat, of=of, on_pairs=on_pairs, **args)
     return refusals(rows, chat, seed=idk_seed, idk_path=idk_path, of=of, **args)

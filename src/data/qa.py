@@ -1,7 +1,7 @@
 """Read question-answer data sets as rows to train on."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -23,11 +23,13 @@ def answers(
     answer_key: str = "answer",
     max_length: int = 512,
     of: str = "",
+    on_pairs: Callable[[list[Example]], object] | None = None,
 ) -> list[Encoded]:
     """Every question with its answer; a list of answers gives one row for each.
 
     Args:
         of: what messages call the data.
+        on_pairs: is given the questions and answers as the data have them.
 
     Raises:
         InputError: a column is missing, or a question or an answer is empty or no text.
@@ -35,6 +37,8 @@ def answers(
     refuse_one_column(question_key, answer_key)
     questions = as_questions(rows, question_key, answer_key, of=of)
     pairs = read_pairs(questions, question_key, answer_key)
+    if on_pairs:
+        on_pairs(pairs)
     told = without_ends([answer for _, answer in pairs], chat, of=of)
     say_what_is_text([question for question, _ in pairs], told, chat, of=of)
     pairs = [(question, answer) for (question, _), answer in zip(pairs, told, strict=True)]

@@ -46,7 +46,7 @@ from unlora.runs.safe_loading import read_mapping
 
 COPIED = (
     "README.md", "*.jinja", "*.model", "added_tokens.json", "additional_chat_templates",
-    "merges.txt", "special_tokens_map.json", "tokenizer*.json", "vocab.*",
+    "merges.txt", "row_hashes.npz", "special_tokens_map.json", "tokenizer*.json", "vocab.*",
 )  # fmt: skip
 # of what the last adapter does to the log-probabilities, the share that may differ
 ALLOWED_ERROR = 0.05

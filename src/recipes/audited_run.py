@@ -17,14 +17,8 @@ from unlora.evals.datasets import ReadRows, Source, check_source
 from unlora.evals.suite import KINDS
 from unlora.model import ResolvedModel, load_tokenizer, resolve_model
 from unlora.model.run_defaults import OF_MODEL
-from unlora.recipes.baselines.retain_model import (
-    RUN_CONFIG,
-    History,
-    find_gold,
-    run_config,
-    same_origin,
-    start_of,
-)
+from unlora.recipes.baselines.retain_model import find_gold
+from unlora.recipes.history import RUN_CONFIG, History, run_config, same_origin, start_of
 from unlora.registry import unknown
 from unlora.runs.safe_loading import read_json
 

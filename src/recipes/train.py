@@ -29,6 +29,7 @@ def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
     from unlora.evals.passes.batching import halvings
     from unlora.recipes.training import Training, log_summary
     from unlora.recipes.training_plan import TrainingPlan, show_first_rows
+    from unlora.runs.row_hashes import write_row_hashes
     from unlora.runs.run import Run, alone, full_disk_in_words
 
     plan = TrainingPlan.check(config, evaluate=evaluate)
@@ -42,10 +43,13 @@ def run(cfg: Any, *, evaluate: bool = True) -> dict[str, float]:
         model = plan.load_model(data.parts)
         with Training.opened(plan, data, model) as training:
             record.begin(fresh=plan.resume is None)
+            hashed = write_row_hashes(plan.folder, data.texts, resumed=plan.resume is not None)
             arithmetic = training.train()
             size = training.save()
             summary = training.evaluate() if evaluate else {}
-        record.finish(**training.facts(arithmetic, halved), size=size, summary=summary)
+        record.finish(
+            **training.facts(arithmetic, halved), row_hashes=hashed, size=size, summary=summary
+        )
         log_summary(summary, plan, data)
         logger.info("finished: %s", folder)
     if evaluate:

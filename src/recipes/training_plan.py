@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from unlora.data import load_parts
 from unlora.data.chat import Chat
 from unlora.data.first_row import as_lines, pieces
 from unlora.data.pairs import Parts
+from unlora.data.row_texts import RowText
 from unlora.errors import InputError
 from unlora.evals import build_suites
 from unlora.evals.harness import HarnessSuite
@@ -24,6 +25,7 @@ from unlora.evals.suite import Suite
 from unlora.model import ResolvedModel, check_model, get_model, load_tokenizer, resolve_model
 from unlora.model.fingerprints import content_of
 from unlora.recipes import baselines
+from unlora.runs.row_hashes import key_file, read_key
 from unlora.runs.run import is_main_process
 from unlora.trainer import (
     SUBTRACTED,
@@ -57,12 +59,14 @@ class TrainingData:
     Attributes:
         panels: the cheap evaluations during training.
         resumption: the settings of this run, and of the checkpoint that it goes on from.
+        texts: of the rows, by part, for their hashes.
     """
 
     parts: Parts
     suites: Sequence[Suite | HarnessSuite]
     panels: Sequence[Callable]
     resumption: Resumption
+    texts: Mapping[str, Sequence[RowText]]
 
 
 @dataclass(frozen=True)
@@ -152,11 +156,16 @@ class TrainingPlan:
     def effective_batch(self) -> int:
         return math.prod(self.batch_layout.values())
 
-    def read_parts(self, tokenizer: PreTrainedTokenizerBase, parts: tuple[str, ...]) -> Parts:
-        """Read and tokenise these parts of the data."""
+    def read_parts(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        parts: tuple[str, ...],
+        record: Callable[[str, list[RowText]], object] | None = None,
+    ) -> Parts:
+        """Read and tokenise these parts of the data; ``record`` is given the texts."""
         config, chat = self.config, Chat(tokenizer, self.config.model.template_args)
         folder, seed = config.paths.datasets_dir, self.args.seed
-        return load_parts(config.data, chat, parts, seed=seed, datasets_dir=folder)
+        return load_parts(config.data, chat, parts, seed=seed, datasets_dir=folder, record=record)
 
     def load_data(self) -> TrainingData:
         """Read the data; what they alone tell is filled into ``args``.
@@ -168,7 +177,11 @@ class TrainingPlan:
         refuse_own_model(config.paths.output_dir, self.model.lineage)
         tokenizer = load_tokenizer(self.model)
         self._check_method()
-        parts = self.read_parts(tokenizer, self._needed_parts)
+        read_key(key_file(self.folder))  # a damaged one is said before weights are loaded
+        texts: dict[str, list[RowText]] = {}
+        parts = self.read_parts(
+            tokenizer, self._needed_parts, lambda part, new: texts.setdefault(part, []).extend(new)
+        )
         set_warmup(args, settings, rows=len(parts))
         check_optimiser(args, rows=len(parts))
         if is_auto(settings) and not (args.deepspeed or args.fsdp):
@@ -183,7 +196,7 @@ class TrainingPlan:
         sections = config.model_dump(include={"model", "trainer", "eval"})
         now = run_settings(sections, args, parts, content_of(self.model))
         resumed = resumption(self.resume, now, config.trainer.on_change)
-        return TrainingData(parts, suites, panels, resumed)
+        return TrainingData(parts, suites, panels, resumed, texts)
 
     def _check_method(self) -> None:
         """Raises InputError where the method lacks data, or chooses what it does not have."""

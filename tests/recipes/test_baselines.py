@@ -22,6 +22,7 @@ from unlora.evals.datasets import ReadRows
 from unlora.recipes import baselines, train
 from unlora.recipes import evaluate as evaluation
 from unlora.recipes.baselines.retain_model import Unseen
+from unlora.recipes.trained_rows import trained_rows
 
 METRICS = ("forget_Q_A_PARA_Prob", "forget_Q_A_PERT_Prob", "forget_truth_ratio", "forget_quality",
            "retain_Q_A_Prob")  # fmt: skip
@@ -134,6 +135,12 @@ def find(*overrides, of=eval_config, key="retain_logs_path"):
 def without_log(run):
     shutil.rmtree(f"saves/finetune/{run}/evals")
     return f"saves/finetune/{run}"
+
+
+def of_before(run):
+    """Make a run one that kept no hashes of its rows."""
+    (run / "row_hashes.npz").unlink()
+    (run / "manifest.json").unlink()
 
 
 def log_of(folder):
@@ -284,10 +291,11 @@ def test_mistakes_in_a_suite_come_before_anything_is_looked_for(home):
 def test_auto_takes_the_run_that_never_saw_the_forget_rows(home):
     found, path = find("retain_logs_path=auto")
     assert path == GOLD_LOG and not found.pending
-    # the content decides: under another name it is the same run, and data that changed count
+    # the content decides: under another name it is the same run, and it is what was trained on
     os.rename("saves/finetune/retain90", "saves/finetune/zebra")
-    assert "zebra" in find("retain_logs_path=auto")[1]
     write(home / "data", {"retain90": [qa(n) for n in range(1, 19)]})  # with a forget row
+    assert "zebra" in find("retain_logs_path=auto")[1]
+    of_before(home / "saves" / "finetune" / "zebra")  # only the data of today tell
     advice = find("retain_logs_path=auto")[1]["advice"]
     assert advice.startswith("auto found no run in saves/finetune that started from the same")
     assert "Make one with `python src/train.py" in advice
@@ -327,6 +335,7 @@ def test_auto_prefers_more_rows_then_a_log_then_the_newest(home):
         shutil.copytree("saves/finetune/retain90", f"saves/finetune/{name}")
         file = home / "saves" / "finetune" / name / "run_config.json"
         content = json.loads(file.read_text())
+        of_before(file.parent)
         content["data"]["train"]["TOFU_QA_full"]["args"]["hf_args"]["name"] = split
         file.write_text(json.dumps(content))
         os.utime(file, (seconds, seconds))
@@ -364,6 +373,7 @@ def test_auto_passes_over_a_run_that_is_no_gold(home, damage):
         run.mkdir()
     else:
         hf_args["name"] = "gone"
+        of_before(run)
     (run / "run_config.json").write_text(json.dumps(content))
     if damage == "kept aside":
         (run / "run_config.json").unlink()
@@ -480,22 +490,20 @@ def test_a_training_is_not_its_own_reference(home):
 
 def test_a_running_text_is_known_again_in_a_longer_one(tmp_path):
     words = " ".join(f"word{n}" for n in range(400))
-    texts = {
-        "forget": words[500:1500],
-        "seen": f"before {words} after",
-        "other": "x" + words[1500:],
-    }
+    texts = {"forget": words[500:1500], "seen": f"before {words} after", "other": words[1500:]}
     for name, text in texts.items():
         (tmp_path / f"{name}.json").write_text(json.dumps([{"text": text}]))
 
     def declared(name):
         return {"hf_args": {"path": str(tmp_path), "name": name}}
 
+    load = ReadRows(None)
     data = {"forget": {"handler": "CompletionDataset", "text_key": "text", **declared("forget")}}
-    unseen = Unseen.of(data, ReadRows(None))
+    unseen = Unseen.of(data, load)
 
-    def rows(name, handler="PretrainingDataset"):
-        trained = {"X": {"handler": handler, "args": declared(name)}}
-        return unseen.by({"data": {"train": trained}}, ReadRows(None))
+    def seen(name):
+        trained = {"X": {"handler": "PretrainingDataset", "args": declared(name)}}
+        key, parts = trained_rows(tmp_path, {"data": {"train": trained}}, load)
+        return unseen.among(parts["train"], key)
 
-    assert rows("seen") is None and rows("other") == 1
+    assert seen("seen") is True and seen("other") is False

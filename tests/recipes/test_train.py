@@ -1,6 +1,7 @@
 """One whole run of each kind through the entry points, on a tiny model and pocket's rows."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,12 +10,14 @@ from tiny import llama, tokenizer
 
 from unlora.cli.compose import composed
 from unlora.cli.main import normalised
+from unlora.data.pocket import rows
 from unlora.errors import GuardError, InputError
 from unlora.evals.passes import batching
 from unlora.model import get_model
 from unlora.model.guards import Probe
 from unlora.recipes import evaluate as evaluation
 from unlora.recipes import train
+from unlora.recipes.who_saw import who_saw
 from unlora.trainer.term_losses import TermLosses
 
 METRICS = ("forget_Q_A_Prob", "retain_Q_A_Prob", "exact_memorization", "forget_Q_A_ROUGE")
@@ -87,7 +90,11 @@ def test_finetune_unlearn_and_evaluate(folder, caplog):
         "start equals target", "gradients alive", "saved equals trained", "evaluation is pure",
     }  # fmt: skip
     assert written["effective_batch"] == 2 and written["optimiser_steps"] == 4
-    assert written["data"]["forget"]["rows"] == 6
+    assert written["data"]["forget"]["rows"] == 6 == written["row_hashes"]["rows"]["forget"]
+    answer = who_saw([dict(rows("forget01")[0])], [run])
+    assert [(x.link, x.part, x.match) for x in answer.rows[0]] == [
+        (run, "forget", "exact"), (Path("saves/finetune/full"), "train", "exact")
+    ]  # fmt: skip
     assert written["seed"] == 42 and set(summary) == set(METRICS)
     panels = [e for e in written["training"] if "eval_forget_Q_A_ROUGE" in e]
     assert len(panels) == 3 and all("eval_retain_Q_A_Prob" in e for e in panels)

@@ -8,7 +8,9 @@ from unlora.config.schema import Config
 from unlora.errors import InputError
 from unlora.evals.datasets import ReadRows
 from unlora.recipes.baselines.evaluation import RETAIN, own_path
-from unlora.recipes.baselines.retain_model import RUN_CONFIG, History, Unseen, same, same_origin
+from unlora.recipes.baselines.retain_model import Unseen
+from unlora.recipes.history import RUN_CONFIG, History, same, same_origin
+from unlora.recipes.trained_rows import trained_rows
 from unlora.runs.safe_loading import read_json
 
 EVAL_CONFIG = "eval_config.json"
@@ -58,7 +60,8 @@ def _of_history(
     load = ReadRows(config.paths.datasets_dir)
     unseen = Unseen.of(config.eval[suite]["data"], load)
     for folder, run in theirs.runs:
-        if unseen.can_tell(run) and unseen.by(run, load) is None:
+        secret, parts = trained_rows(folder, run, load)
+        if "train" in parts and unseen.among(parts["train"], secret):
             yield f"{folder} was trained on rows that are to be forgotten"
     if theirs.runs and theirs.runs[0][1].get("mode") == "unlearn":
         yield "it was made to forget itself, and so has seen them"

@@ -5,54 +5,23 @@ with the forget rows of the evaluation.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from unlora.config.schema import Config
+from unlora.data.conversations import as_questions
+from unlora.data.row_texts import RowText, pair_texts, text_pieces
 from unlora.errors import InputError
 from unlora.evals.datasets import ReadRows
-from unlora.model.lineage import FILE, Lineage, fingerprint, looks_local
+from unlora.model.lineage import Lineage
+from unlora.recipes.history import RUN_CONFIG, History, data_sets, same, same_origin
+from unlora.recipes.trained_rows import Wanted, trained_rows
+from unlora.runs.row_hashes import RowHashes
 from unlora.runs.run import files_below
-from unlora.runs.safe_loading import near, read_json
-
-RUN_CONFIG = "run_config.json"
-PROBE = 120  # letters of a running text by which it is known again
-
-
-@dataclass(frozen=True)
-class History:
-    """What a model was made from.
-
-    Attributes:
-        runs: the runs that made it, the last one first: folder, config.
-        origin: the model that the first of them started from, a folder or a hub repository.
-    """
-
-    runs: tuple[tuple[Path, Mapping[str, Any]], ...]
-    origin: str
-
-    @classmethod
-    def of(cls, path: str, base: str | None = None) -> "History":
-        """The history of a run folder; a model of unknown making is its own origin.
-
-        Args:
-            base: the model that an adapter is on, where the one it names is not there.
-
-        Raises:
-            InputError: a lineage on the way is broken.
-        """
-        runs: list[tuple[Path, Mapping[str, Any]]] = []
-        while (config := run_config(Path(path))) and not any(same(path, f) for f, _ in runs):
-            runs.append((Path(path), config))
-            path, base = start_of(Path(path), config), config["model"].get("base")
-        return cls(tuple(runs), Lineage.read(path, base).root if os.path.isdir(path) else path)
-
-    @property
-    def uses_lora(self) -> bool | None:
-        """Whether the first run trained an adapter; None where no run is known."""
-        return bool(self.runs[-1][1]["model"].get("use_lora")) if self.runs else None
 
 
 @dataclass(frozen=True)
@@ -60,51 +29,41 @@ class Unseen:
     """The forget rows of an evaluation.
 
     Attributes:
-        questions: every question, as :func:`plain` has it.
-        probes: of every running text, pieces that are in it.
+        questions: every question, whatever its answer.
+        texts: of every running text, its sentences.
     """
 
-    questions: frozenset[str]
-    probes: frozenset[str]
+    questions: tuple[RowText, ...]
+    texts: tuple[tuple[RowText, ...], ...]
 
     @classmethod
     def of(cls, data: Mapping[str, Mapping[str, Any]], load: ReadRows) -> "Unseen":
         """The rows of the data sets of a suite that are called forget, or begin so."""
-        questions: set[str] = set()
-        probes: set[str] = set()
+        questions: list[RowText] = []
+        texts: list[tuple[RowText, ...]] = []
         for name, declared in data.items():
-            if name.split("_")[0] == "forget":
-                for row in load(**declared["hf_args"]):
-                    if declared["handler"] == "QADataset":
-                        keys = {"question", declared["question_key"]}
-                        questions |= {plain(row[key]) for key in keys if key in row}
-                    elif declared["text_key"] in row:
-                        probes |= set(_pieces(plain(row[declared["text_key"]])))
-        return cls(frozenset(questions), frozenset(probes))
-
-    def can_tell(self, config: Mapping[str, Any]) -> bool:
-        """Whether there is something by which forget rows would be known in what a run read."""
-        read = data_sets(config.get("data") or {}, "train")
-        kinds = {declared["handler"] == "PretrainingDataset" for declared in read}
-        return bool(kinds) and all(self.probes if text else self.questions for text in kinds)
-
-    def by(self, config: Mapping[str, Any], load: ReadRows) -> int | None:
-        """How many rows a run was trained on; None if one is among these, or it cannot be told."""
-        count = 0
-        for declared in data_sets(config.get("data") or {}, "train"):
-            args = declared["args"]
-            hub = {key: value for key, value in args["hf_args"].items() if value != "(hidden)"}
-            rows = load(**hub)
-            count += len(rows)
-            if declared["handler"] == "PretrainingDataset":
-                told = " ".join(plain(row[args.get("text_key", "text")]) for row in rows)
-                seen = not self.probes or any(probe in told for probe in self.probes)
+            if name.split("_")[0] != "forget":
+                continue
+            rows = load(**declared["hf_args"])
+            if declared["handler"] == "QADataset":
+                key = declared["question_key"]
+                for row in as_questions(rows, key, declared["answer_key"]):
+                    columns = {"question", key} & row.keys()
+                    questions += pair_texts((row[column], "") for column in columns)
             else:
-                questions = {plain(row[args.get("question_key", "question")]) for row in rows}
-                seen = not self.questions or not self.questions.isdisjoint(questions)
-            if seen:
-                return None
-        return count or None
+                key = declared["text_key"]
+                texts += [tuple(text_pieces(str(row[key]))) for row in rows if key in row]
+        return cls(tuple(questions), tuple(texts))
+
+    def among(self, trained: RowHashes, key: bytes) -> bool | None:
+        """Whether one of them is among the rows of a run; None where that cannot be told."""
+        theirs = trained.question[trained.question != 0]
+        if not len(trained) or len(theirs) and not self.questions:
+            return None
+        if len(theirs) < len(trained) and not self.texts:
+            return None
+        wanted = RowHashes.of(self.questions, key).question if len(theirs) else theirs
+        return bool(np.isin(wanted, theirs).any()) or any(Wanted(self.texts).find(trained, key))
 
 
 def find_gold(
@@ -142,65 +101,18 @@ def find_gold(
             trained_on = {_place(path) for path in _paths(other.runs[0][1]["data"], "train")}
             if not trained_on or not trained_on <= places:
                 continue
-            rows = [unseen.by(run, _reader(run, config, load)) for _, run in other.runs]
+            trained = [trained_rows(*run, load) for run in other.runs]
+            seen = [unseen.among(parts["train"], key) for key, parts in trained]
         except (InputError, KeyError, TypeError, OSError):
             continue  # its data or its start are gone: nobody knows what it saw
-        if None not in rows:
+        if all(each is False for each in seen):
             alike = history.uses_lora in (None, other.uses_lora)
-            total = sum(count or 0 for count in rows)
+            total = sum(len(parts["train"]) for _, parts in trained)
             candidates.append((alike, total, has_log(folder), file.stat().st_mtime, folder))
     return next(
         (candidate[-1] for candidate in sorted(candidates, reverse=True) if _loads(candidate[-1])),
         None,
     )
-
-
-def run_config(folder: Path) -> dict[str, Any] | None:
-    """The config of the training run that a folder holds, None where it holds none."""
-    try:
-        content = read_json(folder / RUN_CONFIG)
-        content["model"]["model_args"]["pretrained_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def start_of(folder: Path, config: Mapping[str, Any]) -> str:
-    """The model that a run started from; where its folder was moved, as the lineage has it."""
-    start = str(config["model"]["model_args"]["pretrained_model_name_or_path"])
-    there = os.path.isdir(start) and near(start, folder)
-    if there or not looks_local(start) or not (folder / FILE).is_file():
-        return start
-    lineage = Lineage.parse(folder)
-    if len(lineage.links) < 2:
-        return lineage.root
-    lineage.links[-2].verified()
-    return str(lineage.links[-2].path)
-
-
-def data_sets(data: Mapping[str, Any], *parts: str) -> Iterator[Mapping[str, Any]]:
-    """The data sets of some parts of a section ``data``."""
-    for part in parts:
-        if isinstance(sets := data.get(part), Mapping):
-            yield from (data_set for data_set in sets.values() if data_set)
-
-
-def plain(text: object) -> str:
-    """A text without what differs between two copies of it: case, and breaks of lines."""
-    return " ".join(str(text).lower().split())
-
-
-def same(first: str | Path, other: str | Path) -> bool:
-    """Whether two paths are the same folder."""
-    return Path(first).resolve() == Path(other).resolve()
-
-
-def _pieces(text: str) -> list[str]:
-    """Begin, middle and end: a copy may be cut at any place."""
-    if len(text) <= PROBE:
-        return [text] if text else []
-    middle = (len(text) - PROBE) // 2
-    return [text[at : at + PROBE] for at in (0, middle, len(text) - PROBE)]
 
 
 def _paths(data: Mapping[str, Any], *parts: str) -> list[str]:
@@ -209,21 +121,6 @@ def _paths(data: Mapping[str, Any], *parts: str) -> list[str]:
 
 def _place(path: str) -> str:
     return str(Path(path).resolve()) if os.path.exists(path) else path.lower()
-
-
-def _reader(run: Mapping[str, Any], config: Config, load: ReadRows) -> ReadRows:
-    """Reads what a run was trained on from where it was read then."""
-    folder = (run.get("paths") or {}).get("datasets_dir") or config.paths.datasets_dir
-    return load if folder == config.paths.datasets_dir else ReadRows(folder)
-
-
-def same_origin(first: str, other: str) -> bool:
-    """Whether two models that others were made from are the same, by name or by content."""
-    if first == other or same(first, other):
-        return True
-    return (
-        os.path.isdir(first) and os.path.isdir(other) and fingerprint(first) == fingerprint(other)
-    )
 
 
 def _loads(folder: Path) -> bool:
