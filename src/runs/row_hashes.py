@@ -94,9 +94,9 @@ class RowHashes:
             pair = np.repeat(np.arange(len(rest)), count)
             at = np.arange(len(pair)) - np.repeat(np.cumsum(count) - count, count) + first[pair]
             for some in range(0, len(pair), AT_ONCE):
-                asked = rest[pair[some : some + AT_ONCE]]
-                equal = wanted[asked] == mine[order[at[some : some + AT_ONCE]]]
-                similar[asked[equal.mean(1) >= SIMILAR]] = True
+                numbers = rest[pair[some : some + AT_ONCE]]
+                equal = wanted[numbers] == mine[order[at[some : some + AT_ONCE]]]
+                similar[numbers[equal.mean(1) >= SIMILAR]] = True
         return similar
 
 
@@ -149,11 +149,11 @@ def read_row_hashes(folder: Path, sha256: str | None = None) -> tuple[str, dict[
             raise InputError(f"{str(file)!r} is not the file that its manifest names.")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             parts = dict.fromkeys(name.partition(".")[0] for name in arrays if "." in name)
-            found = {
+            rows = {
                 part: RowHashes(*(arrays[f"{part}.{field.name}"] for field in fields(RowHashes)))
                 for part in parts
             }
-            return str(arrays["key"]), found
+            return str(arrays["key"]), rows
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{str(file)!r} cannot be read: {error}.") from error
 
