@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from unlora.cli.main import refuse_broken_stack
@@ -74,22 +75,21 @@ def as_json(answer: Any) -> dict[str, Any]:
 
 def as_text(answer: Any) -> str:
     """A table of the runs that were trained on rows, and of a few rows each sighting."""
-    links = {(x.link.resolve(), x.part): x.link for row in answer.rows for x in row}
-    counts = Counter(
-        (link, part, match)
-        for row in answer.rows
-        for link, part, match in {(x.link.resolve(), x.part, x.match) for x in row}
-    )
-    below: dict[Any, dict[str, None]] = {x.link.resolve(): {} for row in answer.rows for x in row}
-    for x in (x for row in answer.rows for x in row):
-        if x.run.resolve() != x.link.resolve():
-            below[x.link.resolve()][str(x.run)] = None
+    counts: Counter[tuple[Path, str, str]] = Counter()
+    links: dict[tuple[Path, str], Path] = {}
+    below: dict[Path, dict[str, None]] = {}
+    for row in answer.rows:
+        counts.update({(x.link.resolve(), x.part, x.match) for x in row})
+        for x in row:
+            folder = x.link.resolve()
+            links[folder, x.part] = x.link
+            runs = below.setdefault(folder, {})
+            if x.run.resolve() != folder:
+                runs[str(x.run)] = None
     table = [["trained on them", "as", "exact", "near", "and stands below"]]
-    table += [
-        [str(shown), part, *(str(counts[place, part, m]) for m in ("exact", "near")),
-         ", ".join(below[place])]
-        for (place, part), shown in links.items()
-    ]  # fmt: skip
+    for (folder, part), link in links.items():
+        numbers = (str(counts[folder, part, match]) for match in ("exact", "near"))
+        table.append([str(link), part, *numbers, ", ".join(below[folder])])
     seen = sum(bool(row) for row in answer.rows)
     lines = [*_of_rows(answer.rows), *(_aligned(table) if links else [])]
     lines += [f"{seen} of {len(answer.rows)} rows were seen by one of {len(answer.runs)} runs."]
