@@ -104,7 +104,7 @@ def test_the_command_prints_a_table_and_json(saves, capsys):
     assert [x["match"] for x in answer["rows"][0]] == ["exact"] and answer["rows"][2] == []
 
 
-@pytest.mark.parametrize(("words", "said"), [
+@pytest.mark.parametrize("words, said", [
     ([], "Which rows?"),
     (["none.jsonl"], "There is no file 'none.jsonl'"),
     (["rows.jsonl", "nowhere"], "There is no run in 'nowhere'"),

@@ -58,7 +58,7 @@ class Unseen:
     def among(self, trained: RowHashes, key: bytes) -> bool | None:
         """Whether one of them is among the rows of a run; None where that cannot be told."""
         theirs = trained.question[trained.question != 0]
-        if not len(trained) or len(theirs) and not self.questions:
+        if not len(trained) or (len(theirs) and not self.questions):
             return None
         if len(theirs) < len(trained) and not self.texts:
             return None
