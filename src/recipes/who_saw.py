@@ -100,9 +100,9 @@ def who_saw(
             continue
         roots.append(history.origin)
         for link, config in history.runs:
-            if (place := link.resolve()) not in seen:
-                seen[place] = _matches(wanted, link, config, load)
-            matches = seen[place]
+            if (folder := link.resolve()) not in seen:
+                seen[folder] = _matches(wanted, link, config, load)
+            matches = seen[folder]
             if isinstance(matches, str):
                 unknown.append(Unknown(run, link, matches))
                 continue
