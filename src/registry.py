@@ -15,6 +15,7 @@ from unlora.errors import InputError
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 UpToOne = Annotated[float, Ge(0), Le(1)]
+Share = Annotated[float, Gt(0), Le(1)]
 Index = Annotated[int, Ge(0)]
 AtLeastOne = Annotated[int, Ge(1)]
 

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "data": BASICS | {"forward"},
     "model": BASICS | {"config", "data", "forward", "runs"},
     "trainer": BASICS | {"config", "data", "forward", "model", "objectives", "runs"},
-    "evals": BASICS | {"data", "forward", "model", "results", "runs"},
+    "evals": BASICS | {"config", "data", "forward", "model", "results", "runs"},
     "audits": BASICS | {"data", "evals", "forward", "model", "results", "runs"},
     "report": BASICS | {"results", "runs"},
     "cli": BASICS | {"config", "data", "model", "report", "runs", "trainer"},

@@ -63,7 +63,7 @@ class AuditData:
         changes = dict(changes)
         shown = changes.pop("num_examples", 0)
         declared = {**self.declared["forget"], **changes}
-        check_source("forget", declared)
+        check_source(declared, "data", "forget")
         # a row whose question is empty so, has nothing to ask
         source = Source("forget", {"optional": {}, **declared}, self.forget.chat, self.load)
         if shown and self.retain is not None:

@@ -4,9 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from unlora.config.schema import Section
 from unlora.errors import InputError
 from unlora.registry import unknown
 from unlora.runs.redaction import HIDDEN, is_secret, without_secrets, without_setting
@@ -22,20 +21,20 @@ EXPECTED = {
 }
 
 
-def checked(schema: type[Section], content: Mapping[str, Any], *above: str) -> Any:
-    """A section as its type; ``above`` are the keys under which it stands.
+def checked(schema: Any, content: Mapping[str, Any], *above: str) -> Any:
+    """A section as its type, a ``Section`` or ``TypedDict``; ``above`` are the keys it is under.
 
     Raises:
         InputError: every mistake found, one a line.
     """
     try:
-        return schema.model_validate(content)
+        return TypeAdapter(schema).validate_python(content)
     except ValidationError as error:
         mistakes = error.errors(include_url=False)
         raise InputError("\n".join(_sentence(schema, item, above) for item in mistakes)) from error
 
 
-def _sentence(schema: type[Section], error: Mapping[str, Any], above: tuple[str, ...]) -> str:
+def _sentence(schema: Any, error: Mapping[str, Any], above: tuple[str, ...]) -> str:
     """Write one mistake as a sentence: the key, its value, what is allowed."""
     loc = tuple(str(step) for step in error["loc"])
     key, kind = ".".join([*above, *loc]), error["type"]

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from unlora.config.suites import check_data_set
 from unlora.data.chat import Chat, Encoded, Example
 from unlora.data.conversations import as_questions
 from unlora.data.first_row import pieces
@@ -21,25 +22,6 @@ from unlora.evals.own import has_holes, not_given, whole, without_column
 from unlora.forward.outputs import IGNORE_INDEX
 from unlora.registry import unknown
 
-KEYS = {
-    "QADataset": (
-        "hf_args",
-        "where",
-        "question_key",
-        "question_format",
-        "answer_key",
-        "few_shot_dataset_hf_args",
-        "max_length",
-        "max_new_tokens",
-        "stop",
-        "several",
-        "needed",
-        "optional",
-    ),
-    "CompletionDataset": (
-        "hf_args", "where", "prefix_key", "text_key", "max_length", "max_new_tokens", "stop"
-    ),
-}  # fmt: skip
 OF_A_THOUGHT = 512  # tokens; fewer are rarely enough to think and to answer
 logger = logging.getLogger(__name__)
 
@@ -339,44 +321,15 @@ class ReadRows:
         return self.known[key]
 
 
-def check_source(name: str, config: Mapping[str, Any]) -> None:
-    """Refuse a declaration of a data set that cannot be read.
+def check_source(section: Any, *above: str) -> None:
+    """Refuse a declaration of a data set that cannot be read; ``above`` are the keys it is under.
 
     Raises:
-        InputError: an unknown handler or key, or a key that is missing.
+        InputError: everything that is wrong, one mistake a line.
     """
-    if not isinstance(config, Mapping):
-        raise InputError(f"Data set {name} is {config!r}; it must be a section with a handler.")
-    handler = config.get("handler")
-    if handler not in KEYS:
-        raise InputError(f"Data set {name}: {unknown('handler', handler, KEYS)}")
-    for key in config:
-        if key not in ("handler", *KEYS[handler]):
-            raise InputError(f"Data set {name}: {unknown('key', key, KEYS[handler])}")
-    wanted = ("hf_args", "question_key", "answer_key") if handler == "QADataset" else (
-        "hf_args", "text_key"
-    )  # fmt: skip
-    for key in wanted:
-        if not config.get(key):
-            raise InputError(f"Data set {name}: {handler} needs {key}.")
-    if handler == "QADataset":
-        refuse_one_column(str(config["question_key"]), str(config["answer_key"]))
-    longest = config.get("max_length")
-    if longest is not None and (type(longest) is not int or longest < 2):
-        raise InputError(
-            f"Data set {name}: max_length is {longest!r}; it must be a whole number above 1."
-        )
-    where, form = config.get("where"), config.get("question_format")
-    if where is not None and not isinstance(where, Mapping):
-        raise InputError(
-            f"Data set {name}: where is {where!r}; it must be columns with the values to keep, "
-            "e.g. {subject: [Anna, Ben]}."
-        )
-    if form is not None and "{}" not in str(form):
-        raise InputError(
-            f"Data set {name}: question_format is {form!r}; it must have {{}} where the question "
-            "is to stand."
-        )
+    check_data_set(section, *above)
+    if section["handler"] == "QADataset":
+        refuse_one_column(section["question_key"], section["answer_key"])
 
 
 def _rows_where(rows: Sequence[dict], where: Mapping[str, Any]) -> list[dict]:

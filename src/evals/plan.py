@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 from unlora.errors import InputError
 from unlora.evals.metrics import METRICS, Metric
 from unlora.evals.passes.registry import PASSES, pass_of
-from unlora.registry import unknown
+from unlora.registry import check_settings, unknown
 from unlora.results.value import Value
 
 LOGS = ("reference", "target")  # inputs that stand in a log, not in this evaluation
@@ -84,19 +84,10 @@ def read_request(name: str, config: Mapping[str, Any]) -> Request:
         if isinstance(inputs[slot], str) == (kind == "metrics"):
             wanted = "a list of names" if kind == "metrics" else "one name"
             raise InputError(f"Metric {name}: the input {slot!r} must be {wanted}.")
-    for key, value in settings.items():
-        if key not in metric.settings:
-            known = unknown(f"setting of {handler}", key, metric.settings)
-            raise InputError(f"Metric {name}: {known}")
-        allowed = get_args(metric.settings[key])
-        if allowed and value not in allowed:
-            raise InputError(f"Metric {name}: {unknown(key, value, allowed)}")
-        if metric.settings[key] is float and not isinstance(value, (int, float)):
-            raise InputError(f"Metric {name}: {key} is {value!r}; it must be a number.")
-        if key == "k" and not 0 < value <= 1:
-            raise InputError(
-                f"Metric {name}: k is {value!r}; it is a share of tokens, above 0 and at most 1."
-            )
+    try:
+        check_settings(handler, metric.settings, settings, declared=metric.fn)
+    except InputError as error:
+        raise InputError(f"Metric {name}: {error}") from error
     return Request(name, handler, inputs, settings, direction)
 
 

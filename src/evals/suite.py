@@ -1,7 +1,7 @@
 """Run a benchmark as its config declares it: data, metrics on them, and where the log goes."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from unlora.config.suites import SuiteKeys
+from unlora.config.validation import checked
 from unlora.data.cache import cache_folder
 from unlora.data.chat import Chat
 from unlora.errors import InputError
@@ -42,35 +44,9 @@ KINDS = {
     "RWKUEvaluator": "RWKU",
     "OwnDataEvaluator": "OWN",
 }
-OWN_KEYS = (
-    "handler", "output_dir", "overwrite", "cache", "retain_logs_path", "target_logs_path",
-    "batch_size", "token_budget", "max_new_tokens", "gradient_modules", "fluency_classifier",
-    "fluency_label", "panel", "panel_rows", "rouge", "data", "metrics",
-)  # fmt: skip
-# read by interpolations in ``data`` only
-OTHER_KEYS = ("path", "forget_split", "holdout_split", "question_key", "answer_key", "data_split",
-              "subject")  # fmt: skip
 MISSED_FIRST = ("collapsed", "forget_quality", "privleak")
 NAMED = 3  # metrics without a value that are named in a line
 logger = logging.getLogger(__name__)
-
-
-def _is_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-# setting that is no number -> whether a value is right, and what it must be
-TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "overwrite": (lambda value: isinstance(value, bool), "true or false"),
-    "cache": (lambda value: isinstance(value, bool), "true or false"),
-    "panel": (_is_names, "a list of metrics"),
-    "gradient_modules": (
-        lambda value: _is_names(value) or isinstance(value, str),
-        "all-linear, or a list of module names",
-    ),
-    "fluency_classifier": (lambda value: isinstance(value, str), "a folder or a hub repository"),
-    "fluency_label": (lambda value: isinstance(value, str), "the name of a label"),
-}
 
 
 def check_suite(name: str, config: Mapping[str, Any]) -> list[Request]:
@@ -81,36 +57,25 @@ def check_suite(name: str, config: Mapping[str, Any]) -> list[Request]:
     """
     problems: list[str] = []
 
-    def collect(check: Any, *args: Any) -> Any:
+    def collect(where: str, check: Callable[..., Any], *args: Any) -> Any:
         try:
             return check(*args)
         except InputError as error:
-            problems.append(f"eval.{name}: {error}")
+            problems.append(f"{where}{error}")
             return None
 
-    for key in config:
-        if key not in OWN_KEYS + OTHER_KEYS:
-            problems.append(unknown(f"key of eval.{name}", key, OWN_KEYS + OTHER_KEYS))
-    for key in ("batch_size", "token_budget", "max_new_tokens", "panel_rows"):
-        number = config.get(key, 1)
-        if number is None and key in ("batch_size", "token_budget"):
-            continue  # found by itself
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            problems.append(f"eval.{name}.{key} is {number!r}; it must be a number above 0.")
-    for key, (right, wanted) in TYPES.items():
-        if (value := config.get(key)) is not None and not right(value):
-            problems.append(f"eval.{name}.{key} is {value!r}; it must be {wanted}.")
-    data = config.get("data") or {}
-    problems += [f"eval.{name}: {wrong}" for wrong in _wrong_data_sets(data)]
-    metrics = config.get("metrics") or {}
-    words = config.get("rouge", "unicode")
-    if words not in ("unicode", "ascii"):
-        problems.append(unknown(f"eval.{name}.rouge", words, ("unicode", "ascii")))
-    if words == "ascii":
+    collect("", checked, SuiteKeys, dict(config), "eval", name)
+    data, metrics, panel = (config.get(key) or {} for key in ("data", "metrics", "panel"))
+    if problems and not (isinstance(data, Mapping) and isinstance(metrics, Mapping)):
+        raise InputError(problems[0])
+    for source, section in data.items():
+        collect("", check_source, section, "eval", name, "data", source)
+    if config.get("rouge") == "ascii":
         metrics = {key: _ascii(metric) for key, metric in metrics.items()}
     if not metrics:
         problems.append(f"eval.{name} has no metrics. Add some under eval.{name}.metrics.")
-    requests = [collect(read_request, metric, metrics[metric]) for metric in sorted(metrics)]
+    where = f"eval.{name}: "
+    requests = [collect(where, read_request, key, metrics[key]) for key in sorted(metrics)]
     known = [request for request in requests if request is not None]
     asks = any(pass_of(kind) for request in known for kind, _ in request.sources())
     if asks and not data:
@@ -121,33 +86,21 @@ def check_suite(name: str, config: Mapping[str, Any]) -> list[Request]:
                 missing = unknown("data set", source, data)
                 problems.append(f"eval.{name}: metric {request.name}: {missing}")
     if len(known) == len(requests):
-        collect(needed, known, metrics)
-        for metric in (config.get("panel") or ()) if _is_names(config.get("panel")) else ():
-            if metric not in metrics:
+        collect(where, needed, known, metrics)
+        for metric in panel if isinstance(panel, list) else ():
+            if str(metric) not in metrics:
                 problems.append(unknown(f"metric in eval.{name}.panel", metric, metrics))
     for which in LOGS:
-        collect(BaselineLog.of, which, config, KINDS[config["handler"]])
+        collect(where, BaselineLog.of, which, config, KINDS[config["handler"]])
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
     return needed(known, metrics)
 
 
-def _wrong_data_sets(data: Mapping[str, Any]) -> Iterator[str]:
-    """A sentence for each reason, with all data sets that it is for."""
-    reasons: dict[str, list[str]] = {}
-    for source, declared in data.items():
-        try:
-            check_source(source, declared)
-        except InputError as error:
-            reason = str(error).removeprefix(f"Data set {source}")
-            reasons.setdefault(reason, []).append(source)
-    for reason, names in reasons.items():
-        yield f"Data set{'s' * (len(names) > 1)} {', '.join(names)}{reason}"
-
-
-def _ascii(metric: Mapping[str, Any]) -> dict[str, Any]:
+def _ascii(metric: Any) -> Any:
     """The declaration of a metric, with ROUGE as published tables have it."""
-    return {**metric, "handler": "rouge_ascii"} if metric.get("handler") == "rouge" else {**metric}
+    is_rouge = isinstance(metric, Mapping) and metric.get("handler") == "rouge"
+    return {**metric, "handler": "rouge_ascii"} if is_rouge else metric
 
 
 class Suite:

@@ -43,7 +43,7 @@ def packed(batches: Sequence[Mapping[str, Tensor]], *, width: int, single: bool 
 
     Args:
         width: of the model's hidden states; weighs attention against the rest.
-        one: all rows in a single sequence, as flash attention wants them.
+        single: all rows in a single sequence, as flash attention wants them.
     """
     lengths = [n for batch in batches for n in batch["attention_mask"].sum(-1).tolist()]
     padded_rows = [ids for batch in batches for ids in batch["input_ids"]]

@@ -86,7 +86,7 @@ def warn_of_other_weights(lineage: Lineage, model_args: Mapping[str, Any] | None
     """Say which adapters were trained on weights that were quantised otherwise than now.
 
     Args:
-        asked: settings of bitsandbytes with which the root is loaded now.
+        model_args: with the settings of bitsandbytes with which the root is loaded now.
     """
     now = kind(model_args)
     for link in lineage.links:

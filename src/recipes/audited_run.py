@@ -235,7 +235,7 @@ def _source(
 ) -> Source | None:
     if section is None:
         return None
-    check_source(part, section)
+    check_source(section, "data", part)
     source = Source(part, section, chat, load)
     if not source.missing and (absent := source.absent):
         raise InputError(unknown("column", absent[0], source.rows[0]))

@@ -42,9 +42,9 @@ def training_arguments(
     """Check names and values, and fill in what depends on the machine.
 
     Args:
-        given: TrainingArguments, and ``warmup_epochs``; see :func:`set_warmup` for that.
+        settings: TrainingArguments, and ``warmup_epochs``; see :func:`set_warmup` for that.
         dtype: of the weights; bfloat16 weights train in bfloat16 where the device can.
-        run_name: what trackers call the run, unless ``given`` does.
+        run_name: what trackers call the run, unless ``settings`` do.
 
     Raises:
         InputError: an unknown name, a value of a wrong type, one that TrainingArguments refuses, or

@@ -98,7 +98,7 @@ PEOPLE = [
 def people(chat, **change):
     config = {"handler": "QADataset", "hf_args": {"path": "people"}, "question_key": "question",
               "answer_key": "answer"} | change  # fmt: skip
-    check_source("people", config)
+    check_source(config, "data", "people")
     return Source("people", config, chat, lambda path: PEOPLE)
 
 
@@ -125,7 +125,7 @@ def test_where_keeps_the_rows_with_these_values(merging, where, kept):
         ({"subject": ["Anna", "Dora"]}, "no row has 'Dora' in its column 'subject'. .*: Anna, Ben"),
         ({"subject": "Anna", "level": 3}, "no row has '3' in its column 'level'"),
         ({"subjet": "Anna"}, "Unknown column 'subjet'. Did you mean 'subject'"),
-        ("Anna", "where is 'Anna'; it must be columns with the values to keep"),
+        ("Anna", "where is 'Anna': it must be columns with the values to keep"),
     ],
 )
 def test_where_says_what_there_is(merging, where, message):

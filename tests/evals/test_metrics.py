@@ -307,7 +307,7 @@ def test_a_model_that_wrote_nothing_of_its_own_is_not_scored(metric):
             {"handler": "rouge", "inputs": {"answers": "x"}, "rouge_type": "rougeL"},
             "rougeL_recall",
         ),
-        ({"handler": "rouge", "inputs": {"answers": "x"}, "type": "f1"}, "setting of rouge"),
+        ({"handler": "rouge", "inputs": {"answers": "x"}, "type": "f1"}, "parameter of rouge"),
         (
             {"handler": "mia_min_k", "inputs": {"forget": "x", "holdout": "y"}, "k": "half"},
             "must be a number",

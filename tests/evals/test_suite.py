@@ -303,14 +303,17 @@ def test_a_retain_log_of_other_data_is_refused(folder, tokenizer, model, tmp_pat
     [
         ("eval.tofu.handler=TOFUEvaluater", "Did you mean 'TOFUEvaluator'"),
         ("+eval.tofu.bach_size=3", "Did you mean 'batch_size'"),
-        ("eval.tofu.batch_size=0", "must be a number above 0"),
+        ("eval.tofu.batch_size=0", "must be greater than 0"),
         ("eval.tofu.metrics.privleak.handler=privleek", "Did you mean 'privleak'"),
         ("eval.tofu.metrics.mia_loss.inputs.holdout=holdut", "Did you mean 'holdout'"),
         ("~eval.tofu.metrics.wf_Truth_Ratio", "model_utility needs another metric"),
         ("eval.tofu.panel=[forget_Prob]", "Did you mean 'forget_Q_A_Prob'"),
         ("eval.tofu.retain_logs_path=nowhere", "retain_logs_path 'nowhere' is not there"),
         ("eval.tofu.data.forget.handler=QADatset", "Did you mean 'QADataset'"),
-        ("eval.tofu.data.forget.answer_key=null", "QADataset needs answer_key"),
+        ("eval.tofu.data=3", "eval.tofu.data is 3; it must be a section with keys"),
+        ("+eval.tofu.data.forget.stop=x", "data.forget.stop is 'x' .text.; it must be a list"),
+        ("+eval.tofu.data.forget.several=x", "several is 'x' .text.; it must be true or false"),
+        ("eval.tofu.data.forget.answer_key=null", "data.forget.answer_key is missing"),
     ],
 )
 def test_wrong_config_is_refused_before_there_is_a_model(folder, override, message):

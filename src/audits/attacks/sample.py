@@ -3,16 +3,15 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from annotated_types import Gt, Le
 
 from unlora.audits.attack import Scores, attack
 from unlora.errors import InputError
 from unlora.evals.metrics.rouge import rouge_rows, words
 from unlora.evals.records import Generated, Sampled, Samples
-from unlora.registry import AtLeastOne, Index, Positive, UpToOne
+from unlora.registry import AtLeastOne, Index, Positive, Share, UpToOne
 
 # at the ends of what tells one answer from another
 STOP_WORDS = frozenset(
@@ -36,7 +35,7 @@ def sample(
     *,
     samples: AtLeastOne = 32,
     temperature: Positive = 1.0,
-    top_p: Annotated[float, Gt(0), Le(1)] = 1.0,
+    top_p: Share = 1.0,
     seed: Index = 0,
     k: tuple[int, ...] = (1, 16),
     rouge: UpToOne = 0.5,

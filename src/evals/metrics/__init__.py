@@ -37,7 +37,7 @@ class Metric:
         inputs: name of an input -> where it comes from, see ``OTHER_INPUTS`` and
             :func:`unlora.evals.passes.registry.record_kinds`.
         optional: the inputs that may be None (``X | None``): the metric does without.
-        settings: name -> its type; a ``Literal`` lists what is allowed.
+        settings: name -> default; the signature says what else is allowed.
         higher_is_better: None where the best value is neither end of the range.
     """
 
@@ -66,7 +66,7 @@ def metric(
             name: kinds[get_args(kind)[0] if name in optional else kind]
             for name, kind in slots.items()
         }
-        settings = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
+        settings = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         METRICS.add(name, Metric(name, fn, inputs, frozenset(optional), settings, higher_is_better))
         return fn
 

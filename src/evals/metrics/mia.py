@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 
 from unlora.evals.metrics import metric
 from unlora.evals.records import GradientNorms, RootScored, Scored
+from unlora.registry import Share
 from unlora.results.value import RESAMPLES, Value
 
 TINY = 1e-10
@@ -38,7 +39,7 @@ def mia_zlib(forget: list[Scored], holdout: list[Scored]) -> Value:
 
 
 @metric("mia_min_k", higher_is_better=False)
-def mia_min_k(forget: list[Scored], holdout: list[Scored], *, k: float = 0.4) -> Value:
+def mia_min_k(forget: list[Scored], holdout: list[Scored], *, k: Share = 0.4) -> Value:
     """Mean loss of the share ``k`` of tokens with the lowest probability. arXiv:2310.16789."""
 
     def score(answer: Scored) -> float:
@@ -48,7 +49,7 @@ def mia_min_k(forget: list[Scored], holdout: list[Scored], *, k: float = 0.4) ->
 
 
 @metric("mia_min_k_plus_plus", higher_is_better=False)
-def mia_min_k_plus_plus(forget: list[Scored], holdout: list[Scored], *, k: float = 0.4) -> Value:
+def mia_min_k_plus_plus(forget: list[Scored], holdout: list[Scored], *, k: Share = 0.4) -> Value:
     """Min-k on log-probabilities standardised over the vocabulary. arXiv:2404.02936."""
 
     def score(answer: Scored) -> float:

@@ -280,7 +280,7 @@ class _Asker:
 
         Args:
             places: every place that predicts something, each once.
-            place: of each scored token, which of them predicts it.
+            index: of each scored token, which of them predicts it.
         """
         row, position = torch.from_numpy(places // width), torch.from_numpy(places % width)
         with before_the_head(self.head, row, position, whole=not self.can.blocks) as states:

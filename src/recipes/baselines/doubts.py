@@ -22,7 +22,7 @@ def doubts(config: Config, suite: str, key: str, path: str) -> list[str]:
     Nothing is said of what nobody knows: a log from elsewhere comes without the config of its run.
 
     Args:
-        given: a log, a run folder or a model.
+        path: a log, a run folder or a model.
     """
     log = Path(path)
     folder = log.parent if log.is_file() else log
