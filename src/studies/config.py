@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import AfterValidator, Field, with_config
 from typing_extensions import TypedDict
 
+from unlora.cli.overrides import quoted
 from unlora.config.resolve import plain
 from unlora.config.schema import STRICT, Paths, Section
 from unlora.config.unused_keys import referred
@@ -177,13 +178,24 @@ def _named_once(study: Study) -> Iterator[tuple[str, Any]]:
     yield from ((key, getattr(study, key)) for key in ("question_key", "answer_key"))
 
 
+def _with_datasets_dir(study: Study) -> Study:
+    """The study whose runs look for data sets where it does, unless a list says otherwise."""
+    if study.paths.datasets_dir is None:
+        return study
+    word = f"paths.datasets_dir={quoted(str(study.paths.datasets_dir))}"
+    lists = {name: getattr(study, name) for name in ("target", "gold", "unlearn")}
+    return study.model_copy(
+        update={name: [word, *words] for name, words in lists.items() if isinstance(words, list)}
+    )
+
+
 def read(cfg: Mapping[str, Any]) -> Study:
     """The checked config.
 
     Raises:
         InputError: every mistake found, one a line.
     """
-    study: Study = checked(Study, plain(cfg))
+    study: Study = _with_datasets_dir(checked(Study, plain(cfg)))
     search = study.search
     wrong = [
         f"{without_setting(word)} would be written into the files of the study. Log in with "
