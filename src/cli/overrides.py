@@ -204,7 +204,7 @@ def _with_model_path(overrides: Sequence[str], folders: Sequence[Path]) -> list[
         paths = [value] if os.path.isdir(os.path.expanduser(value)) else value.split(",")
         if key == "model" and of_study:  # its lists say what is made of it
             path = os.path.expanduser(value)
-            words.append(f"++model.path={quoted(path) if os.path.isdir(path) else path}")
+            words.append(f"++model.path={quoted(path) if os.path.exists(path) else path}")
         elif key == "model" and all(_is_model_path(path, folders) for path in paths):
             values = ",".join(quoted(os.path.expanduser(path)) for path in paths)
             words += [f"model=any{'-lora' * trains_adapter}", f"{MODEL_PATH}={values}"]
@@ -214,12 +214,12 @@ def _with_model_path(overrides: Sequence[str], folders: Sequence[Path]) -> list[
 
 
 def _is_model_path(name: str, folders: Sequence[Path]) -> bool:
-    """Whether this is a folder, or written like one or like a repository, and is no config."""
+    """Whether this is a folder, or written like one, a GGUF file or a repository, and no config."""
     config = f"{re.sub(r'[.]ya?ml$', '', name)}.yaml"
     if any((folder / "model" / config).is_file() for folder in folders):
         return False
     written = ("/" in name or name.startswith("~")) and not re.match(r"['\"]|\w+\(", name)
-    return written or os.path.isdir(name)
+    return written or os.path.isdir(name) or name.lower().endswith(".gguf")
 
 
 def is_number(text: str) -> bool:

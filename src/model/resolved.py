@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from unlora.config.schema import ModelSection
 from unlora.model.lineage import Lineage
-from unlora.model.load import load_args, root_config
+from unlora.model.load import load_args, resolve, root_config
 from unlora.model.quantised import quantisation
 
 
@@ -54,7 +54,8 @@ class ResolvedModel:
         Raises:
             InputError: there is no model, or its lineage is broken.
         """
-        return self.known_lineage or Lineage.read(self.path, self.section.base)
+        base = self.section.base
+        return self.known_lineage or Lineage.read(self.path, base and resolve(base))
 
     @cached_property
     def _root_config(self) -> PretrainedConfig:
