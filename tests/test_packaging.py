@@ -46,7 +46,8 @@ def test_every_imported_package_is_declared():
     from packaging.requirements import Requirement
 
     project = DECLARED["project"]
-    lines = project["dependencies"] + project["optional-dependencies"]["lm-eval"]
+    extras = project["optional-dependencies"]
+    lines = project["dependencies"] + extras["lm-eval"] + extras["gguf"]
     declared = {Requirement(line).name for line in lines} | {"unlora"}
     for file in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):

@@ -80,8 +80,14 @@ def _refuse_absent(run: str) -> None:
                 f"The folder {run!r} holds no model: neither config.json nor adapter_config.json. "
                 "Give the folder of a finished run, e.g. saves/unlearn/NAME."
             )
-    elif run != "pocket" and (
-        run.startswith((".", "/", "~")) or run.count("/") != 1 or os.path.isdir(run.split("/")[0])
+    elif (
+        run != "pocket"
+        and not os.path.isfile(run)
+        and (
+            run.startswith((".", "/", "~"))
+            or run.count("/") != 1
+            or os.path.isdir(run.split("/")[0])
+        )
     ):
         raise InputError(
             f"There is no folder {run!r}. Give a run folder, a model folder or a repository of "

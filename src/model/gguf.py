@@ -150,6 +150,19 @@ def _convert(file: Path, folder: Path, dtype: torch.dtype) -> None:
         ) from error
     _plain(read).to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _drop_tokens_from(read.config.vocab_size, folder / "tokenizer.json")
+
+
+def _drop_tokens_from(size: int, file: Path) -> None:
+    """Take out what transformers adds of its own, <|endoftext|>, where the model has no such token.
+
+    It would have no embedding.
+    """
+    content = read_json(file)
+    tokens = content["added_tokens"]
+    content["added_tokens"] = [token for token in tokens if token["id"] < size]
+    if len(content["added_tokens"]) < len(tokens):
+        write_json(file, content)
 
 
 def _plain(read: PreTrainedModel) -> PreTrainedModel:

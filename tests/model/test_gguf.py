@@ -86,7 +86,7 @@ def test_a_file_is_read_once_and_a_line_says_how_its_weights_were_rounded(gguf, 
     file = tmp_path / "tiny.gguf"
     write(gguf, file, quantised=True)
     folder = reading.model_folder(str(file))
-    assert "were rounded to Q8_0 (8.5 bits each), now in bfloat16" in caplog.text
+    assert "were rounded to Q8_0 (8.6 bits each), now in bfloat16" in caplog.text
     settings = json.loads((folder / "config.json").read_text())
     assert "quantization_config" not in settings and settings["dtype"] == "bfloat16"
     written = (folder / "model.safetensors").stat().st_mtime_ns
