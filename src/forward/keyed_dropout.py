@@ -8,6 +8,7 @@ or padded, in one process or in many. Where no keys are known it is torch's drop
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -95,12 +96,31 @@ def row_keys(numbers: Int[Tensor, " rows"], *parts: int) -> Int[Tensor, " rows"]
     return mixed(numbers + key)
 
 
+@dataclass(frozen=True)
+class Mask:
+    """What the tokens of one pass are multiplied by, made anew whenever it is needed.
+
+    Attributes:
+        tosses: every window of the line of tosses.
+        windows: where that of each token begins.
+        scale: by which the result is to be multiplied as well.
+    """
+
+    tosses: Tensor
+    windows: Int[Tensor, " tokens"]
+    scale: float
+
+    def factors(self) -> Tensor:
+        """One factor for each channel of each token: [tokens, width]."""
+        return self.tosses.index_select(0, self.windows)
+
+
 class KeyedDropout(nn.Dropout):
     """Dropout by the keys of the tokens of this pass, where they are known.
 
     Args:
         p: share of channels that is dropped.
-        number: of the module among the ``modules`` of its model.
+        number: of the module's input among the ``modules`` of its model; one mask for an input.
         seed: of the tosses.
     """
 
@@ -112,6 +132,14 @@ class KeyedDropout(nn.Dropout):
     def forward(self, input: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         if not self.training or self.p == 0.0:
             return input
+        mask = self.mask(input)
+        if mask is None:
+            return super().forward(input)
+        dropped: Tensor = input * mask.factors().view_as(input)
+        return dropped if mask.scale == 1 else dropped * mask.scale
+
+    def mask(self, input: Float[Tensor, "*batch width"]) -> Mask | None:
+        """The mask of this pass, None where the keys of these tokens are not known."""
         recomputed = torch._C._current_graph_task_id() != -1
         fits = _now is not None and input[..., 0].numel() == len(_now.tokens)
         if recomputed and fits != self._was_keyed:
@@ -122,13 +150,12 @@ class KeyedDropout(nn.Dropout):
             )
         self._was_keyed = fits
         if _now is None or not fits:
-            return super().forward(input)
+            return None
         windows = _now.windows(self.number, self.modules_in_all).to(input.device)
         # elsewhere a bit more work is less than the memory of a mask in numbers
         exact = input.dtype if input.device.type == "cpu" else torch.bool
         tosses = _tosses(self.seed, self.p, input.shape[-1], exact, input.device)
-        dropped: Tensor = input * tosses.index_select(0, windows).view_as(input)
-        return dropped if exact == input.dtype else dropped * (1 / (1 - self.p))
+        return Mask(tosses, windows, 1 if exact == input.dtype else 1 / (1 - self.p))
 
 
 @cache

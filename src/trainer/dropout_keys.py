@@ -4,10 +4,10 @@ import logging
 from typing import Any
 
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from unlora.forward.fused_lora import layers_by_input
 from unlora.forward.keyed_dropout import KeyedDropout, keep_keys
 from unlora.model.reference import POLICY
 
@@ -24,14 +24,14 @@ def key_dropout(model: nn.Module, seed: int) -> bool:
     """
     if not isinstance(model, PeftModel):
         return False
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    inputs = layers_by_input(model)
     keyed = False
-    for number, layer in enumerate(layers):
+    for number, layer in ((n, layer) for n, layers in enumerate(inputs) for layer in layers):
         for name, dropout in list(layer.lora_dropout.items()):
             if not isinstance(dropout, nn.Dropout) or dropout.p == 0:
                 continue
             if name == POLICY:
-                layer.lora_dropout[name] = KeyedDropout(dropout.p, number, len(layers), seed)
+                layer.lora_dropout[name] = KeyedDropout(dropout.p, number, len(inputs), seed)
                 keyed = True
             else:
                 layer.lora_dropout[name] = nn.Identity()

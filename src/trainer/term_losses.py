@@ -12,6 +12,7 @@ from transformers import TrainerState, TrainingArguments
 from unlora.data.chat import Encoded
 from unlora.data.pairs import BLANK
 from unlora.forward.capabilities import found_way
+from unlora.forward.fused_lora import fuse_lora
 from unlora.forward.keyed_dropout import row_keys
 from unlora.forward.outputs import (
     PLAIN,
@@ -26,7 +27,7 @@ from unlora.forward.outputs import (
     check_layer,
     scored_tokens,
 )
-from unlora.model.reference import as_reference, frozen_copy, rest_above
+from unlora.model.reference import POLICY, as_reference, frozen_copy, rest_above
 from unlora.objectives import View
 from unlora.trainer.dropout_keys import key_dropout
 from unlora.trainer.loss import Totals, UnlearningLoss
@@ -76,6 +77,8 @@ class TermLosses:
             if loss.ends_at_layer:
                 rest_above(model, loss.layer)
         self._keyed = key_dropout(model, args.seed)
+        if not split and isinstance(model, PeftModel):
+            fuse_lora(model, POLICY)
 
     def compute(
         self,
