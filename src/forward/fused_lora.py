@@ -200,7 +200,9 @@ def _masked(x: Tensor, mask: Mask | None, dtype: torch.dtype) -> Float[Tensor, "
     return read if mask is None else read * mask.factors()
 
 
-def _scaled(low: Tensor, scales: Sequence[float], ranks: Sequence[int], mask: Mask | None) -> Tensor:
+def _scaled(
+    low: Tensor, scales: Sequence[float], ranks: Sequence[int], mask: Mask | None
+) -> Tensor:
     """Multiply each layer's columns by its scale, in place."""
     for z, scale in zip(low.split(ranks, 1), scales, strict=True):
         z.mul_(scale if mask is None else scale * mask.scale)

@@ -143,9 +143,7 @@ def test_gradients_are_those_of_differences():
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_layers_that_are_computed_again_have_the_same_gradients(reentrant):
     fused, plain = fused_and_peft()
-    found = answer(
-        fused, inputs(), lambda model, x: checkpoint(model, x, use_reentrant=reentrant)
-    )
+    found = answer(fused, inputs(), lambda model, x: checkpoint(model, x, use_reentrant=reentrant))
     assert_equal(found, answer(plain, inputs()), 1e-6)
 
 

@@ -56,6 +56,13 @@ def test_neither_packing_nor_the_checkpointing_of_layers_does(tmp_path, monkeypa
 
 
 @pytest.mark.slow
+def test_layers_of_one_input_are_trained_as_peft_trains_them(tmp_path, monkeypatch):
+    fused = learnt(tmp_path, "NPO", 8, 2)
+    monkeypatch.setattr(module, "fuse_lora", lambda *_: None)
+    assert difference(fused, learnt(tmp_path, "NPO", 8, 2)) < 1e-12
+
+
+@pytest.mark.slow
 def test_the_seed_of_the_run_is_that_of_its_dropout(tmp_path):
     fixed = {"data_seed": 0}  # so the rows are the same
     whole = learnt(tmp_path, "NPO", 16, 1, seed=1, **fixed)
