@@ -65,9 +65,9 @@ class FusedLayers:
 
     def forward(self, layer: LoraLinear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return what peft's ``forward`` of this layer would."""
-        if self._input is not None and self._input[0] is x and self._input[1] == x._version:
-            if layer in self._outputs:
-                return self._next(layer)
+        before, version = self._input or (None, 0)
+        if before is x and version == x._version and layer in self._outputs:
+            return self._next(layer)
         self._input, self._outputs = None, {}
         if args or kwargs or not _is_trained(x):
             return type(layer).forward(layer, x, *args, **kwargs)
