@@ -66,7 +66,7 @@ class FusedLayers:
     def forward(self, layer: LoraLinear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return what peft's ``forward`` of this layer would."""
         before, version = self._input or (None, 0)
-        if before is x and version == x._version and layer in self._outputs:
+        if x._version == version and before is x and layer in self._outputs:
             return self._next(layer)
         self._input, self._outputs = None, {}
         if args or kwargs or not _is_trained(x):
