@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from unlora.forward.lm_head import factors
 from unlora.forward.outputs import IGNORE_INDEX, PLAIN, TokenLogps, Way, ask_all, output_embedding
-from unlora.forward.packing import packed
+from unlora.forward.packing import flat, packed
+from unlora.forward.row_attention import attend_by_rows
 
 LENGTHS = (7, 5)  # few: what is tried must not need more memory than training
 SEEN = 1e-5  # of its logits a row may owe to the one before: experts are multiplied in groups
@@ -29,11 +30,14 @@ def found_way(model: nn.Module, device: torch.device) -> Way:
         chunks = _tried(lambda: _head_is_last(model, batch) and _agree(
             alone, _logps(model, batch, Way(chunks=True)), model
         ))  # fmt: skip
-        packs = _tried(lambda: _tells_rows_apart(model, batch, alone))
+        rows = _attends_alike(model) and _tried(
+            lambda: _tells_rows_apart(model, batch, alone, Way(flat=True))
+        )
+        packs = rows or _tried(lambda: _tells_rows_apart(model, batch, alone, Way(packs=True)))
     for able, what in ((packs, "rows follow one another"), (chunks, "its head is asked in chunks")):
         if not able:
             logger.info("%s gives other numbers where %s; not done", type(model).__name__, what)
-    return Way(packs=packs, chunks=chunks)
+    return Way(packs=packs, chunks=chunks, flat=rows)
 
 
 def _tried(does: Callable[[], bool]) -> bool:
@@ -43,10 +47,21 @@ def _tried(does: Callable[[], bool]) -> bool:
         return False  # some take no positions, or have their head elsewhere
 
 
-def _tells_rows_apart(model: nn.Module, batch: Mapping[str, Tensor], alone: Tensor) -> bool:
+def _attends_alike(model: nn.Module) -> bool:
+    """Whether all layers attend to the whole row, by torch's attention."""
+    config: Any = model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    attend_by_rows()
+    return getattr(config, "_attn_implementation", "") == "sdpa" and kinds == {"full_attention"}
+
+
+def _tells_rows_apart(
+    model: nn.Module, batch: Mapping[str, Tensor], alone: Tensor, way: Way
+) -> bool:
     # four rows, so that the sequences hold more than one each
     four = {name: torch.cat([tensor, tensor]) for name, tensor in batch.items()}
-    logps = _logps(model, four, Way(packs=True))
+    logps = _logps(model, four, way)
     if not _agree(torch.cat([alone, alone]), logps, model):
         return False
     # rounding in a coarse dtype must be small beside what the second row would see of the first
@@ -58,10 +73,11 @@ def _tells_rows_apart(model: nn.Module, batch: Mapping[str, Tensor], alone: Tens
     wrong = _logps(model, joined, PLAIN)
     right = alone[-len(wrong) :]
     seen = (logps[len(alone) - len(wrong) : len(alone)] - right).abs().mean()
-    return bool(seen <= 0.2 * (wrong - right).abs().mean()) and _sees_no_row_before(model, batch)
+    apart = bool(seen <= 0.2 * (wrong - right).abs().mean())
+    return apart and _sees_no_row_before(model, batch, way)
 
 
-def _sees_no_row_before(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
+def _sees_no_row_before(model: nn.Module, batch: Mapping[str, Tensor], way: Way) -> bool:
     """Whether the second row of a sequence does not tell which row stands before it.
 
     What agrees but for rounding may still see a little of it.
@@ -70,7 +86,7 @@ def _sees_no_row_before(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
     after = []
     for first in (ids[0], ids[0] // 2):
         pair = {**batch, "input_ids": torch.stack([first, ids[1]])}
-        layout = packed([pair], width=1, single=True)
+        layout = flat([pair], common=0) if way.flat else packed([pair], width=1, single=True)
         begin = int(layout.offsets[0][1])
         logits = model(**layout.inputs, use_cache=False).logits[0]
         after.append(logits[begin : begin + LENGTHS[1]].float())

@@ -70,6 +70,9 @@ def keys_of(
     rows: Sequence[Int[Tensor, " rows"] | None],
     offsets: Sequence[Int[Tensor, " rows"]],
     size: int,
+    *,
+    once: int = 0,
+    beginning: tuple[int, Tensor] | None = None,
 ) -> TokenKeys | None:
     """The keys of the tokens of a forward pass.
 
@@ -77,6 +80,8 @@ def keys_of(
         rows: of each batch, a key for each row; None where there are none.
         offsets: of each batch, where in the flattened input each of its rows begins.
         size: number of tokens of the flattened input.
+        once: number of its first tokens with which every row begins; they belong to all.
+        beginning: how many tokens of each row are keyed by their place alone, and their key.
     """
     if any(keys is None for keys in rows):
         return None
@@ -84,8 +89,12 @@ def keys_of(
     begins, order = begins.sort()
     flat = torch.arange(size, device=begins.device)
     # what follows a row until the next begins is padding, which nobody asks about
-    row = (torch.searchsorted(begins, flat, right=True) - 1).clamp(min=0)
-    return TokenKeys(mixed(keys[order][row] + (flat - begins[row])))
+    row = (torch.searchsorted(begins + once, flat, right=True) - 1).clamp(min=0)
+    position = flat - begins[row]
+    tokens = keys[order][row] + position
+    if beginning is not None:
+        tokens = torch.where(position < beginning[0], beginning[1] + position, tokens)
+    return TokenKeys(mixed(tokens))
 
 
 def row_keys(numbers: Int[Tensor, " rows"], *parts: int) -> Int[Tensor, " rows"]:

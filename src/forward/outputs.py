@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from unlora.errors import InputError
 from unlora.forward.keyed_dropout import TokenKeys, keys_of, narrow, token_keys
 from unlora.forward.lm_head import factors, token_logps
-from unlora.forward.packing import Layout, packed, padded
+from unlora.forward.packing import Layout, flat, packed, padded
 
 IGNORE_INDEX = -100
 
@@ -146,12 +146,17 @@ class Way:
 
     Attributes:
         packs: rows may follow one another in a sequence, see ``unlora.forward.packing``.
+        flat: they may all follow one another in one, each attended to by itself, see
+            ``unlora.forward.row_attention``.
         chunks: logits are what the output embedding says and no more, so that log-probabilities
             can be had a chunk of tokens at a time, see ``unlora.forward.lm_head``.
+        common: number of tokens with which every row of the data begins.
     """
 
     packs: bool = False
     chunks: bool = False
+    flat: bool = False
+    common: int = 0
 
 
 Batch = Mapping[str, Tensor]
@@ -191,28 +196,28 @@ def ask_all(
 
     Args:
         questions: ``Outputs``, ``TokenLogps`` or ``Hidden``, of a batch; all or none ``Hidden``.
-            Where a batch has a ``key`` of each row, dropout goes by it.
+            Where a batch has a ``key`` of each row, dropout goes by it, and in the common
+            beginning by ``beginning``.
         layer: that ``Hidden`` looks at, counted from 0; the pass ends there.
     """
-    if not way.packs and len(questions) > 1:
+    if not (way.packs or way.flat) and len(questions) > 1:
         return [ask_all(model, [question], layer=layer, way=way)[0] for question in questions]
     batches = [batch for _, batch in questions]
-    if way.packs:
+    if way.flat:
+        layout = flat(batches, common=way.common)
+    elif way.packs:
         config = _config(model)
         flash = str(getattr(config, "_attn_implementation", "")).startswith("flash")
         layout = packed(batches, width=config.get_text_config().hidden_size, single=flash)
     else:
         layout = padded(batches[0])
     scored = [_scored(batch) for batch in batches]
-    places = [
-        begin[tokens.row] + position
-        for begin, (tokens, position) in zip(layout.offsets, scored, strict=True)
-    ]
+    places = [layout.places(n, tokens.row, at) for n, (tokens, at) in enumerate(scored)]
     kinds = [kind for kind, _ in questions]
-    keys = _keys(batches, layout)
+    keys = _keys(batches, layout, way)
     if Hidden in kinds:
         assert layer is not None and all(kind is Hidden for kind in kinds)
-        return _states(model, layout, layer, scored, places, keys)
+        return _states(model, layout, layer, scored, keys)
     projected = [kind is Outputs or not way.chunks for kind in kinds]
     with token_keys(keys), _before_the_head(model, places, projected) as selected:
         logits = _forward(model, layout.inputs).squeeze(0)
@@ -242,10 +247,10 @@ def scored_tokens(batch: Batch) -> ScoredTokens:
     return _scored(batch)[0]
 
 
-def ask_padded(model: nn.Module, batch: Batch) -> Padded:
+def ask_padded(model: nn.Module, batch: Batch, *, way: Way = PLAIN) -> Padded:
     """One forward pass that projects every position to the vocabulary."""
     layout = padded(batch)
-    with token_keys(_keys([batch], layout)):
+    with token_keys(_keys([batch], layout, way)):
         logits = _forward(model, layout.inputs).float()
     return Padded(logits, batch["labels"].to(logits.device))
 
@@ -255,21 +260,20 @@ def _states(
     layout: Layout,
     layer: int,
     scored: Sequence[tuple[ScoredTokens, Tensor]],
-    places: Sequence[Tensor],
     keys: TokenKeys | None,
 ) -> list[Answer]:
-    nothing = [positions[:0] for positions in places]
+    nothing = [before[:0] for _, before in scored]
     with ExitStack() as stack:
         stack.enter_context(token_keys(keys))
-        stack.enter_context(_before_the_head(model, nothing, [True] * len(places)))
+        stack.enter_context(_before_the_head(model, nothing, [True] * len(nothing)))
         seen = stack.enter_context(_ending_after(model, layer))
         _forward(model, layout.inputs)
     states = seen[-1].flatten(0, 1)
     answers: list[Answer] = []
-    for (tokens, _), positions in zip(scored, places, strict=True):
-        here = states.device
+    for n, (tokens, before) in enumerate(scored):
+        here, positions = states.device, layout.places(n, tokens.row, before + 1)
         moved = tokens.labels.to(here), tokens.row.to(here), tokens.rows
-        answers.append(Hidden(*moved, states[positions.to(here) + 1].float()))
+        answers.append(Hidden(*moved, states[positions.to(here)].float()))
     return answers
 
 
@@ -279,9 +283,12 @@ def _forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     return logits
 
 
-def _keys(batches: Sequence[Batch], layout: Layout) -> TokenKeys | None:
-    size = layout.inputs["input_ids"].numel()
-    return keys_of([batch.get("key") for batch in batches], layout.offsets, size)
+def _keys(batches: Sequence[Batch], layout: Layout, way: Way) -> TokenKeys | None:
+    size, key = layout.inputs["input_ids"].numel(), batches[0].get("beginning")
+    return keys_of(
+        [batch.get("key") for batch in batches], layout.offsets, size, once=layout.common,
+        beginning=None if key is None else (way.common, key),
+    )  # fmt: skip
 
 
 def _in_full(logits: Tensor) -> Tensor:

@@ -6,11 +6,14 @@ C C C C D D D .            each row, and no token sees another row's
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from heapq import heapreplace
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+from unlora.forward.row_attention import arrange
 
 MOST_TRIED = 64  # numbers of sequences
 
@@ -21,11 +24,20 @@ class Layout:
 
     Attributes:
         inputs: of the model.
-        offsets: of each batch, where in the flattened input each of its rows begins.
+        offsets: of each batch, where in the flattened input each of its rows begins, but for the
+            first ``common`` tokens.
+        common: number of tokens at the beginning of the input with which every row begins.
     """
 
-    inputs: Mapping[str, Tensor]
+    inputs: Mapping[str, Any]
     offsets: Sequence[Int[Tensor, " rows"]]
+    common: int = 0
+
+    def places(
+        self, batch: int, row: Int[Tensor, " tokens"], position: Int[Tensor, " tokens"]
+    ) -> Int[Tensor, " tokens"]:
+        """Where in the flattened input these tokens of a batch lie."""
+        return torch.where(position < self.common, position, self.offsets[batch][row] + position)
 
 
 def padded(batch: Mapping[str, Tensor]) -> Layout:
@@ -69,6 +81,33 @@ def packed(batches: Sequence[Mapping[str, Tensor]], *, width: int, single: bool 
     starts = torch.tensor(begin, device=ids.device)
     counts_of = [len(batch["input_ids"]) for batch in batches]
     return Layout({"input_ids": ids, "position_ids": positions}, starts.split(counts_of))
+
+
+def flat(batches: Sequence[Mapping[str, Tensor]], *, common: int) -> Layout:
+    """The rows of all batches one after another in a single sequence, attended to row by row.
+
+    Args:
+        common: number of tokens with which rows begin alike; they come once.
+    """
+    lengths = [n for batch in batches for n in batch["attention_mask"].sum(-1).tolist()]
+    rows = [ids for batch in batches for ids in batch["input_ids"]]
+    beginning = rows[0][:common]
+    if common >= min(lengths) or not all(torch.equal(ids[:common], beginning) for ids in rows):
+        common = 0  # a row that stands for another
+    arranged = arrange(lengths, common, beginning.device)
+    own = [torch.arange(common, length, device=beginning.device) for length in lengths]
+    positions = torch.cat([torch.arange(common, device=beginning.device), *own])
+    parts = [ids[common:length] for ids, length in zip(rows, lengths, strict=True)]
+    inputs = {
+        "input_ids": torch.cat([beginning[:common], *parts])[None],
+        "position_ids": positions[None],
+        # transformers makes no mask where it is given one as large as it would make
+        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=beginning.device),
+        "rows": arranged,
+    }
+    own_lengths = torch.tensor(lengths, device=beginning.device) - common
+    starts = own_lengths.cumsum(0) - own_lengths  # the common tokens before, and in its positions
+    return Layout(inputs, starts.split([len(batch["input_ids"]) for batch in batches]), common)
 
 
 def _filled(lengths: Sequence[int], count: int) -> list[list[int]]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import takewhile
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -56,6 +57,15 @@ class StepContext:
         return collate_parts([self.parts[row] for row in rows], self.pad_id)
 
 
+def common_beginning(parts: Parts) -> int:
+    """Count the tokens with which every row of all parts begins, less than the shortest has."""
+    rows = [row.input_ids for of_part in parts.rows.values() for row in of_part]
+    first, last = min(rows, default=[]), max(rows, default=[])  # of all, these differ soonest
+    shortest = min(map(len, rows), default=0)
+    alike = (a == b for a, b in zip(first, last, strict=False))
+    return min(sum(takewhile(bool, alike)), max(shortest - 1, 0))
+
+
 def make_context(
     model: nn.Module,
     loss: UnlearningLoss,
@@ -77,7 +87,7 @@ def make_context(
     state = MethodState.draw(loss, width=width, seed=args.seed, device=args.device)
     losses = TermLosses(
         model, loss, state, anchor=parts.anchor, args=args, accelerator=accelerator,
-        trainer_state=trainer_state, split=split,
+        trainer_state=trainer_state, split=split, common=common_beginning(parts),
     )  # fmt: skip
     return StepContext(
         model, parts, pad_id, args, accelerator, losses, RunningMeans(), state, trainer_state,

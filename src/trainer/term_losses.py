@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -46,6 +47,7 @@ class TermLosses:
         anchor: the part of the data of which a row comes once in a step.
         trainer_state: returns the current one.
         split: weights are spread over processes, and whole in a forward pass only.
+        common: number of tokens with which every row of the data begins.
 
     Attributes:
         reference_logps: part -> log p of each of its rows under the reference, where it is known.
@@ -63,12 +65,13 @@ class TermLosses:
         accelerator: Accelerator,
         trainer_state: Callable[[], TrainerState],
         split: bool = False,
+        common: int = 0,
     ):
         self.loss, self.state, self.anchor = loss, state, anchor
         self.args, self.accelerator, self.trainer_state = args, accelerator, trainer_state
         self.reference_logps: Mapping[str, Tensor] = {}
         self.inner_step = 0
-        self.way = PLAIN if split else found_way(model, args.device)
+        self.way = replace(PLAIN if split else found_way(model, args.device), common=common)
         live = loss.asked_of_reference(TokenLogps, Outputs, Hidden, Padded)
         needs_copy = bool(live) and not isinstance(model, PeftModel)
         self.frozen = frozen_copy(model) if needs_copy else None
@@ -159,10 +162,13 @@ class TermLosses:
             return batch
         anchor = batch.get(self.anchor)
         step = self.args.seed, self.trainer_state().global_step, self.inner_step
+        # what all rows begin with may be one for all of them
+        beginning = row_keys(torch.tensor(0, device=self.args.device), *step)
         return {
             part: {
                 **rows,
                 "key": row_keys((anchor or rows)["number"], *step, zlib.crc32(part.encode())),
+                "beginning": beginning,
             }
             for part, rows in batch.items()
         }
@@ -175,7 +181,7 @@ class TermLosses:
         groups: dict[bool, list[str]] = {True: [], False: []}  # a pass for states ends early
         for part, kind in kinds.items():
             if kind is Padded:
-                views[part] = ask_padded(model, batch[part])
+                views[part] = ask_padded(model, batch[part], way=self.way)
             else:
                 groups[kind is Hidden].append(part)
         for parts in filter(None, groups.values()):

@@ -11,6 +11,7 @@ from transformers import (
     GPT2Config,
     Lfm2Config,
     MambaConfig,
+    MistralConfig,
     OpenAIGPTConfig,
 )
 
@@ -37,7 +38,7 @@ def test_common_models_allow_all(make, dtype, lora):
         model = get_peft_model(model, LoraConfig(**LORA, init_lora_weights=False))
     model.to(dtype).train()
     state = torch.random.get_rng_state()
-    assert found_way(model, CPU) == Way(packs=True, chunks=True)
+    assert found_way(model, CPU) == Way(packs=True, chunks=True, flat=True)
     assert model.training and torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -51,6 +52,15 @@ def test_logits_that_are_capped_are_not_a_product():
 
 def test_a_recurrent_model_runs_row_by_row():
     assert not found_way(of(MambaConfig(**SMALL, hidden_size=32, state_size=4)), CPU).packs
+
+
+@pytest.mark.parametrize("window", [4, None])
+def test_a_model_that_does_not_attend_to_the_whole_row_is_not_attended_to_by_rows(window):
+    config = MistralConfig(
+        **SMALL, hidden_size=32, intermediate_size=48, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=window,
+    )  # fmt: skip
+    assert found_way(of(config), CPU) == Way(packs=True, chunks=True, flat=window is None)
 
 
 def test_a_model_that_counts_its_positions_itself():
@@ -87,7 +97,7 @@ def test_a_head_that_cannot_be_asked_in_chunks_is_asked_whole(monkeypatch):
         raise RuntimeError("Expected all tensors to be on the same device")
 
     monkeypatch.setattr(capabilities, "factors", elsewhere)
-    assert found_way(llama(), CPU) == Way(packs=True, chunks=False)
+    assert found_way(llama(), CPU) == Way(packs=True, chunks=False, flat=True)
 
 
 def test_what_is_not_a_number_agrees_with_nothing():

@@ -86,6 +86,17 @@ def test_a_row_drops_the_same_wherever_it_stands():
         assert torch.equal(found[begin : begin + length].double(), whole[number][:length])
 
 
+def test_what_rows_begin_with_drops_the_same_once_or_in_every_row():
+    rows, beginning = [row_keys(torch.tensor([7, 2, 9]), 0, 3)], (4, torch.tensor(123))
+    padded = keys_of(rows, [torch.tensor([0, 10, 20])], 30, beginning=beginning)
+    # rows of 10, 6 and 7 tokens, what they begin with once
+    once = keys_of(rows, [torch.tensor([0, 6, 8])], 4 + 6 + 2 + 3, once=4, beginning=beginning)
+    assert torch.equal(padded.tokens[:4], padded.tokens[10:14])
+    assert not set(padded.tokens[4:10].tolist()) & set(padded.tokens[14:20].tolist())
+    expected = [*padded.tokens[:10], *padded.tokens[14:16], *padded.tokens[24:27]]
+    assert once.tokens.tolist() == [int(key) for key in expected]
+
+
 def test_masks_do_not_depend_on_the_dtype_or_on_which_tokens_are_asked_for():
     whole = mask()
     assert torch.equal(mask(dtype=torch.bfloat16), whole)

@@ -8,9 +8,11 @@ from tiny import LORA, llama, qwen2, rows
 
 from unlora.data.collate import collate
 from unlora.forward.outputs import PLAIN, Hidden, Outputs, TokenLogps, Way, ask_all
-from unlora.forward.packing import packed
+from unlora.forward.packing import flat, packed
+from unlora.forward.row_attention import attend_by_rows
 
 PACKED, ALL = Way(packs=True), Way(packs=True, chunks=True)
+FLAT = [Way(flat=True), Way(flat=True, chunks=True), Way(flat=True, common=2)]
 
 
 def batches(*lengths):
@@ -82,10 +84,59 @@ def test_answers_and_gradients_are_those_of_padded_rows(make, attention, kinds):
         return numbers, [torch.zeros(1) if g is None else g for g in found]
 
     expected = asked(PLAIN)
-    for way in (PACKED, Way(chunks=True), ALL):
+    attend_by_rows()
+    for way in (PACKED, Way(chunks=True), ALL, *(FLAT if attention == "sdpa" else [])):
         for ours, theirs in zip(asked(way), expected, strict=True):
             for one, other in zip(ours, theirs, strict=True):
                 torch.testing.assert_close(one, other.to(one.dtype), rtol=0, atol=1e-6)
+
+
+def beginning_alike(common, *parts):
+    """Batches whose rows begin with the same tokens, all in the prompt."""
+    made = batches(*parts)
+    for batch in made:
+        batch["input_ids"][:, :common] = torch.arange(common) + 5
+    return made
+
+
+@pytest.mark.parametrize("common", [1, 3])
+@pytest.mark.parametrize("kind", [TokenLogps, Hidden])
+def test_what_rows_begin_with_is_computed_once(common, kind):
+    model = get_peft_model(llama().double(), LoraConfig(**LORA, init_lora_weights=False)).eval()
+    model.double()
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    given = [(kind, batch) for batch in beginning_alike(common, [3, 7, 1, 20], [5, 2])]
+    tokens = []
+    model.get_input_embeddings().register_forward_hook(
+        lambda _module, args, _output: tokens.append(args[0].numel())
+    )
+    attend_by_rows()
+
+    def asked(way):
+        answers = ask_all(model, given, layer=1, way=way)
+        numbers = [x.states if kind is Hidden else x.token_logps for x in answers]
+        loss = sum((n * torch.linspace(0, 1, n.numel()).view_as(n)).sum() for n in numbers)
+        return [*numbers, *torch.autograd.grad(loss, learnt, allow_unused=True)]
+
+    expected, whole = asked(Way(flat=True)), tokens.pop()
+    for found, other in zip(asked(Way(flat=True, common=common)), expected, strict=True):
+        if other is not None:
+            torch.testing.assert_close(found, other, rtol=1e-6, atol=1e-5)  # norms are float32
+    assert tokens.pop() == whole - 5 * common
+
+
+def test_a_row_that_begins_otherwise_is_not_cut():
+    given = beginning_alike(3, [3, 7], [5])
+    given[1]["input_ids"][0, 0] += 1
+    assert flat(given, common=3).common == 0
+    assert flat(given[:1], common=3).common == 3
+    assert flat(given[:1], common=7).common == 0  # more than the shortest row has
+
+
+def test_a_flat_sequence_has_no_padding_and_like_rows_are_attended_to_together():
+    layout = flat(batches([3, 40, 38], [4]), common=0)
+    assert layout.inputs["input_ids"].shape == (1, 4 * 4 + 3 + 40 + 38 + 4)
+    assert layout.inputs["rows"].shapes == [(2, 44), (2, 8)]
 
 
 def test_parts_share_a_pass():
