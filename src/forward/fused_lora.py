@@ -79,7 +79,7 @@ class FusedLayers:
         mask = None
         if keyed:
             mask = keyed[0].mask(x.to(fitting[0].lora_A[self.adapter].weight.dtype))
-            if mask is None or len({(one.p, one.number) for one in keyed}) > 1:
+            if mask is None or len({(dropout.p, dropout.number) for dropout in keyed}) > 1:
                 return type(layer).forward(layer, x)
         outputs = _FusedLoRA.apply(
             mask, [other.scaling[self.adapter] for other in fitting], x,

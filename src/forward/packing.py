@@ -6,8 +6,8 @@ C C C C D D D .            each row, and no token sees another row's
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 from heapq import heapreplace
+from typing import Any
 
 import torch
 from jaxtyping import Int

@@ -49,12 +49,11 @@ def arrange(lengths: Sequence[int], common: int, device: torch.device) -> Rows:
 
     The flat sequence is the common beginning, then what is left of each row in turn.
     """
-    ends, begins = common, []
-    for length in lengths:
-        begins.append(ends - common)
-        ends += length - common
-    token, place = [], [0] * ends
-    shared: list[list[int]] = []
+    own = torch.tensor(lengths).sub(common)
+    begins = (own.cumsum(0) - own + common).tolist()
+    tokens: list[int] = []
+    places = [*range(common), *[0] * int(own.sum())]  # the first row begins where places do
+    firsts: list[int] = []
     shapes: list[tuple[int, int]] = []
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     while order:
@@ -63,20 +62,15 @@ def arrange(lengths: Sequence[int], common: int, device: torch.device) -> Rows:
         order = order[len(together) :]
         shapes.append((len(together), longest))
         for row in together:
-            first, length = len(token), lengths[row]
-            shared.append([*range(first, first + common)])
-            tokens = [*range(common), *range(begins[row] + common, begins[row] + length)]
-            for at, number in enumerate(tokens):
-                if at >= common or len(shared) == 1:
-                    place[number] = first + at
-            token += tokens + [0] * (longest - length)
-    places = torch.tensor(place, device=device)
-    own = torch.zeros(len(token), 1, dtype=torch.bool, device=device)
-    own[places] = True
-    return Rows(
-        torch.tensor(token, device=device), places, shapes,
-        torch.tensor(shared, device=device).view(len(lengths), common), own,
-    )  # fmt: skip
+            begin, end = begins[row], begins[row] + lengths[row] - common
+            firsts.append(len(tokens))
+            places[begin:end] = range(len(tokens) + common, len(tokens) + lengths[row])
+            tokens += [*range(common), *range(begin, end), *[0] * (longest - lengths[row])]
+    of_tokens = torch.tensor(places, device=device)
+    shared = torch.tensor(firsts, device=device)[:, None] + torch.arange(common, device=device)
+    own_places = torch.zeros(len(tokens), 1, dtype=torch.bool, device=device)
+    own_places[of_tokens] = True
+    return Rows(torch.tensor(tokens, device=device), of_tokens, shapes, shared, own_places)
 
 
 def attend_by_rows() -> None:
@@ -126,7 +120,9 @@ def _attention(
     return _ToTokens.apply(torch.cat(outputs), rows).unsqueeze(0), None
 
 
-def _places(x: Float[Tensor, "1 heads tokens width"], rows: Rows) -> Float[Tensor, "places heads width"]:
+def _places(
+    x: Float[Tensor, "1 heads tokens width"], rows: Rows
+) -> Float[Tensor, "places heads width"]:
     return _ToPlaces.apply(x.transpose(1, 2).squeeze(0), rows)
 
 
