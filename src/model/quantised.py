@@ -285,6 +285,8 @@ def _check(settings: Mapping[str, Any], *, stored: bool) -> None:
             raise InputError(unknown(key, value, allowed))
     try:
         _configured(settings, torch.float32)
+    except ImportError:  # transformers 4 asks for the package's version
+        require_package(settings)
     except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"quantization_config: {reason}.") from error

@@ -76,6 +76,7 @@ def network(runs, *adapters, scale=1.0):
             for key, weight in model.named_parameters():
                 weight.data *= scale if "lora_B" in key else 1
         model = model.merge_and_unload()
+        vars(model).pop("peft_config", None)  # an older peft leaves it, and warns of it later
     return model.eval()
 
 

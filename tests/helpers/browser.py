@@ -82,7 +82,7 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def until(self, script: str, seconds: float = 20) -> None:
+    def until(self, script: str, seconds: float = 120) -> None:
         """Wait until an expression in the page is true."""
         stop = time.monotonic() + seconds
         while not self.run(script):

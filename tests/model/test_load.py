@@ -61,5 +61,5 @@ def test_a_line_says_where_half_precision_is_slow(
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     monkeypatch.setattr("unlora.model.load._multiplies", lambda half: multiplies)
     families.model("llama").to(dtype).save_pretrained(tmp_path / "root")
-    load(str(tmp_path / "root"))
+    load(str(tmp_path / "root"), torch_dtype=dtype)
     assert [line.split(",")[0] for line in caplog.messages if "many times slower" in line] == said
