@@ -288,6 +288,7 @@ def test_what_was_asked_is_not_asked_again_and_a_changed_setting_is(name, run, r
         assert loaded == ["unlearned"]
 
 
+@pytest.mark.slow
 def test_a_longer_training_asks_only_for_what_is_new(run, runner, loaded):
     two = scores(runner, "relearn", run.unlearned)
     loaded.clear()

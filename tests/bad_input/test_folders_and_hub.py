@@ -53,7 +53,7 @@ def fails(number):
     return call
 
 
-@pytest.mark.default_cases(2)
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("command", [UNLEARN, EVAL], ids=["unlearn", "eval"])
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
 def test_a_folder_that_cannot_be_written_is_refused_before_weights_are_read(
@@ -81,6 +81,7 @@ def test_an_evaluation_that_finds_the_disk_full_keeps_the_earlier_log(models, ca
     refused(words, "The disk is full: .* Free some space", capsys, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_log_that_is_not_to_be_replaced_is_kept(models, capsys, monkeypatch):
     refuse_weights(monkeypatch)
     words = [*EVAL, f"model={models / 'root'}", "eval.own.overwrite=false"]

@@ -118,6 +118,7 @@ def test_a_figure_that_one_side_lacks_as_a_number_is_a_difference(evaluate):
     assert "(b)" in row["figure"] and not row["met"]
 
 
+@pytest.mark.slow
 def test_made_up_rows_have_the_columns_and_counts_of_tofu(evaluate, prepared):
     lines = (prepared / "all" / "TOFU" / "forget10_perturbed.json").read_text().splitlines()
     row = json.loads(lines[0])

@@ -67,6 +67,7 @@ def test_target_and_unlearned_model_speak_from_one_base(runs, monkeypatch):
     assert len(loaded) == 1
 
 
+@pytest.mark.slow
 def test_one_adapter_stands_beside_its_root(runs):
     before, after = chat._speakers(options(runs / "target"))
     assert before.answer("Who?") == said(runs / "root") != after.answer("Who?")

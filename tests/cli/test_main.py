@@ -100,6 +100,7 @@ def test_a_model_may_be_given_by_its_path(elsewhere, monkeypatch, typed, read):
     assert normalised(typed.split()) == read.split()
 
 
+@pytest.mark.slow
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", ["it's, (a) =b", "back\\slash", "\\'", "end\\", "тест {x}"])
 def test_a_path_may_have_any_signs(elsewhere, name):
@@ -350,6 +351,7 @@ def test_every_command_silences_what_is_handled(monkeypatch):
     assert [str(warning.message) for warning in caught] == ["This one is not."]
 
 
+@pytest.mark.slow
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_of_several_processes_the_first_talks_and_the_others_say_what_went_wrong(
@@ -462,6 +464,7 @@ def test_every_example_names_what_is_there(words):
             assert word in ("-m", *(flag for flag, (owners, _) in SHORT.items() if name in owners))
 
 
+@pytest.mark.slow
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize("words", [x for x in EXAMPLES if "pocket/" in str(x)], ids=" ".join)
 def test_the_examples_of_the_benchmark_that_is_here_compose(words):
@@ -550,6 +553,7 @@ def program(*args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_scripts_exit_with_2_on_a_typo():
     done = program(
         str(ROOT / "src/train.py"), "--config-name=unlearn", "@experiment=unlearn/tofu/lroa"
@@ -613,6 +617,7 @@ def test_a_mistake_in_a_config_costs_little_time():
     assert after.children_user - before.children_user < 5
 
 
+@pytest.mark.slow
 def test_a_guard_that_stops_a_run_speaks_in_words_and_exits_with_1(capsys):
     def run(cfg):
         raise GuardError("start equals target: it does not")
@@ -639,6 +644,7 @@ AT_WORK = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize("command", AT_WORK)
 def test_ctrl_c_is_one_sentence_and_code_130(command, monkeypatch, capsys):
@@ -667,12 +673,14 @@ def test_ctrl_c_says_what_a_training_has_kept(capsys, monkeypatch):
     assert capsys.readouterr().err == "Stopped by Ctrl-C. The checkpoint 2 was written.\n"
 
 
+@pytest.mark.slow
 def test_a_run_knows_the_command_line_that_was_typed():
     seen = []
     launch(lambda cfg: seen.extend(sys.argv), "unlearn", [LORA, "task_name=mine", "a.yaml.b=1"][:2])
     assert seen[1:] == ["unlearn", LORA, "task_name=mine"]
 
 
+@pytest.mark.slow
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize("word", ["~eval", "eval=null", "evaluate=false"])
 def test_an_evaluation_can_be_left_out(word):

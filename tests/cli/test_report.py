@@ -68,6 +68,7 @@ def study(root):
     return root
 
 
+@pytest.mark.slow
 def test_a_study_means_all_its_runs_and_trials(tmp_path, capsys):
     main([str(study(tmp_path / "study")), "--output", str(tmp_path / "out")])
     page = (tmp_path / "out" / "report.html").read_text()

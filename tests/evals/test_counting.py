@@ -75,6 +75,7 @@ def test_every_question_is_asked_exactly_once(suite, model, asked, tmp_path):
     assert log["mia_recall"]["unscored"] == 7
 
 
+@pytest.mark.slow
 def test_each_pass_is_one_call_whatever_the_number_of_its_data(suite, model, monkeypatch):
     calls = []
     modules = {"score": score_passes, "generate": generation, "gradient_norm": gradients,

@@ -130,6 +130,7 @@ def test_each_question_reaches_the_model_once(folder, tokenizer, adapted, monkey
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_panel_is_cheap_and_takes_further_metrics(folder, tokenizer, model):
     suite = build(folder, tokenizer, "eval.tofu.panel_rows=2")
     panel = suite.evaluate(model, panel=True)

@@ -79,6 +79,7 @@ def literal(model, scale, **config):
     return other
 
 
+@pytest.mark.default_cases(6)
 @pytest.mark.parametrize("scale", [0.3, 1.25])
 @pytest.mark.parametrize(
     "kind, tied", [*((kind, False) for kind in KINDS), ("plain", True), ("embedding", True)]
@@ -272,6 +273,7 @@ def test_a_run_scaled_by_nothing_or_as_it_was_is_the_model_before_or_after(runs,
             assert torch.equal(logits(written), logits(model))
 
 
+@pytest.mark.slow
 def test_a_scaled_run_is_exported_and_unlearnt_further(runs, tmp_path):
     folder = write_scaled(runs / "npo", 0.5, tmp_path / "half")
     probe = Probe.of(asked(folder)[0])

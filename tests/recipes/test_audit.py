@@ -134,6 +134,7 @@ def test_what_cannot_be_asked_is_left_out_and_said(runs, capsys):
     assert said.splitlines()[-1] == f"Everything is in {runs / 'npo' / 'audit' / 'AUDIT.json'}"
 
 
+@pytest.mark.slow
 def test_programs_read_json_and_quiet_says_nothing(runs, capfd):
     main(["audit", str(runs / "npo"), "audit=none", "--json"])
     said = capfd.readouterr()
@@ -164,6 +165,7 @@ def test_too_few_rows_are_too_few_to_say(runs):
 # --- kept ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.budget(2)
 def test_an_interrupted_audit_goes_on(runs, tmp_path, monkeypatch, loaded, capsys):
     monkeypatch.setenv("UNLORA_CACHE", str(tmp_path / "cache"))
@@ -296,6 +298,7 @@ def test_an_adapter_that_cannot_be_scaled_is_attacked_otherwise(runs):
     assert "use_dora=true" in found["not_run"]["off"] and len(found["attacks"]) == 1
 
 
+@pytest.mark.slow
 def test_without_an_answer_there_is_too_little_to_say(runs, tmp_path):
     file = tmp_path / "empty.jsonl"
     file.write_text(json.dumps({"question": "Who?", "answer": ""}) + "\n")
@@ -348,6 +351,7 @@ def test_a_run_that_its_evaluation_calls_collapsed_may_hold_at_another_scale(run
     assert read(run, "DIAL.json")["verdict"]["name"] == "held"
 
 
+@pytest.mark.slow
 @pytest.mark.budget(2)
 def test_dialled_to_the_audit_the_least_scale_that_holds_is_written(runs, capsys):
     main(["dial", str(runs / "npo"), *QUICK, "--output", str(runs / "npo-mine")])

@@ -67,6 +67,7 @@ def test_a_second_evaluation_loads_no_model(folder, monkeypatch, capsys):
         evaluation.run(config("eval.tofu.max_new_tokens=4"))
 
 
+@pytest.mark.slow
 def test_a_model_that_was_changed_is_asked_again(folder):
     first = evaluation.run(config())
     tiny.llama(max_position_embeddings=512, seed=1).save_pretrained("root")
@@ -94,6 +95,7 @@ def test_the_plan_asks_nothing_and_says_what_is_kept(folder, monkeypatch, capsys
     assert re.search(r"^to be run +0 of 4 +0 +0$", said, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize("output", ["json", "quiet"])
 def test_output_for_programs(output, folder, capfd):

@@ -145,6 +145,7 @@ def test_every_form_of_the_report_has_residual_held_and_verdict(tmp_path):
     assert "| residual | HELD | verdict |" in written and "## Does it hold?" in written
 
 
+@pytest.mark.slow
 def test_a_report_without_an_audit_says_nothing_of_one(tmp_path):
     made = entries(tmp_path / "runs", "good")
     before = {name: (write(tmp_path, made, title="T").parent / name).read_bytes() for name in FILES}

@@ -9,9 +9,10 @@ from report_runs import HOSTILE, QUESTIONS, entries
 
 from unlora.report import write
 
-pytestmark = pytest.mark.skipif(
-    browser.PATH is None, reason="no Chromium here: apt-get install chromium"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(browser.PATH is None, reason="no Chromium here: apt-get install chromium"),
+]
 ARTEFACTS = Path(os.environ.get("UNLORA_ARTEFACTS") or Path(__file__).parent / "artefacts")
 ANSWERS = dict(
     zip([question for rows in QUESTIONS.values() for question, _ in rows], HOSTILE.values(),

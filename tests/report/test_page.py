@@ -179,6 +179,7 @@ def test_logs_of_two_kinds_have_a_section_each(tmp_path):
     assert "How much m forgot cannot be said without the target" in page
 
 
+@pytest.mark.slow
 def test_a_seed_more_is_a_row_less(tmp_path):
     made = [Entry("x", "method", make(tmp_path / str(s), "good", shift=s / 10), s) for s in (0, 1)]
     page = write(tmp_path, made, title="T").read_text()

@@ -107,6 +107,7 @@ def stage(folder, kind="audit", audit=NONE, **params):
     return Stage(kind, "npo", "method", 0, run, "unlearn", (), told | params, model=run)
 
 
+@pytest.mark.slow
 def test_the_key_of_an_audit_is_that_of_what_is_asked_of_what(runs):
     before = key(stage(runs))
     assert key(stage(runs)) == before

@@ -41,6 +41,7 @@ def test_a_finished_study_runs_nothing(go):
     assert again.ran == [] and len(again.finished) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.budget(3)
 def test_what_is_new_runs_after_what_it_needs(go):
     ran = go().ran
@@ -120,6 +121,7 @@ def test_two_at_the_same_stage_do_it_once(pretended):
     assert pretended == [stage.name]
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_and_one_with_other_settings_begins_anew(
     folder, monkeypatch
 ):
@@ -154,6 +156,7 @@ def test_what_could_not_be_planned_fails_alone(go):
     assert "seed0-NPO-eval" in done.finished
 
 
+@pytest.mark.slow
 def test_a_launcher_that_breaks_down_leaves_what_is_finished(pretended):
     folder = Path("home")
 

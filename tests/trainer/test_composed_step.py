@@ -207,6 +207,7 @@ def test_a_last_batch_that_is_not_full_changes_nothing_either(handler):
         assert other == pytest.approx(one, rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", ["PDU", "BLADE", "GRU", "BalDRO"])
 def test_nor_does_it_with_dropout(name):

@@ -110,6 +110,7 @@ def test_it_ends_as_a_run_with_smaller_batches_from_the_start(tmp_path, method, 
         assert one == pytest.approx(other, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_it_ends_as_the_run_that_has_memory_enough(caplog):
     whole, run = (
         Stepper("NPO", RETAIN, model=lora_model(), layout=(8, 1), learning_rate=1e-3)

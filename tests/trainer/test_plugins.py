@@ -135,6 +135,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize("names", PAIRS, ids="-".join)
 def test_any_two_go_together_but_two_starts(tmp_path, names):
