@@ -3,26 +3,24 @@
 unlora audit saves/unlearn/NAME
 """
 
-import dataclasses
 import json
 import logging
-import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from unlora.audits.attack import ATTACKS, Attack, mean_logps
-from unlora.audits.residual import Comparison, Held, Residual, draws_of, held, residual
+from unlora.audits.residual import Comparison
 from unlora.audits.runner import AttackRunner
+from unlora.audits.scores import AuditScores, judged, probability, value_content
 from unlora.audits.subject import collecting_soon, release
-from unlora.audits.traces import membership, recognisable
-from unlora.audits.verdict import Thresholds, Verdict, judge
+from unlora.audits.traces import membership
+from unlora.audits.verdict import Thresholds
 from unlora.config.audit import PARTS, AuditConfig
 from unlora.data.cache import cache_folder
 from unlora.errors import InputError
@@ -33,11 +31,9 @@ from unlora.evals.result_cache import ResultCache
 from unlora.model.adapter_scale import why_not_scalable
 from unlora.recipes.audited_run import AuditedRun, find_run
 from unlora.registry import check_settings
-from unlora.results.audit_log import FOLDER, as_text, write_audit
-from unlora.results.collapse import CollapseRule
+from unlora.results.audit_log import FOLDER, SCORES, as_text, write_audit
 from unlora.results.run_result import read_run
-from unlora.results.value import Value
-from unlora.runs.run import Run, alone, full_disk_in_words, is_main_process
+from unlora.runs.run import Run, alone, full_disk_in_words, is_main_process, write_json
 from unlora.runs.safe_loading import read_json
 
 Attacks = Mapping[str, tuple[Attack, dict[str, Any]]]
@@ -65,8 +61,10 @@ def run(config: AuditConfig) -> dict[str, Any]:
     ):
         record = Run(str(folder), config.model_dump(), kind="audit")
         content = audited(config, audited_run, attacks, thresholds)
+        scores = content.pop("scores")
         record.begin(fresh=False)
         if is_main_process():
+            write_json(folder / SCORES, scores)
             _show(content, write_audit(folder, content), config.output)
     record.finish(verdict=content["verdict"], cpu_seconds=content["cpu_seconds"])
     return content
@@ -116,31 +114,27 @@ def thresholds_of(config: AuditConfig) -> Thresholds:
 def audited(
     config: AuditConfig, audited_run: AuditedRun, attacks: Attacks, thresholds: Thresholds
 ) -> dict[str, Any]:
-    """The content of ``AUDIT.json`` for a run."""
+    """The content of ``AUDIT.json`` for a run, and under ``scores`` what it is computed from."""
     before = time.process_time()
     runner = runner_for(config, audited_run)
     answers = _answers(audited_run, runner)
     comparisons, left_out = _compared(config, audited_run, attacks, runner)
-    draws = draws_of(len(audited_run.data.forget))
-    residuals = [residual(comparison, draws) for comparison in comparisons]
-    largest = held(comparisons, draws)
-    share = _recognisable(answers)
-    reasons = _collapsed(audited_run, answers)
-    plain = next(row for row in residuals if row.attack == "plain")
-    verdict = judge(plain, largest, reasons, share, thresholds, audited_run.baseline)
-    utility = {role: probability(records) for role, records in answers["retain"].items()}
+    logps = {
+        part: {role: mean_logps(records) for role, records in models.items()}
+        for part, models in answers.items()
+    }
+    scores = AuditScores(comparisons, logps, _collapsed(audited_run))
     return {
-        **_written(verdict, largest, residuals),
+        **judged(scores, thresholds, audited_run.baseline),
         "thresholds": thresholds.as_dict(),
         "baseline": audited_run.baseline,
         "forget_rows": len(audited_run.data.forget),
         "models": {model.role: model.path for model in audited_run.models},
         "delivered": config.delivered,
-        "retain_probability": utility,
         "retain_probability_after": _utility_after(audited_run, attacks, left_out, runner),
-        "recognisable": _value(share),
         "membership": _membership(answers),
         "not_run": left_out,
+        "scores": scores.as_json(),
         "cpu_seconds": round(time.process_time() - before, 1),
     }
 
@@ -188,7 +182,9 @@ def _utility_after(
     if audited_run.data.retain is None:
         return {}
     return {
-        name: probability(runner.retain_records(attack, settings, audited_run.unlearned))
+        name: probability(
+            mean_logps(runner.retain_records(attack, settings, audited_run.unlearned))
+        )
         for name, (attack, settings) in attacks.items()
         if attack.kind == "merged" and name not in left_out
     }
@@ -223,70 +219,25 @@ def _answers(audited_run: AuditedRun, runner: AttackRunner) -> Answers:
     return answers
 
 
-def _collapsed(audited_run: AuditedRun, answers: Answers) -> list[str]:
-    """By what the model is broken: as its evaluation has it, or by what it says of retain rows."""
-    reasons = []
+def _collapsed(audited_run: AuditedRun) -> list[str]:
+    """By what its evaluation calls the model broken."""
     logs: Mapping[str, Any] = {}
     if audited_run.unlearned.scale == 1:  # else it is another model than the one that was evaluated
         with suppress(InputError):
             logs = read_run(audited_run.folder).logs
-    for log in logs.values():
-        entry = log.get("collapsed")
-        if entry is not None and entry.value:
-            reasons.append(entry.note or "its evaluation calls it collapsed")
-    retain = {role: probability(records) for role, records in answers["retain"].items()}
-    if not reasons and retain:
-        rule = CollapseRule(utility_floor=0.0)
-        nan, before = float("nan"), retain["target"]
-        rows = 0 if math.isnan(before) else len(answers["retain"]["unlearned"])
-        judged = rule.judge(retain["unlearned"], nan, before, rows).reasons
-        reasons += [f"of the retain rows, {reason}" for reason in judged]
-    return reasons
-
-
-def _recognisable(answers: Answers) -> Value | None:
-    if not answers["holdout"]:
-        return None
-    roles = ("unlearned", "retain")
-    forget, holdout = (
-        [mean_logps(answers[part][role]) for role in roles] for part in ("forget", "holdout")
-    )
-    return recognisable(*forget, *holdout)
+    entries = [log["collapsed"] for log in logs.values() if log.get("collapsed") is not None]
+    return [e.note or "its evaluation calls it collapsed" for e in entries if e.value]
 
 
 def _membership(answers: Answers) -> dict[str, Any]:
     """AUC of telling forget rows from holdout rows, of each model."""
     return {
         role: {
-            name: _value(value)
+            name: value_content(value)
             for name, value in membership(answers["forget"][role], holdout).items()
         }
         for role, holdout in answers["holdout"].items()
     }
-
-
-def probability(records: Sequence[Scored]) -> float:
-    """Mean over rows of the geometric mean of the tokens' probabilities."""
-    return float(np.nanmean(np.exp(mean_logps(records))))
-
-
-def _value(value: Value | None) -> dict[str, Any] | None:
-    return None if value is None else {"value": value.value, "interval95": value.interval}
-
-
-def _written(
-    verdict: Verdict, largest: Held | None, residuals: Sequence[Residual]
-) -> dict[str, Any]:
-    forms = []
-    for row in residuals:
-        entry = dataclasses.asdict(row)
-        entry["residual"], entry["interval95"] = entry.pop("value"), entry.pop("interval")
-        entry["means"] = dict(zip(("unlearned", "target", "retain"), row.means, strict=True))
-        forms.append(entry)
-    bound = None if largest is None else dataclasses.asdict(largest)
-    if bound is not None:
-        bound["interval95"] = bound.pop("interval")
-    return {"verdict": dataclasses.asdict(verdict), "held": bound, "attacks": forms}
 
 
 def _show(content: Mapping[str, Any], file: Path, output: str) -> None:

@@ -20,13 +20,14 @@ from unlora.audits.attack import mean_logps
 from unlora.audits.dial import LARGEST, SCALES, Point, largest_scale, least_scale, rounded
 from unlora.audits.residual import Comparison, draws_of, residual
 from unlora.audits.runner import AttackRunner
+from unlora.audits.scores import probability
 from unlora.audits.subject import collecting_soon
 from unlora.config.audit import AuditConfig
 from unlora.errors import InputError
 from unlora.evals.eval_model import LazyModel
 from unlora.evals.progress import without_library_bars
 from unlora.model.adapter_scale import refuse_filled, scaled, why_not_scalable, write_scaled
-from unlora.recipes.audit import attacks_of, audited, probability, runner_for, thresholds_of
+from unlora.recipes.audit import attacks_of, audited, runner_for, thresholds_of
 from unlora.recipes.audited_run import AuditedRun, find_run
 from unlora.results.audit_log import FOLDER
 from unlora.results.dial_log import FILE
@@ -57,7 +58,7 @@ class Dial:
                 Comparison("plain", "plain", mean_logps(forget), target, retain),
                 draws_of(len(data.forget)),
             )
-            values = (None if records is None else probability(records) for records in others)
+            values = (None if r is None else probability(mean_logps(r)) for r in others)
             self.points[scale] = Point(scale, plain.value, *values)
         return self.points[scale]
 
@@ -164,7 +165,8 @@ class Dial:
         data = self.found.data
         if data.retain is None:
             raise InputError("There are no retain rows to tell the utility by. Give data.retain.")
-        before = probability(self.runner.records(self.found.target.plain(), data.retain))
+        records = self.runner.records(self.found.target.plain(), data.retain)
+        before = probability(mean_logps(records))
         return lambda scale: (self.point(scale).retain or 0.0) >= share * before
 
 

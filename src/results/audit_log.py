@@ -11,6 +11,7 @@ from unlora.runs.run import write_json
 from unlora.runs.safe_loading import read_mapping
 
 FILE, FOLDER = "AUDIT.json", "audit"
+SCORES = "AUDIT_SCORES.json"  # of every row, from which the figures can be computed again
 REMEDY = "Was the audit interrupted? Repeat it: unlora audit RUN."
 Interval = tuple[float, float] | None
 _TRAINED = re.compile(r".*: learning rate (\d+(?:\.\d+)?(?:e[+-]?\d+)?), step (\d+)")

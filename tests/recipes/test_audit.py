@@ -9,7 +9,9 @@ from audited_runs import copy_run, write_config, write_run, write_runs
 from plain_adapters import make_root
 from tiny import LORA, llama
 
+from unlora.audits.scores import AuditScores, judged
 from unlora.audits.subject import AuditedModel
+from unlora.audits.verdict import Thresholds
 from unlora.cli.main import main
 from unlora.model import get_model
 from unlora.model.adapter_scale import scaled
@@ -433,3 +435,11 @@ def test_a_dialled_run_is_never_written_over(runs, capsys):
     words = ("--to=plain", f"--output={runs / 'npo-mine'}", "audit=none")
     assert "is not empty" in refused(capsys, "dial", runs / "npo", *words)
     assert [file.name for file in (runs / "npo-mine").iterdir()] == ["mine.txt"]
+
+
+def test_the_figures_of_an_audit_can_be_computed_from_its_scores_alone(runs):
+    found = audit(runs / "npo", *QUICK)
+    again = judged(AuditScores.from_json(read(runs / "npo", "AUDIT_SCORES.json")),
+                   Thresholds(**found["thresholds"]), found["baseline"])  # fmt: skip
+    written = json.loads(json.dumps(again))
+    assert written == {key: found[key] for key in written} and "held" in written
