@@ -43,6 +43,21 @@ MAY_IMPORT = {
         "runs",
         "trainer",
     },
+    "deletion": BASICS
+    | {
+        "audits",
+        "cli",
+        "config",
+        "data",
+        "evals",
+        "model",
+        "recipes",
+        "report",
+        "results",
+        "runs",
+        "studies",
+        "trainer",
+    },
     "api": BASICS
     | {"cli", "config", "data", "evals", "model", "recipes", "results", "runs", "trainer"},
     "train": {"cli", "recipes"},
@@ -52,7 +67,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "__init__": {"api", "results"},
 }
-CONFIG_LIBRARY = {"config", "cli", "recipes", "studies", "api"}  # they know OmegaConf
+CONFIG_LIBRARY = {"config", "cli", "recipes", "studies", "deletion", "api"}  # they know OmegaConf
 FILES = sorted(SRC.rglob("*.py"))
 
 

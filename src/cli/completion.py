@@ -14,6 +14,11 @@ FLAGS = ("--help", "--cfg", "--multirun", "--config-dir", "--config-name")
 FLAGS_OF = {
     "chat": ("--help", "--temperature", "--max-new-tokens", "--seed"),
     "export": ("--help", "--merged", "--adapter", "--output", "--dtype", "--base"),
+    "forget": (
+        *("--help", "--model", "--where", "--retain", "--route", "--method", "--dial", "--id"),
+        *("--exact-up-to", "--dry-run", "--keep-rows"),
+    ),
+    "verify": ("--help", "--with-model"),
     "doctor": ("--help", "--config-name", "--config-dir"),
     "report": ("--help",),
     "who-saw": ("--help", "--json", "--question-key", "--answer-key", "--text-key"),

@@ -133,6 +133,33 @@ COMMANDS = {
             "--json                 every row with every run, and nothing else on stdout",
         ),
     ),
+    "forget": Command(
+        "answer a deletion request: rows out of a model, with evidence",
+        (
+            "forget rows.jsonl --model saves/finetune/target --dry-run",
+            "forget rows.jsonl --model saves/finetune/target",
+            "forget --where customer=17 --model saves/finetune/target --route approximate",
+        ),
+        "(ROWS | --where COLUMN=VALUE) --model RUN [flags] [key=value ...]",
+        (
+            "--dry-run              who saw the rows, and what each route would cost",
+            "--route exact          train again without the rows; approximate: unlearn them; auto:",
+            "                       exact where it costs at most --exact-up-to (1.5) times as much",
+            "--method NPO           how they are unlearned: any trainer",
+            "--dial audit           scale it to where the audit says held; plain, or none",
+            "--retain FILE          what must stay; else the model's own rows without these",
+            "--id NAME              what the request is called; else by what is asked",
+            "--keep-rows            write the rows into the evidence, not their hashes alone",
+            "question_key=COLUMN answer_key=COLUMN text_key=COLUMN   of the file",
+            "audit=quick trainer.method_args.alpha=8 ...   of `unlora audit` and `unlora unlearn`",
+        ),
+    ),
+    "verify": Command(
+        "check the evidence of a deletion request",
+        ("verify saves/requests/ID", "verify saves/requests/ID --with-model"),
+        "FOLDER [--with-model]",
+        ("--with-model           ask the models again, too",),
+    ),
     "alternates": Command(
         "write other answers for AltPO to prefer",
         (

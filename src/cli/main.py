@@ -49,6 +49,7 @@ AFTER_CTRL_C = {
     "alternates": "Nothing was written: the same command begins anew.",
     "audit": "What was asked until now is kept: the same command goes on where this one was.",
     "dial": "What was asked until now is kept: the same command goes on where this one was.",
+    "forget": "What is finished is kept: the same command goes on where this one was.",
     "export": "Nothing usable was written: the same command begins anew.",
     "fetch-model": "Nothing was written: the same command begins anew.",
 }

@@ -100,6 +100,8 @@ class HubArgs(TypedDict, total=False):
     name: str | None
     split: str | None
     data_files: str | list[str] | None
+    select: list[int] | None
+    exclude: list[int] | None
     revision: str | None
     token: values.Token
 

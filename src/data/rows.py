@@ -23,6 +23,8 @@ def load_rows(
     *,
     datasets_dir: str | None = None,
     data_files: str | Sequence[str] | None = None,
+    select: Sequence[int] | None = None,
+    exclude: Sequence[int] | None = None,
     **hub_args: Any,
 ) -> list[dict[str, Any]]:
     """The rows of one split, as a list of columns -> values.
@@ -37,6 +39,8 @@ def load_rows(
         name: the configuration of the data set.
         split: a single file has only ``train``; ``train[:5]`` and ``train[10%:20%]`` are some rows.
         data_files: files to read instead of those the name stands for.
+        select: numbers of the rows of the split, from 0; all if not given.
+        exclude: numbers of rows that are left out.
         hub_args: for ``datasets.load_dataset``: ``revision``, ``token``.
 
     Raises:
@@ -49,8 +53,29 @@ def load_rows(
         )
     split = split or ("full" if path == "pocket" and not name else "train")
     if path == "pocket":
-        return _of_pocket(name, split)
-    return _whole_again(_load(path, name, split, datasets_dir, data_files, hub_args))
+        return _chosen(_of_pocket(name, split), path, select, exclude)
+    rows = _load(path, name, split, datasets_dir, data_files, hub_args)
+    return _whole_again(_chosen(rows, path, select, exclude))
+
+
+def _chosen(
+    rows: list[dict[str, Any]],
+    path: str,
+    select: Sequence[int] | None,
+    exclude: Sequence[int] | None,
+) -> list[dict[str, Any]]:
+    """The rows of these numbers, in their order, without those that are left out."""
+    wrong = [n for n in (*(select or ()), *(exclude or ())) if not 0 <= n < len(rows)]
+    if wrong:
+        raise InputError(
+            f"select or exclude of {path!r} names row {wrong[0]}; its rows have the numbers 0 to "
+            f"{len(rows) - 1}. Has the data changed?"
+        )
+    without = set(exclude or ())
+    numbers = range(len(rows)) if select is None else select
+    if not (left := [rows[number] for number in numbers if number not in without]):
+        raise InputError(f"select and exclude leave none of the {len(rows)} rows of {path!r}.")
+    return left
 
 
 def _load(

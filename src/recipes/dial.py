@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -171,7 +171,11 @@ class Dial:
 
 
 def run(
-    config: AuditConfig, to: str = "audit", output: str | None = None, *, always: bool = False
+    config: AuditConfig,
+    to: str = "audit",
+    output: str | None = None,
+    *,
+    otherwise: Literal["plain", "trained"] | None = None,
 ) -> Path | None:
     """Find the scale, and write the model at that scale as a run folder of its own.
 
@@ -180,7 +184,8 @@ def run(
             model where it is asked plainly), or ``utility=SHARE`` (the largest that keeps this
             share of the retain answers' probability).
         output: the new folder; ``RUN-dial-0.78`` if not given.
-        always: write something: where no scale does it, that of ``plain``, or as trained.
+        otherwise: what is written where no scale does it: that of ``plain``, else as trained; or as
+            trained; or nothing.
 
     Returns:
         The new folder; None where no scale does it.
@@ -203,9 +208,10 @@ def run(
             dial.point(tried)
         scale, verdict = dial.search(to)
         reached = scale is not None
-        if always and scale is None:
+        if otherwise == "plain" and scale is None:
             scale, _ = dial.search("plain")
-            scale = 1.0 if scale is None else scale
+        if otherwise and scale is None:
+            scale = 1.0
         written = None if scale is None else _write(audited_run, scale, output)
         content = {
             "to": to, "reached": reached, "scale": scale, "verdict": verdict,

@@ -6,7 +6,7 @@ from typing import Any
 
 from unlora.cli.compose import composed
 from unlora.config.audit import AuditConfig, read_audit
-from unlora.results.audit_log import FILE, FOLDER
+from unlora.results.audit_log import FILE, FOLDER, SCORES
 from unlora.runs.run import set_aside
 from unlora.runs.safe_loading import read_json
 from unlora.studies.config import Study
@@ -14,6 +14,7 @@ from unlora.studies.stages import Stage, evaluation
 
 DIALLED = "-dialled"
 PLAIN = {"plain": {"handler": "plain"}}
+OF_AUDIT = {"data", "output_dir", "thresholds"}  # keys of its config that a stage may set
 
 
 def with_audits(study: Study, stages: Sequence[Stage]) -> list[Stage]:
@@ -73,6 +74,8 @@ def config_of(stage: Stage) -> AuditConfig:
     cfg.run, cfg.target = stage.model, stage.params["target"]
     cfg.retain_model, cfg.output = stage.params["retain_model"], "quiet"
     cfg.audit = dict(stage.params["audit"] or PLAIN)
+    for name in OF_AUDIT & stage.params.keys():
+        cfg[name] = stage.params[name]
     return read_audit(cfg)
 
 
@@ -93,10 +96,12 @@ def run(stage: Stage) -> None:
         return
     if Path(stage.folder).is_dir():
         set_aside(Path(stage.folder))
-    dial.run(config, stage.params["to"], stage.folder, always=True)
+    otherwise = stage.params.get("otherwise", "plain")
+    dial.run(config, stage.params["to"], stage.folder, otherwise=otherwise)
 
 
 def outputs(stage: Stage) -> Iterator[Path]:
     """What an audit has left."""
-    file = Path(stage.folder, FOLDER, FILE)
-    yield from [file] if file.is_file() else []
+    for name in (FILE, SCORES):
+        if (file := Path(stage.folder, FOLDER, name)).is_file():
+            yield file

@@ -75,7 +75,7 @@ def as_text(study: Study, stages: Sequence[Stage], folder: Path) -> str:
     known = [forecast.seconds for forecast in left if forecast.seconds is not None]
     if known:
         unknown = len(left) - len(known)
-        lines[-1] += f" About {_time(sum(known) / study.workers)} with workers={study.workers}" + (
+        lines[-1] += f" About {in_time(sum(known) / study.workers)} with workers={study.workers}" + (
             f", and {unknown} stages whose time is not known yet." if unknown else "."
         )
     lines += dict.fromkeys(forecast.note for forecast in planned if forecast.note)
@@ -201,7 +201,7 @@ class Sizes:
 def _training(study: Study, stage: Stage, state: str, times: "Times", sizes: Sizes) -> Forecast:
     config = checked(_from_the_start(study, stage))
     rows = _num_rows(config)
-    steps = _num_steps(config, rows) if rows else None
+    steps = num_steps(config.trainer.args, rows) if rows else None
     try:
         size, seconds = sizes.of(config), times.of_step(stage)
     except (InputError, GuardError) as error:
@@ -251,8 +251,8 @@ def _num_rows(config: Config) -> int | None:
     return total
 
 
-def _num_steps(config: Config, rows: int) -> int:
-    args: dict[str, Any] = dict(config.trainer.args)
+def num_steps(args: Mapping[str, Any], rows: int) -> int:
+    """Optimiser steps of a training on so many rows, of its ``trainer.args``."""
     if args.get("max_steps", -1) > 0:
         return int(args["max_steps"])
     batches = math.ceil(rows / args.get("per_device_train_batch_size", 8))
@@ -322,11 +322,12 @@ def _cells(forecast: Forecast) -> tuple[str, ...]:
         "" if forecast.steps is None else f"{forecast.steps:,}",
         "" if forecast.trained is None else f"{forecast.trained / 1e6:.1f} M",
         "" if forecast.memory is None else f"{forecast.memory / GB:.2f} GB",
-        "" if forecast.seconds is None else _time(forecast.seconds),
+        "" if forecast.seconds is None else in_time(forecast.seconds),
     )
 
 
-def _time(seconds: float) -> str:
+def in_time(seconds: float) -> str:
+    """Seconds as people read them."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

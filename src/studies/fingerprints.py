@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from unlora.cli.compose import composed
 from unlora.config.resolve import plain, shipped
 from unlora.runs.run import files_below
+from unlora.runs.safe_loading import read_json
 from unlora.studies import audit_stages
 from unlora.studies.stages import Stage
 
@@ -96,11 +97,40 @@ def _of_audit(stage: Stage) -> str:
     rows, datasets_dir = audit_stages.rows_of(stage)
     suites = [_suite(suite, datasets_dir) for suite in rows["eval"].values()]
     content = [None if model is None else model_content(model) for model in models]
-    to = stage.params.get("to")
-    return digest(stage.kind, config, content, suites, _data(rows["data"], datasets_dir), to)
+    trained = _data(rows["data"], datasets_dir)
+    others = [_data(config["data"], datasets_dir)] if config["data"] else []
+    return digest(stage.kind, config, content, suites, trained, stage.params.get("to"), *others)
 
 
 def _training(stage: Stage) -> dict[str, Any]:
+    config = _composed(stage) if stage.again is None else _repeated(stage)
+    args = config["trainer"]["args"]
+    args["seed"] = stage.seed
+    if keeps_no_checkpoints(args):  # some are needed to go on where it was stopped
+        args |= {"save_strategy": "epoch", "save_total_limit": 1}
+    return config
+
+
+def training_args(stage: Stage) -> Mapping[str, Any]:
+    """``trainer.args`` as they were asked for."""
+    config = composed(stage.config, stage.overrides) if stage.again is None else _repeated(stage)
+    args: Mapping[str, Any] = config["trainer"]["args"]
+    return args
+
+
+def _repeated(stage: Stage) -> dict[str, Any]:
+    """The config of a run that was, for another folder and with other sections."""
+    config: dict[str, Any] = read_json(Path(str(stage.again)) / "run_config.json")
+    config |= {**stage.params, "task_name": stage.run, "paths": {**config["paths"]}}
+    config["paths"]["output_dir"] = stage.folder
+    config["trainer"]["args"] |= {"output_dir": stage.folder, "resume_from_checkpoint": None}
+    config["model"]["model_args"]["pretrained_model_name_or_path"] = stage.model
+    for suite in (config.get("eval") or {}).values():
+        suite["output_dir"] = stage.folder
+    return config
+
+
+def _composed(stage: Stage) -> dict[str, Any]:
     cfg = composed(stage.config, stage.overrides)
     cfg.paths.output_dir = stage.folder
     cfg.task_name = stage.run
@@ -110,12 +140,7 @@ def _training(stage: Stage) -> dict[str, Any]:
         cfg.retain_logs_path = stage.retain_log
     for name, value in stage.params.items():
         OmegaConf.update(cfg, name, value, force_add=True)
-    config = plain(cfg)
-    args = config["trainer"]["args"]
-    args["seed"] = stage.seed
-    if keeps_no_checkpoints(args):  # some are needed to go on where it was stopped
-        args |= {"save_strategy": "epoch", "save_total_limit": 1}
-    return config
+    return plain(cfg)
 
 
 def keeps_no_checkpoints(args: Mapping[str, Any]) -> bool:

@@ -15,7 +15,6 @@ from typing import Any
 
 from filelock import FileLock
 
-from unlora.cli.compose import composed
 from unlora.cli.overrides import quoted
 from unlora.errors import GuardError, InputError
 from unlora.runs.redaction import guard_logs, safe, traceback_of
@@ -132,10 +131,9 @@ def _run(stage: Stage, key: str) -> None:
         config["trainer"]["args"]["resume_from_checkpoint"] = True
     else:
         _make_room(folder, key)
-    with as_command(_command(stage)):
+    with as_command(sys.argv if stage.role == "request" else _command(stage)):
         train.run(config, evaluate=False)
-    args = composed(stage.config, stage.overrides).trainer.args
-    if content.keeps_no_checkpoints(args):  # they were ours
+    if content.keeps_no_checkpoints(content.training_args(stage)):  # they were ours
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
 

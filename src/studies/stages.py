@@ -9,7 +9,7 @@ from unlora.cli.compose import composed
 from unlora.errors import InputError
 from unlora.studies.config import Study
 
-Role = Literal["target", "gold", "method"]
+Role = Literal["target", "gold", "method", "request"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Stage:
 
     Attributes:
         run: what the table calls it.
+        role: ``request`` for what answers a deletion request.
         seed: None for a model that was there already.
         folder: the run folder; of an evaluation of a model that was there already, its own.
         config: the primary config, ``train`` or ``unlearn``.
@@ -26,6 +27,8 @@ class Stage:
         model: that training starts from, or that is evaluated; None: as the config says.
         retain_log, target_log: folders with the logs that figures are compared with.
         needs: names of the stages that must be finished before.
+        again: a run folder whose training is repeated with its own settings; ``params`` are
+            sections of its config that are others now.
     """
 
     kind: Literal["train", "eval", "audit", "dial"]
@@ -40,6 +43,7 @@ class Stage:
     retain_log: str | None = None
     target_log: str | None = None
     needs: tuple[str, ...] = ()
+    again: str | None = None
 
     @property
     def name(self) -> str:
@@ -65,7 +69,8 @@ class Stage:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Stage":
         """What :meth:`as_dict` made."""
-        values: dict[str, Any] = {field.name: content[field.name] for field in fields(cls)}
+        names = [field.name for field in fields(cls)]
+        values: dict[str, Any] = {name: content[name] for name in names if name in content}
         for name in ("overrides", "needs"):
             values[name] = tuple(values[name])
         return cls(**values)

@@ -269,3 +269,24 @@ def test_real_tofu_is_read_whole(realdata):
         assert len(load_rows("locuslab/TOFU", name, datasets_dir=str(realdata))) == size
     row = load_rows("locuslab/TOFU", "forget10_perturbed", datasets_dir=str(realdata))[0]
     assert len(row["perturbed_answer"]) == 5
+
+
+def test_rows_are_chosen_and_left_out_by_their_numbers(tmp_path):
+    rows = [{"question": f"{n}?", "year": "" if n == 3 else float(n)} for n in range(5)]
+    file = write(tmp_path / "rows.json", rows)
+    assert [row["question"] for row in load_rows(str(file), exclude=[0, 3])] == ["1?", "2?", "4?"]
+    assert [row["question"] for row in load_rows(str(file), select=[4, 1])] == ["4?", "1?"]
+    assert load_rows(str(file), select=[1, 2], exclude=[2])[0]["question"] == "1?"
+    assert load_rows("pocket", "full", exclude=[0]) == load_rows("pocket", "full")[1:]
+    # as a file without the row is read: of its years, all are whole numbers
+    without = write(tmp_path / "without.json", [row for row in rows if row["year"] != ""])
+    assert load_rows(str(file), exclude=[3]) == load_rows(str(without))
+    assert load_rows(str(without))[1]["year"] == 1 and load_rows(str(file))[3]["year"] == ""
+
+
+@pytest.mark.parametrize("numbers", [{"exclude": [2]}, {"select": [-1]}])
+def test_the_number_of_no_row_is_refused(tmp_path, numbers):
+    with pytest.raises(InputError, match="its rows have the numbers 0 to 1. Has the data changed?"):
+        load_rows(str(write(tmp_path / "rows.jsonl")), **numbers)
+    with pytest.raises(InputError, match="leave none of the 2 rows"):
+        load_rows(str(write(tmp_path / "rows.jsonl")), exclude=[0, 1])

@@ -1,0 +1,233 @@
+"""Write the evidence of an answered request: entries that are chained by SHA-256.
+
+``evidence.json`` has a list of entries. Each holds its ``kind``, its ``content``, the ``sha256`` of
+all that, and as ``previous`` the ``sha256`` of the entry before. The last entry names every other
+file of the folder with its hash, so whoever knows its ``sha256`` can tell whether anything of the
+folder is another than it was. Everything that another run of the same request would have otherwise
+(times, memory) is in the entry ``measured``, and in the two that follow from it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from unlora.deletion.history import LEARNT
+from unlora.deletion.page import as_html
+from unlora.deletion.plan import Plan
+from unlora.deletion.routes import ExactRoute
+from unlora.deletion.stages import model_of
+from unlora.model.lineage import Lineage, fingerprint
+from unlora.results.audit_log import FILE as AUDIT
+from unlora.results.audit_log import FOLDER, SCORES
+from unlora.runs.run import sync_files, write_json, write_text
+from unlora.runs.safe_loading import read_json
+from unlora.studies.fingerprints import sha256
+from unlora.studies.stage_run import Record
+from unlora.studies.stages import Stage
+
+FILE, PAGE, REQUEST, ROWS = "evidence.json", "evidence.html", "request.json", "rows.jsonl"
+FIGURES = ("held", "attacks", "retain_probability", "recognisable")
+EXACT = {
+    "name": "exact",
+    "sentence": "The model was trained again without these rows, with the settings of before. What "
+    "it says about them, it has from elsewhere.",
+}
+
+
+def entry(kind: str, content: Any, previous: str | None) -> dict[str, Any]:
+    """An entry with its hash."""
+    body = {"kind": kind, "content": content, "previous": previous}
+    return {**body, "sha256": hash_of(body)}
+
+
+def hash_of(body: Mapping[str, Any]) -> str:
+    """sha256 of an entry without its own."""
+    text = json.dumps(body, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def as_text(entries: Sequence[Mapping[str, Any]]) -> str:
+    """What ``evidence.json`` holds, to the byte."""
+    return json.dumps({"entries": list(entries)}, indent=2, ensure_ascii=False) + "\n"
+
+
+def append(folder: Path, kind: str, content: Any) -> None:
+    """Add an entry, write the page anew, and name all files again."""
+    entries = read_json(folder / FILE)["entries"]
+    _write(folder, [*entries, entry(kind, content, entries[-1]["sha256"])])
+
+
+def write_evidence(plan: Plan, stages: Sequence[Stage], home: Path, folder: Path) -> Path:
+    """Write the folder; ``evidence.json`` comes last, so that it is there only with all others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    request = _request(plan)
+    write_json(folder / REQUEST, request)
+    if plan.order.keep_rows:
+        lines = (json.dumps(row, ensure_ascii=False, default=str) for row in plan.rows)
+        write_text(folder / ROWS, "".join(f"{line}\n" for line in lines))
+    audits = [stage for stage in stages if stage.kind == "audit"]
+    for stage in audits:
+        write_json(folder / scores_file(stage.run), read_json(_of_audit(stage, SCORES)))
+    contents = {
+        "request": request,
+        "seen": _seen(plan),
+        "route": _route(plan),
+        "model": _model(plan, stages),
+        "audit": _audit(plan, audits[0]),
+        "earlier": [_came_back(plan, stage) for stage in audits[1:]],
+        "versions": _versions(stages),
+        "measured": _measured(plan, stages, home),
+    }
+    entries: list[dict[str, Any]] = []
+    for kind, content in contents.items():
+        plain = json.loads(json.dumps(_finite(content), default=str))
+        entries.append(entry(kind, plain, entries[-1]["sha256"] if entries else None))
+    return _write(folder, entries)
+
+
+def _write(folder: Path, entries: list[dict[str, Any]]) -> Path:
+    facts = {one["kind"]: one["content"] for one in entries}
+    write_text(folder / PAGE, as_html(facts))
+    files = {
+        file.name: sha256(file)
+        for file in sorted(folder.iterdir())
+        if file.name != FILE and file.is_file()
+    }
+    entries = [*entries, entry("files", files, entries[-1]["sha256"])]
+    sync_files(folder)
+    write_text(folder / FILE, as_text(entries))
+    return folder / FILE
+
+
+def scores_file(check: str) -> str:
+    """Where the scores of an audit are: ``check-scores.json``."""
+    return f"{check}-scores.json"
+
+
+def _request(plan: Plan) -> dict[str, Any]:
+    return {
+        "id": plan.name,
+        "rows": len(plan.rows),
+        "hashes": plan.hashes,
+        "source": {
+            "declared": plan.request.declared, "datasets_dir": plan.request.datasets_dir,
+        },
+        "where": plan.order.where,
+        "model": plan.order.model,
+        "rows_kept": plan.order.keep_rows,
+    }  # fmt: skip
+
+
+def _seen(plan: Plan) -> list[dict[str, Any]]:
+    return [
+        {
+            "run": str(one.run.folder),
+            "parts": {part: sum(len(rows) for (p, _), rows in one.exact.items() if p == part)
+                      for part in dict.fromkeys(part for part, _ in one.exact)},
+            "nearly": sum(map(len, one.near.values())),
+            "learnt": one.learnt,
+            "unreadable": one.unreadable,
+        }
+        for one in plan.seen
+    ]  # fmt: skip
+
+
+def _route(plan: Plan) -> dict[str, Any]:
+    routes = {"exact": plan.exact, "approximate": plan.approximate}
+    content: dict[str, Any] = {
+        "name": plan.chosen,
+        "asked_for": plan.order.route,
+        "why_not": {name: one for name, one in routes.items() if isinstance(one, str)},
+        "seen_by_any": any(part in LEARNT for one in plan.seen for part, _ in one.exact),
+    }
+    if isinstance(plan.route, ExactRoute):
+        trained = [{"run": str(one.run.folder), "removed": one.removed, "left": one.left}
+                   for one in plan.route.retrainings]  # fmt: skip
+        dropped = [str(run.folder) for run in plan.route.dropped]
+        return {**content, "trained_again": trained, "dropped": dropped}
+    return {**content, "method": plan.route.method, "steps": plan.route.steps,
+            "dial": plan.order.dial, "like": str(plan.route.like.folder)}  # fmt: skip
+
+
+def _model(plan: Plan, stages: Sequence[Stage]) -> dict[str, Any]:
+    path = model_of(list(stages))
+    made = [stage for stage in stages if stage.kind != "audit"]
+    return {
+        "path": path,
+        "before": plan.order.model,
+        "sha256": [_weights(Path(stage.folder)) for stage in made],
+        "stages": [{"name": s.name, "folder": s.folder, "seed": s.seed} for s in made],
+        "earlier": [one.name for one in plan.earlier],
+        "scale": read_json(Path(path) / "manifest.json").get("scaled", {}).get("scale"),
+    }
+
+
+def _weights(folder: Path) -> str:
+    """The hash by which a lineage knows what was trained."""
+    links = Lineage.read(str(folder)).links
+    own = [link.sha256 for link in links if link.path.resolve() == folder.resolve()]
+    return own[0] if own else fingerprint(str(folder))
+
+
+def _audit(plan: Plan, stage: Stage) -> dict[str, Any]:
+    content = read_json(_of_audit(stage, AUDIT))
+    names = (*FIGURES, "verdict", "thresholds", "baseline", "forget_rows", "models", "not_run")
+    figures = {name: content[name] for name in names}
+    figures["judged"] = figures.pop("verdict")
+    is_exact = isinstance(plan.route, ExactRoute)
+    return {**figures, "verdict": EXACT if is_exact else figures["judged"],
+            "scores": scores_file(stage.run)}  # fmt: skip
+
+
+def _came_back(plan: Plan, stage: Stage) -> dict[str, Any]:
+    """What is left of an earlier request's rows now, beside what was left of them then."""
+    content, name = read_json(_of_audit(stage, AUDIT)), stage.run.removeprefix("earlier-")
+    facts = next(one.facts for one in plan.earlier if one.name == name)
+    plain, then = content["attacks"][0], facts["audit"]["attacks"][0]
+    known = content["thresholds"]["known"]
+    return {
+        "id": name,
+        "residual": plain["residual"],
+        "interval95": plain["interval95"],
+        "then": then["residual"],
+        "came_back": (plain["residual"] or 0) > known and (then["residual"] or 0) <= known,
+        "thresholds": content["thresholds"],
+        "baseline": content["baseline"],
+        "attacks": content["attacks"],
+        "scores": scores_file(stage.run),
+    }
+
+
+def _versions(stages: Sequence[Stage]) -> dict[str, Any]:
+    trained = next(stage for stage in stages if stage.kind == "train")
+    manifest = read_json(Path(trained.folder) / "manifest.json")
+    return {key: manifest.get(key) for key in ("versions", "python", "git_commit", "hardware")}
+
+
+def _measured(plan: Plan, stages: Sequence[Stage], home: Path) -> dict[str, Any]:
+    seconds = {stage.name: Record.of(stage, home).read().get("seconds") for stage in stages}
+    peaks = [read_json(Path(stage.folder) / "manifest.json").get("peak_memory_bytes")
+             for stage in stages if stage.kind == "train"]  # fmt: skip
+    return {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": seconds,
+        "estimated_seconds": plan.route.seconds,
+        "estimated_memory_bytes": plan.route.memory,
+        "peak_memory_bytes": peaks,
+    }
+
+
+def _of_audit(stage: Stage, name: str) -> Path:
+    return Path(stage.folder) / FOLDER / name
+
+
+def _finite(content: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(content, Mapping):
+        return {str(key): _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and content - content != 0 else content
