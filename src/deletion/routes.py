@@ -277,6 +277,8 @@ def _as_trained(run: PastRun) -> dict[str, Any]:
         params |= {f"model.lora_config.{key}": v for key, v in model["lora_config"].items()}
         if "learning_rate" in args:
             params["trainer.args.learning_rate"] = args["learning_rate"] / 2
+    if place := (run.config.get("paths") or {}).get("datasets_dir"):
+        params["paths.datasets_dir"] = place
     for key in ("gradient_checkpointing", "weight_decay"):
         if key in args:
             params[f"trainer.args.{key}"] = args[key]

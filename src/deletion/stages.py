@@ -88,6 +88,8 @@ def _told(plan: Plan, rows: DataSet, model: str | None = None) -> dict[str, Any]
     config = composed("audit", plan.order.words_of("audit", "thresholds"))
     is_exact = isinstance(plan.route, ExactRoute)
     data = {"forget": as_asked(rows), "retain": as_asked(_some_of(_retain(plan)))}
+    if holdout := _holdout(plan):
+        data["holdout"] = holdout
     return {
         "audit": PLAIN if is_exact else OmegaConf.to_container(config.audit),
         "thresholds": OmegaConf.to_container(config.thresholds),
@@ -115,6 +117,16 @@ def _retain(plan: Plan) -> DataSet:
     part = "train" if last.data.get("train") else "retain"
     name, declared = next(iter(last.data[part].items()))
     return DataSet(part, name, declared, (last.run.config.get("paths") or {}).get("datasets_dir"))
+
+
+def _holdout(plan: Plan) -> dict[str, Any] | None:
+    """Rows that nobody was trained on, where a run of the lineage was evaluated on such."""
+    for one in reversed(plan.seen):
+        for suite in (one.run.config.get("eval") or {}).values():
+            declared = (suite.get("data") or {}).get("holdout") or {}
+            if (declared.get("hf_args") or {}).get("path"):
+                return dict(declared)
+    return None
 
 
 def _some_of(data_set: DataSet) -> DataSet:
