@@ -160,6 +160,11 @@ COMMANDS = {
         "FOLDER [--with-model]",
         ("--with-model           ask the models again, too",),
     ),
+    "rollback": Command(
+        "take a deletion request back: remove its model, where nothing stands on it",
+        ("rollback ID",),
+        "ID",
+    ),
     "alternates": Command(
         "write other answers for AltPO to prefer",
         (

@@ -13,6 +13,8 @@ from unlora.runs.safe_loading import read_json
 
 EVIDENCE = Path("saves/requests")  # what a request leaves to be checked
 MODELS = Path("saves/forget")  # and its models
+KINDS = ("request", "route", "model", "audit")  # of the entries that are read of earlier requests
+DAMAGED = "Put its evidence.json back as it was written, or move the folder away."
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,19 @@ class EarlierRequest:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """Kind of entry -> content, of an evidence folder that is believed; the last of each kind."""
-    entries = read_json(folder / "evidence.json")["entries"]
-    return {entry["kind"]: entry["content"] for entry in entries}
+    """Kind of entry -> content, of an evidence folder that is believed; the last of each kind.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        entries = read_json(folder / "evidence.json")["entries"]
+        facts = {entry["kind"]: entry["content"] for entry in entries}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{str(folder)!r} cannot be read: {error!r}. {DAMAGED}") from error
+    if missing := [kind for kind in KINDS if kind not in facts]:
+        raise InputError(f"{str(folder)!r} has no entry {missing[0]!r}. {DAMAGED}")
+    return facts
 
 
 def answered(evidence: Path = EVIDENCE) -> Iterator[EarlierRequest]:

@@ -7,14 +7,18 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from unlora.deletion.earlier import EVIDENCE, MODELS
-from unlora.deletion.evidence import FILE, PAGE, read_json, write_evidence
+from unlora.config import read
+from unlora.deletion.earlier import EVIDENCE, MODELS, read_facts
+from unlora.deletion.evidence import FILE, PAGE, write_evidence
 from unlora.deletion.plan import Order, as_text, plan
 from unlora.deletion.stages import stages_of
 from unlora.errors import InputError
 from unlora.evals.progress import without_library_bars
+from unlora.recipes.audit import attacks_of, thresholds_of
 from unlora.runs.run import alone, full_disk_in_words, make_writable
-from unlora.studies import scheduler
+from unlora.runs.safe_loading import read_json
+from unlora.studies import audit_stages, scheduler
+from unlora.studies.fingerprints import config_of
 from unlora.studies.stage_run import Record, do
 from unlora.studies.stages import Stage
 
@@ -30,20 +34,17 @@ def run(order: Order, *, dry_run: bool = False) -> Path | None:
             failed; what is finished is kept.
     """
     planned = plan(order)
-    print(as_text(planned))
     evidence, home = EVIDENCE / planned.name, MODELS / planned.name
-    if (evidence / FILE).is_file():
-        raise InputError(
-            f"The request {planned.name} is answered: {evidence / PAGE}. Check it with: unlora "
-            f"verify {evidence}. For another request, give another --id."
-        )
+    _refuse_answered(evidence)
+    stages = stages_of(planned, home)
+    _check(stages)
+    print(as_text(planned))
     if dry_run:
         print("Nothing was trained: --dry-run.")
         return None
     make_writable(home, "folder of the request", "Give another --id, and")
     print(f"request {planned.name}")
     with alone(home), full_disk_in_words(home), without_library_bars():
-        stages = stages_of(planned, home)
         logging.getLogger().setLevel(logging.WARNING)
         done = scheduler.run(stages, home, _in_turn)
         if done.failed:
@@ -55,6 +56,26 @@ def run(order: Order, *, dry_run: bool = False) -> Path | None:
     return evidence
 
 
+def _refuse_answered(evidence: Path) -> None:
+    if not (evidence / FILE).is_file():
+        return
+    undone = "rolled back" in read_facts(evidence)
+    raise InputError(
+        f"The request {evidence.name} is {'rolled back' if undone else 'answered'}: "
+        f"{evidence / PAGE}. For another request, give another --id."
+    )
+
+
+def _check(stages: Sequence[Stage]) -> None:
+    """Raise InputError for what a config of a stage has wrong, before anything is trained."""
+    for stage in stages:
+        if stage.kind == "train":
+            read(config_of(stage))
+        else:
+            config = audit_stages.config_of(stage)
+            attacks_of(config), thresholds_of(config)
+
+
 def _in_turn(stages: Sequence[tuple[Stage, Record]]) -> list[str | None]:
     """Do stages in this process, one after another."""
     return [do(stage, record) for stage, record in stages]
@@ -62,7 +83,7 @@ def _in_turn(stages: Sequence[tuple[Stage, Record]]) -> list[str | None]:
 
 def _say(evidence: Path) -> None:
     entries = read_json(evidence / FILE)["entries"]
-    facts = {one["kind"]: one["content"] for one in entries}
+    facts = read_facts(evidence)
     print(f"\n{facts['audit']['verdict']['sentence']}")
     for one in facts["earlier"]:
         left = f"{100 * (one['residual'] or 0):.0f} % of what was known of its rows is there"

@@ -61,7 +61,9 @@ def _mistakes(folder: Path) -> Iterator[str]:
     if entries[-1]["kind"] != "files":
         yield f"{FILE}: its end is missing"
     facts = {one["kind"]: one["content"] for one in entries}
-    yield from _changed_files(folder, facts["files"])
+    if changed := list(_changed_files(folder, facts["files"])):
+        yield from changed
+        return
     if json.loads((folder / REQUEST).read_bytes()) != facts["request"]:
         yield f"{REQUEST}: it is not what {FILE} says was asked"
     for audit in (facts["audit"], *facts["earlier"]):

@@ -81,3 +81,35 @@ def test_a_dry_run_says_what_each_route_costs_and_trains_nothing(home, capsys):
     assert "-> exact        about" in said and "of memory: train again" in said
     assert "unlearn with NPO in 20 steps" in said
     assert not Path("saves/forget").exists() and not Path("saves/requests").exists()
+
+
+def test_a_second_request_asks_the_rows_of_the_first_again_and_can_be_taken_back(home, capsys):
+    forget("--where", "customer=1", "--model", MODEL, "--route", "approximate", *QUICK,
+           "--id", "first")  # fmt: skip
+    model = facts("first")["model"]["path"]
+    forget("--where", "customer=2", "--model", model, "--route", "approximate", *QUICK,
+           "--id", "second")  # fmt: skip
+    known = facts("second")
+    assert known["model"]["earlier"] == ["first"]
+    [again] = known["earlier"]
+    assert again["id"] == "first" and again["residual"] is not None
+    trained = json.loads(Path("saves/forget/second/NPO/manifest.json").read_text())["data"]
+    assert trained["retain"]["rows"] == 16  # neither these rows nor those of before
+    assert "first" in Path("saves/requests/second/evidence.html").read_text()
+    main(["verify", "saves/requests/second"])
+    # what is exact now is so for the first request, too, and needs no unlearning of it
+    capsys.readouterr()
+    forget("--where", "customer=3", "--model", known["model"]["path"], "--route", "exact",
+           "--id", "third")  # fmt: skip
+    assert "(12 rows)" in capsys.readouterr().out
+    train("without", write_rows("rows.jsonl", [r for r in ROWS if r["customer"] not in (1, 2, 3)]))
+    assert weights("saves/forget/third/exact") == weights("saves/finetune/without")
+    assert facts("third")["model"]["earlier"] == ["first", "second"]
+    with pytest.raises(SystemExit):
+        main(["rollback", "first"])
+    assert "'saves/forget/second/NPO' stands on the model of first" in capsys.readouterr().err
+    main(["rollback", "second"])
+    assert f"Serve {model}." in capsys.readouterr().out
+    assert not Path("saves/forget/second").exists() and Path(model).is_dir()
+    assert "Rolled back on" in Path("saves/requests/second/evidence.html").read_text()
+    main(["verify", "saves/requests/second"])
