@@ -48,15 +48,10 @@ class AuditScores:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "AuditScores":
         """What :meth:`as_json` wrote."""
-        forms = [
-            Comparison(
-                form["name"],
-                form["attack"],
-                *(_scores(form[role]) for role in ROLES),
-                counts=form["counts"],
-            )
-            for form in content["attacks"]
-        ]
+        forms = []
+        for form in content["attacks"]:
+            rows = {role: _scores(form[role]) for role in ROLES}
+            forms.append(Comparison(form["name"], form["attack"], **rows, counts=form["counts"]))
         logps = {
             part: {role: _scores(numbers) for role, numbers in models.items()}
             for part, models in content["logps"].items()
@@ -67,10 +62,10 @@ class AuditScores:
 def judged(scores: AuditScores, thresholds: Thresholds, baseline: str) -> dict[str, Any]:
     """The verdict with the figures that it rests on, as ``AUDIT.json`` has them."""
     draws = draws_of(len(scores.comparisons[0].unlearned))
-    residuals = [residual(one, draws) for one in scores.comparisons]
+    residuals = [residual(comparison, draws) for comparison in scores.comparisons]
     largest = held(scores.comparisons, draws)
     share = _recognisable(scores)
-    plain = next(one for one in residuals if one.attack == "plain")
+    plain = next(form for form in residuals if form.attack == "plain")
     utility = {role: probability(logps) for role, logps in scores.logps["retain"].items()}
     reasons = list(scores.collapsed) or _broken(utility, scores)
     verdict = judge(plain, largest, reasons, share, thresholds, baseline)
@@ -116,10 +111,10 @@ def _as_content(
     verdict: Verdict, largest: Held | None, residuals: Sequence[Residual]
 ) -> dict[str, Any]:
     forms = []
-    for one in residuals:
-        entry = dataclasses.asdict(one)
+    for form in residuals:
+        entry = dataclasses.asdict(form)
         entry["residual"], entry["interval95"] = entry.pop("value"), entry.pop("interval")
-        entry["means"] = dict(zip(ROLES, one.means, strict=True))
+        entry["means"] = dict(zip(ROLES, form.means, strict=True))
         forms.append(entry)
     content = None if largest is None else dataclasses.asdict(largest)
     if content is not None:

@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     _check(args)
     refuse_broken_stack()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
-    order = import_module("unlora.deletion.plan").Order(
+    order = import_module("unlora.deletion.order").Order(
         model=args.model, rows=args.rows[0] if args.rows else None, where=args.where,
         retain=args.retain, route=args.route, method=args.method, dial=args.dial,
         exact_up_to=args.exact_up_to, name=args.id, keep_rows=args.keep_rows,
@@ -62,7 +62,7 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raise InputError where the words alone show a mistake, before the seconds that torch takes."""
+    """Raise InputError for what the words alone show, before the seconds that torch takes."""
     if len(args.rows) > 1:
         raise InputError(f"One file at a time: {args.rows[0]!r} and {args.rows[1]!r} are two.")
     if bool(args.rows) == bool(args.where):

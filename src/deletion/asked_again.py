@@ -16,7 +16,7 @@ from unlora.results.audit_log import SCORES
 from unlora.runs.safe_loading import read_json
 
 
-def scores_again(facts: Mapping[str, Any], place: Path) -> AuditScores:
+def scores_again(facts: Mapping[str, Any], folder: Path) -> AuditScores:
     """The scores of an audit that asks plainly, and believes no answer that was kept.
 
     Raises:
@@ -31,7 +31,7 @@ def scores_again(facts: Mapping[str, Any], place: Path) -> AuditScores:
     cfg = composed("audit", ["audit=none"])
     cfg.run, cfg.target = models["unlearned"], models["target"]
     cfg.retain_model = None if facts["audit"]["baseline"] == ROOT else models["retain"]
-    cfg.cache, cfg.output, cfg.output_dir = False, "quiet", str(place)
+    cfg.cache, cfg.output, cfg.output_dir = False, "quiet", str(folder)
     cfg.data = {"forget": as_asked(request)}
     audit.run(read_audit(cfg))
-    return AuditScores.from_json(read_json(place / SCORES))
+    return AuditScores.from_json(read_json(folder / SCORES))

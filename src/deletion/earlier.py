@@ -84,14 +84,14 @@ def answered(evidence: Path = EVIDENCE) -> Iterator[EarlierRequest]:
 
 def earlier_requests(model: str, evidence: Path = EVIDENCE) -> tuple[EarlierRequest, ...]:
     """Those that a model stands on, the first one first."""
-    known = {one.name: one for one in answered(evidence)}
+    known = {request.name: request for request in answered(evidence)}
     lineage = Lineage.read(model)
     hashes = [link.sha256 for link in lineage.links]
     if lineage.local_root:
         hashes.insert(0, fingerprint(lineage.root))
     names: list[str] = []
     for sha256 in hashes:
-        for one in known.values():
-            if sha256 in one.facts["model"]["sha256"]:
-                names += [*one.facts["model"]["earlier"], one.name]
+        for request in known.values():
+            if sha256 in request.facts["model"]["sha256"]:
+                names += [*request.facts["model"]["earlier"], request.name]
     return tuple(known[name] for name in dict.fromkeys(names) if name in known)

@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from unlora.deletion.exact_route import ExactRoute
 from unlora.deletion.history import LEARNT
 from unlora.deletion.page import as_html
 from unlora.deletion.plan import Plan
-from unlora.deletion.routes import ExactRoute
 from unlora.deletion.stages import model_of
 from unlora.model.lineage import Lineage, fingerprint
 from unlora.results.audit_log import FILE as AUDIT
@@ -89,7 +89,7 @@ def write_evidence(plan: Plan, stages: Sequence[Stage], home: Path, folder: Path
 
 
 def _write(folder: Path, entries: list[dict[str, Any]]) -> Path:
-    facts = {one["kind"]: one["content"] for one in entries}
+    facts = {item["kind"]: item["content"] for item in entries}
     write_text(folder / PAGE, as_html(facts))
     files = {
         file.name: sha256(file)
@@ -124,14 +124,14 @@ def _request(plan: Plan) -> dict[str, Any]:
 def _seen(plan: Plan) -> list[dict[str, Any]]:
     return [
         {
-            "run": str(one.run.folder),
-            "parts": {part: sum(len(rows) for (p, _), rows in one.exact.items() if p == part)
-                      for part in dict.fromkeys(part for part, _ in one.exact)},
-            "nearly": sum(map(len, one.near.values())),
-            "learnt": one.learnt,
-            "unreadable": one.unreadable,
+            "run": str(seen.run.folder),
+            "parts": {part: sum(len(rows) for (p, _), rows in seen.exact.items() if p == part)
+                      for part in dict.fromkeys(part for part, _ in seen.exact)},
+            "nearly": sum(map(len, seen.near.values())),
+            "learnt": seen.learnt,
+            "unreadable": seen.unreadable,
         }
-        for one in plan.seen
+        for seen in plan.seen
     ]  # fmt: skip
 
 
@@ -140,12 +140,12 @@ def _route(plan: Plan) -> dict[str, Any]:
     content: dict[str, Any] = {
         "name": plan.chosen,
         "asked_for": plan.order.route,
-        "why_not": {name: one for name, one in routes.items() if isinstance(one, str)},
-        "seen_by_any": any(part in LEARNT for one in plan.seen for part, _ in one.exact),
+        "why_not": {name: route for name, route in routes.items() if isinstance(route, str)},
+        "seen_by_any": any(part in LEARNT for seen in plan.seen for part, _ in seen.exact),
     }
     if isinstance(plan.route, ExactRoute):
-        trained = [{"run": str(one.run.folder), "removed": one.removed, "left": one.left}
-                   for one in plan.route.retrainings]  # fmt: skip
+        trained = [{"run": str(again.run.folder), "removed": again.removed, "left": again.left}
+                   for again in plan.route.retrainings]  # fmt: skip
         dropped = [str(run.folder) for run in plan.route.dropped]
         return {**content, "trained_again": trained, "dropped": dropped}
     return {**content, "method": plan.route.method, "steps": plan.route.steps,
@@ -160,7 +160,7 @@ def _model(plan: Plan, stages: Sequence[Stage]) -> dict[str, Any]:
         "before": plan.order.model,
         "sha256": [_weights(Path(stage.folder)) for stage in made],
         "stages": [{"name": s.name, "folder": s.folder, "seed": s.seed} for s in made],
-        "earlier": [one.name for one in plan.earlier],
+        "earlier": [request.name for request in plan.earlier],
         "scale": read_json(Path(path) / "manifest.json").get("scaled", {}).get("scale"),
     }
 
@@ -185,7 +185,7 @@ def _audit(plan: Plan, stage: Stage) -> dict[str, Any]:
 def _came_back(plan: Plan, stage: Stage) -> dict[str, Any]:
     """What is left of an earlier request's rows now, beside what was left of them then."""
     content, name = read_json(_of_audit(stage, AUDIT)), stage.run.removeprefix("earlier-")
-    facts = next(one.facts for one in plan.earlier if one.name == name)
+    facts = next(request.facts for request in plan.earlier if request.name == name)
     plain, then = content["attacks"][0], facts["audit"]["attacks"][0]
     known = content["thresholds"]["known"]
     return {

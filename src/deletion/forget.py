@@ -10,7 +10,9 @@ from pathlib import Path
 from unlora.config import read
 from unlora.deletion.earlier import EVIDENCE, MODELS, read_facts
 from unlora.deletion.evidence import FILE, PAGE, write_evidence
-from unlora.deletion.plan import Order, as_text, plan
+from unlora.deletion.order import Order
+from unlora.deletion.page import percent
+from unlora.deletion.plan import as_text, plan
 from unlora.deletion.stages import stages_of
 from unlora.errors import InputError
 from unlora.evals.progress import without_library_bars
@@ -85,9 +87,10 @@ def _say(evidence: Path) -> None:
     entries = read_json(evidence / FILE)["entries"]
     facts = read_facts(evidence)
     print(f"\n{facts['audit']['verdict']['sentence']}")
-    for one in facts["earlier"]:
-        left = f"{100 * (one['residual'] or 0):.0f} % of what was known of its rows is there"
-        print(f"earlier request {one['id']}: {'CAME BACK: ' if one['came_back'] else ''}{left}")
+    for request in facts["earlier"]:
+        back = "CAME BACK: " if request["came_back"] else ""
+        left = f"{percent(request['residual'])} of what was known of its rows is there"
+        print(f"earlier request {request['id']}: {back}{left}")
     print(f"The model: {facts['model']['path']}")
     print(f"The evidence: {evidence / PAGE}")
     print(f"Its hash, to be kept elsewhere: {entries[-1]['sha256']}")

@@ -1,6 +1,6 @@
 """Look up which runs of a model's lineage were trained on the rows of a request."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,9 +78,9 @@ class PastRun:
         known = self.manifest.get("data") or {}
         model = resolve_model(section_as_written(self.config["model"]))
         chat = Chat(load_tokenizer(model), model.section.template_args)
-        place = (self.config.get("paths") or {}).get("datasets_dir")
+        folder = (self.config.get("paths") or {}).get("datasets_dir")
         seed = self.manifest.get("seed") or 0
-        parts = load_parts(self.config["data"], chat, tuple(known), seed=seed, datasets_dir=place)
+        parts = load_parts(self.config["data"], chat, tuple(known), seed=seed, datasets_dir=folder)
         for part, rows in parts.rows.items():
             if fingerprint(rows) != known[part]:
                 raise InputError(
@@ -151,3 +151,15 @@ def seen_by(run: PastRun, request: DataSet, rows: Rows) -> SeenBy:
     except InputError as error:
         return SeenBy(run, {}, {}, str(error))
     return SeenBy(run, exact, near)
+
+
+def peak_memory(runs: Iterable[PastRun]) -> int | None:
+    """Bytes at the highest peak of some runs, of a GPU where they had one."""
+    peaks = [
+        max(
+            (size for key, size in run.memory.items() if key != "cpu"),
+            default=run.memory.get("cpu"),
+        )
+        for run in runs
+    ]
+    return max((peak for peak in peaks if peak), default=None)

@@ -5,49 +5,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from unlora.deletion.approximate_route import ApproximateRoute, approximate_route
 from unlora.deletion.earlier import EarlierRequest, earlier_requests
+from unlora.deletion.exact_route import ExactRoute, exact_route
 from unlora.deletion.history import PastRun, SeenBy, past_runs, seen_by
+from unlora.deletion.order import Order
 from unlora.deletion.rows import DataSet, data_sets, read_request, rows_where
-from unlora.deletion.routes import ApproximateRoute, ExactRoute, approximate_route, exact_route
 from unlora.deletion.seen import row_hashes
 from unlora.errors import InputError
 from unlora.report.markdown import one_line
 from unlora.runs.run import in_words
 from unlora.studies.dry_run import in_time
 from unlora.studies.fingerprints import digest, model_content
-
-ROUTES = ("auto", "exact", "approximate")
-EXACT_UP_TO = 1.5
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a user asks for.
-
-    Attributes:
-        rows: a file; None with ``where``.
-        words: ``key=value``: columns of the file, settings of the training and of the audit.
-    """
-
-    model: str
-    rows: str | None = None
-    where: str | None = None
-    retain: str | None = None
-    route: str = "auto"
-    method: str = "NPO"
-    dial: str = "audit"
-    exact_up_to: float = EXACT_UP_TO
-    name: str | None = None
-    keep_rows: bool = False
-    words: tuple[str, ...] = ()
-
-    def words_of(self, *sections: str) -> tuple[str, ...]:
-        """Those words that begin with one of these names, with ``~`` and ``+`` before it or not."""
-        return tuple(
-            word
-            for word in self.words
-            if word.lstrip("~+").partition("=")[0].partition(".")[0] in sections
-        )
 
 
 @dataclass(frozen=True)
@@ -77,17 +46,14 @@ class Plan:
     def name(self) -> str:
         """What the request is called: as asked, or the same for the same rows, model and route."""
         method = None if self.chosen == "exact" else [self.order.method, self.order.dial]
-        asked = digest(sorted(self.hashes), model_content(self.order.model), self.chosen, method)
-        return self.order.name or f"request-{asked[:8]}"
+        identity = digest(sorted(self.hashes), model_content(self.order.model), self.chosen, method)
+        return self.order.name or f"request-{identity[:8]}"
 
     @property
     def route(self) -> ExactRoute | ApproximateRoute:
         route = self.exact if self.chosen == "exact" else self.approximate
         assert not isinstance(route, str)
         return route
-
-
-COLUMNS, OF_AUDIT = ("question_key", "answer_key", "text_key"), ("audit", "thresholds")
 
 
 def plan(order: Order) -> Plan:
@@ -100,22 +66,17 @@ def plan(order: Order) -> Plan:
     request, rows = _request(order, runs)
     seen = tuple(seen_by(run, request, rows) for run in runs)
     before = earlier_requests(order.model)
-    also = [one.seen_by(runs) for one in before]
+    also = [request.seen_by(runs) for request in before]
     exact = _or_why_not(lambda: exact_route(seen, also))
-    retain = read_request(order.retain, {})[0] if order.retain else None
-    training = tuple(w for w in order.words if w not in order.words_of(*COLUMNS, *OF_AUDIT))
-    approximate = _or_why_not(
-        lambda: approximate_route(seen, also, request, len(rows), order.method, training, retain)
-    )
+    approximate = _or_why_not(lambda: approximate_route(order, request, len(rows), seen, also))
     chosen = _choice(order, seen, exact, approximate)
     return Plan(order, request, rows, seen, before, exact, approximate, chosen)
 
 
 def _request(order: Order, runs: Sequence[PastRun]) -> tuple[DataSet, list[dict[str, Any]]]:
     if order.where is None:
-        columns = dict(word.split("=", 1) for word in order.words_of(*COLUMNS))
-        return read_request(str(order.rows), columns)
-    sets = [one for run in runs for one in data_sets(run.config, "train", "retain")]
+        return read_request(str(order.rows), order.columns)
+    sets = [data_set for run in runs for data_set in data_sets(run.config, "train", "retain")]
     return rows_where(sets, order.where)
 
 
@@ -138,7 +99,7 @@ def _choice(order: Order, seen: Sequence[SeenBy], exact: Any, approximate: Any) 
             raise InputError(why_not)
         return order.route
     if isinstance(exact, str):
-        nobody = not any(one.learnt or one.unreadable for one in seen)
+        nobody = not any(run.learnt or run.unreadable for run in seen)
         if nobody or isinstance(approximate, str):
             raise InputError(exact)
         return "approximate"
@@ -152,11 +113,11 @@ def _choice(order: Order, seen: Sequence[SeenBy], exact: Any, approximate: Any) 
 def as_text(plan: Plan) -> str:
     """Who saw the rows, the routes and what they would cost, for people."""
     lines = [f"{len(plan.rows)} rows, of which"]
-    for one in plan.seen:
-        near = sum(map(len, one.near.values()))
+    for run_rows in plan.seen:
+        near = sum(map(len, run_rows.near.values()))
         more = f", and {near} more that are nearly the same" if near else ""
-        count = one.unreadable or f"{one.learnt or one.count} were in its data{more}"
-        lines.append(f"  {one.run.folder}: {count}")
+        count = run_rows.unreadable or f"{run_rows.learnt or run_rows.count} were in its data{more}"
+        lines.append(f"  {run_rows.run.folder}: {count}")
     for name, route in (("exact", plan.exact), ("approximate", plan.approximate)):
         mark = "->" if name == plan.chosen else "  "
         if isinstance(route, str):
@@ -170,7 +131,7 @@ def as_text(plan: Plan) -> str:
 
 def _what(route: ExactRoute | ApproximateRoute) -> str:
     if isinstance(route, ExactRoute):
-        runs = ", ".join(f"{one.run.folder} ({one.left} rows)" for one in route.retrainings)
+        runs = ", ".join(f"{again.run.folder} ({again.left} rows)" for again in route.retrainings)
         gone = ", ".join(str(run.folder) for run in route.dropped)
         return f"train again {runs}" + (f"; {gone} has nothing left to forget" if gone else "")
     training = "" if route.training_seconds is None else f" ({in_time(route.training_seconds)})"

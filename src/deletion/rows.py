@@ -76,12 +76,12 @@ class DataSet:
 
 def data_sets(config: Mapping[str, Any], *parts: str) -> Iterator[DataSet]:
     """The data sets of a run's config, of these parts."""
-    place = (config.get("paths") or {}).get("datasets_dir")
+    folder = (config.get("paths") or {}).get("datasets_dir")
     for part in parts:
         sets = (config.get("data") or {}).get(part)
         for name, declared in sets.items() if isinstance(sets, Mapping) else ():
             if declared:
-                yield DataSet(part, name, declared, place)
+                yield DataSet(part, name, declared, folder)
 
 
 def read_request(file: str, columns: Mapping[str, str]) -> tuple[DataSet, list[dict[str, Any]]]:

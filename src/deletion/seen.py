@@ -1,4 +1,4 @@
-"""Find rows among others, and hash them. (Stands in for ``unlora.recipes.who_saw``.)"""
+"""Find rows among others, and hash them."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -7,14 +7,14 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from unlora.cli.compose import composed
+from unlora.deletion.approximate_route import RETAIN_ROWS, ApproximateRoute
 from unlora.deletion.earlier import EVIDENCE, answered
+from unlora.deletion.exact_route import ExactRoute
 from unlora.deletion.plan import Plan
 from unlora.deletion.rows import TEXT, DataSet
-from unlora.deletion.routes import ApproximateRoute, ExactRoute
 from unlora.studies.audit_stages import DIALLED, PLAIN
 from unlora.studies.stages import Stage
 
-RETAIN_ROWS = 200  # by which an audit tells what is left of the rest
 OF_EVALUATION = ("question_key", "answer_key", "text_key", "max_length", "hf_args")
 
 
@@ -39,17 +39,17 @@ def model_of(stages: list[Stage]) -> str:
 def _retrained(route: ExactRoute, home: Path) -> list[Stage]:
     stages: list[Stage] = []
     model = route.start
-    for number, one in enumerate(route.retrainings, start=1):
-        config = one.run.config
+    for number, again in enumerate(route.retrainings, start=1):
+        config = again.run.config
         name = "exact" if number == len(route.retrainings) else f"exact-{number}"
-        layout = one.run.manifest.get("batch_layout") or {}
-        params: dict[str, Any] = {"data": one.data}
+        layout = again.run.manifest.get("batch_layout") or {}
+        params: dict[str, Any] = {"data": again.data}
         if layout.get("processes", 1) > 1:  # the rows of a step stay, however many share them
-            params["global_batch_size"] = one.run.manifest["effective_batch"]
+            params["global_batch_size"] = again.run.manifest["effective_batch"]
         stages.append(Stage(
             "train", name, "request", config["trainer"]["args"].get("seed", 42), str(home / name),
             "unlearn" if config["mode"] == "unlearn" else "train", (), params, model=model,
-            needs=(stages[-1].name,) if stages else (), again=str(one.run.folder),
+            needs=(stages[-1].name,) if stages else (), again=str(again.run.folder),
         ))  # fmt: skip
         model = stages[-1].folder
     return stages
@@ -85,9 +85,11 @@ def _told(plan: Plan, rows: DataSet, model: str | None = None) -> dict[str, Any]
 
     Of a model that was trained again there is nothing to attack: it is the retain model itself.
     """
-    config = composed("audit", plan.order.words_of("audit", "thresholds"))
+    config = composed("audit", plan.order.audit_words)
     is_exact = isinstance(plan.route, ExactRoute)
-    data = {"forget": as_asked(rows), "retain": as_asked(_some_of(_retain(plan)))}
+    data = {"forget": as_asked(rows)}
+    if retain := _retain(plan):
+        data["retain"] = as_asked(_some_of(retain))
     if holdout := _holdout(plan):
         data["holdout"] = holdout
     return {
@@ -101,18 +103,18 @@ def _told(plan: Plan, rows: DataSet, model: str | None = None) -> dict[str, Any]
 
 def _earlier(plan: Plan, model: str, home: Path, needs: str) -> Iterator[Stage]:
     """Asks the rows of every earlier request again, plainly."""
-    for one in plan.earlier:
+    for request in plan.earlier:
         yield _check(
-            plan, model, home / f"earlier-{one.name}", one.request, needs, audit=PLAIN,
-            target=one.facts["model"]["before"],
+            plan, model, home / f"earlier-{request.name}", request.request, needs, audit=PLAIN,
+            target=request.facts["model"]["before"],
         )  # fmt: skip
 
 
-def _retain(plan: Plan) -> DataSet:
+def _retain(plan: Plan) -> DataSet | None:
     """The first data set of what is to be kept."""
     route = plan.route
     if isinstance(route, ApproximateRoute):
-        return route.retain[0]
+        return route.retain[0] if route.retain else None
     last = route.retrainings[-1]
     part = "train" if last.data.get("train") else "retain"
     name, declared = next(iter(last.data[part].items()))
@@ -121,8 +123,8 @@ def _retain(plan: Plan) -> DataSet:
 
 def _holdout(plan: Plan) -> dict[str, Any] | None:
     """Rows that nobody was trained on, where a run of the lineage was evaluated on such."""
-    for one in reversed(plan.seen):
-        for suite in (one.run.config.get("eval") or {}).values():
+    for run_rows in reversed(plan.seen):
+        for suite in (run_rows.run.config.get("eval") or {}).values():
             declared = (suite.get("data") or {}).get("holdout") or {}
             if (declared.get("hf_args") or {}).get("path"):
                 return dict(declared)
@@ -148,9 +150,9 @@ def as_asked(data_set: DataSet) -> dict[str, Any]:
 def _exact_model(plan: Plan) -> str | None:
     """The model that an exact answer to the same request has made, where there is one."""
     hashes = plan.hashes
-    for one in answered(EVIDENCE):
-        is_exact = one.facts["route"]["name"] == "exact"
-        if is_exact and one.facts["request"]["hashes"] == hashes:
-            if (model := one.facts["model"]["path"]) and Path(model).is_dir():
-                return str(model)
+    for request in answered(EVIDENCE):
+        model, is_exact = request.facts["model"], request.facts["route"]["name"] == "exact"
+        is_same = is_exact and request.facts["request"]["hashes"] == hashes
+        if is_same and Path(model["path"]).is_dir():
+            return str(model["path"])
     return None

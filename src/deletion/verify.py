@@ -26,23 +26,25 @@ def run(folder: str, *, with_model: bool = False) -> str:
         InputError: the folder holds no evidence, or the models are not there.
         GuardError: something was changed; each file is named.
     """
-    place = Path(folder)
-    if not (place / FILE).is_file():
-        raise InputError(f"{folder!r} has no {FILE}. Give a folder: unlora verify saves/requests/ID")
+    evidence = Path(folder)
+    if not (evidence / FILE).is_file():
+        raise InputError(
+            f"{folder!r} has no {FILE}. Give a folder: unlora verify saves/requests/ID"
+        )
     try:
-        wrong = list(_mistakes(place))
+        wrong = list(_mistakes(evidence))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         wrong = [f"{FILE}: it is not as it was written ({type(error).__name__}: {error})"]
     if wrong:
         raise GuardError("\n".join(wrong))
-    entries = json.loads((place / FILE).read_text("utf-8"))["entries"]
+    entries = json.loads((evidence / FILE).read_text("utf-8"))["entries"]
     facts = {entry["kind"]: entry["content"] for entry in entries}
     lines = [
         f"{len(entries)} entries and {len(facts['files'])} files are as they were written.",
         f"The figures of {1 + len(facts['earlier'])} audits follow from their scores.",
     ]
     if with_model:
-        lines.append(_answers(facts, place))
+        lines.append(_answers(facts, evidence))
     lines += [facts["audit"]["verdict"]["sentence"], f"Its hash: {entries[-1]['sha256']}"]
     return "\n".join(lines)
 
@@ -53,14 +55,14 @@ def _mistakes(folder: Path) -> Iterator[str]:
     if as_text(entries).encode() != text:
         yield f"{FILE}: it is not as it was written"
     previous = None
-    for number, one in enumerate(entries):
-        body = {key: one[key] for key in ("kind", "content", "previous")}
-        if one["previous"] != previous or one["sha256"] != hash_of(body) or len(one) != 4:
-            yield f"{FILE}: entry {number + 1} ({one['kind']}) was changed"
-        previous = one["sha256"]
+    for number, entry in enumerate(entries):
+        body = {key: entry[key] for key in ("kind", "content", "previous")}
+        if entry["previous"] != previous or entry["sha256"] != hash_of(body) or len(entry) != 4:
+            yield f"{FILE}: entry {number + 1} ({entry['kind']}) was changed"
+        previous = entry["sha256"]
     if entries[-1]["kind"] != "files":
         yield f"{FILE}: its end is missing"
-    facts = {one["kind"]: one["content"] for one in entries}
+    facts = {entry["kind"]: entry["content"] for entry in entries}
     if changed := list(_changed_files(folder, facts["files"])):
         yield from changed
         return
@@ -92,16 +94,16 @@ def _other_figures(folder: Path, audit: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: {figure} does not follow from it"
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_same, one, other))
-    if isinstance(one, float):
+def _same(value: Any, other: Any) -> bool:
+    if isinstance(value, Mapping) and isinstance(other, Mapping):
+        return value.keys() == other.keys() and all(_same(value[key], other[key]) for key in value)
+    if isinstance(value, list) and isinstance(other, list):
+        return len(value) == len(other) and all(map(_same, value, other))
+    if isinstance(value, float):
         if other is None:  # JSON has no NaN
-            return not math.isfinite(one)
-        return isinstance(other, (int, float)) and math.isclose(one, other, rel_tol=CLOSE)
-    return bool(one == other)
+            return not math.isfinite(value)
+        return isinstance(other, (int, float)) and math.isclose(value, other, rel_tol=CLOSE)
+    return bool(value == other)
 
 
 def _answers(facts: Mapping[str, Any], folder: Path) -> str:
@@ -115,13 +117,13 @@ def _answers(facts: Mapping[str, Any], folder: Path) -> str:
     from unlora.deletion.asked_again import scores_again
 
     audit = facts["audit"]
-    with tempfile.TemporaryDirectory() as place:
-        now = scores_again(facts, Path(place))
+    with tempfile.TemporaryDirectory() as temporary:
+        now = scores_again(facts, Path(temporary))
     then = AuditScores.from_json(json.loads((folder / audit["scores"]).read_bytes()))
     far = 0.0
     for role in ROLES:
-        for one, other in zip(now.logps["forget"][role], then.logps["forget"][role], strict=True):
-            far = max(far, abs(one - other)) if math.isfinite(one - other) else far
+        for logp, other in zip(now.logps["forget"][role], then.logps["forget"][role], strict=True):
+            far = max(far, abs(logp - other)) if math.isfinite(logp - other) else far
     if far > 1e-3:
         raise GuardError(
             f"{audit['scores']}: the models give the answers a log-probability that differs by up "

@@ -75,8 +75,9 @@ def as_text(study: Study, stages: Sequence[Stage], folder: Path) -> str:
     known = [forecast.seconds for forecast in left if forecast.seconds is not None]
     if known:
         unknown = len(left) - len(known)
-        lines[-1] += f" About {in_time(sum(known) / study.workers)} with workers={study.workers}" + (
-            f", and {unknown} stages whose time is not known yet." if unknown else "."
+        lines[-1] += (
+            f" About {in_time(sum(known) / study.workers)} with workers={study.workers}"
+            + (f", and {unknown} stages whose time is not known yet." if unknown else ".")
         )
     lines += dict.fromkeys(forecast.note for forecast in planned if forecast.note)
     if trials := study.search["trials"]:

@@ -54,7 +54,7 @@ OF = ("--model", MODEL)
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    "words, expected",
     [
         (OF, "Neither a file of rows nor --where: which rows must go?"),
         (("rows.jsonl", "--where", "customer=1", *OF), "Both a file of rows and --where"),

@@ -77,7 +77,9 @@ def test_a_figure_that_does_not_follow_from_the_scores_is_found_behind_a_new_cha
     for one in entries:
         if one["kind"] == "audit":
             one["content"]["attacks"][0]["residual"] = 0.01
-        chained.append(entry(one["kind"], one["content"], chained[-1]["sha256"] if chained else None))
+        chained.append(
+            entry(one["kind"], one["content"], chained[-1]["sha256"] if chained else None)
+        )
     file.write_text(as_text(chained))
     with pytest.raises(GuardError, match="^check-scores.json: attacks does not follow from it$"):
         run(str(evidence))
