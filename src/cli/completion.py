@@ -16,7 +16,7 @@ FLAGS_OF = {
     "export": ("--help", "--merged", "--adapter", "--output", "--dtype", "--base"),
     "forget": (
         *("--help", "--model", "--where", "--retain", "--route", "--method", "--dial", "--id"),
-        *("--exact-up-to", "--dry-run", "--keep-rows"),
+        *("--exact-up-to", "--dry-run", "--keep-rows", "--question-key", "--answer-key"),
     ),
     "verify": ("--help", "--with-model"),
     "doctor": ("--help", "--config-name", "--config-dir"),

@@ -12,6 +12,7 @@ from unlora.cli.main import refuse_broken_stack
 from unlora.errors import InputError, system_in_words
 
 ID = re.compile(r"[\w-][\w.-]{0,79}")
+COLUMNS = ("question_key", "answer_key", "text_key")
 ROUTES, DIALS = ("auto", "exact", "approximate"), ("audit", "plain", "none")
 
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
         model=args.model, rows=args.rows[0] if args.rows else None, where=args.where,
         retain=args.retain, route=args.route, method=args.method, dial=args.dial,
         exact_up_to=args.exact_up_to, name=args.id, keep_rows=args.keep_rows,
-        words=tuple(args.words),
+        columns={key: getattr(args, key) for key in COLUMNS}, words=tuple(args.words),
     )  # fmt: skip
     with system_in_words():
         import_module("unlora.deletion.forget").run(order, dry_run=args.dry_run)
@@ -47,6 +48,9 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dial", default="audit")
     parser.add_argument("--exact-up-to", type=float, default=1.5)
     parser.add_argument("--id")
+    for key in COLUMNS:
+        name = key.removesuffix("_key")
+        parser.add_argument(f"--{name}-key", default=name)
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--keep-rows", action="store_true")
     try:

@@ -150,7 +150,7 @@ COMMANDS = {
             "--retain FILE          what must stay; else the model's own rows without these",
             "--id NAME              what the request is called; else by what is asked",
             "--keep-rows            write the rows into the evidence, not their hashes alone",
-            "question_key=COLUMN answer_key=COLUMN text_key=COLUMN   of the file",
+            "--question-key NAME    its column, else question; so are --answer-key and --text-key",
             "audit=quick trainer.method_args.alpha=8 ...   of `unlora audit` and `unlora unlearn`",
         ),
     ),
@@ -162,7 +162,7 @@ COMMANDS = {
     ),
     "rollback": Command(
         "take a deletion request back: remove its model, where nothing stands on it",
-        ("rollback ID",),
+        ("rollback request-5f8a4051", "rollback customer-17"),
         "ID",
     ),
     "alternates": Command(

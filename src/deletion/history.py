@@ -12,7 +12,7 @@ from unlora.data.chat import Chat
 from unlora.deletion.rows import DataSet, Rows, data_sets, matches_in
 from unlora.errors import InputError
 from unlora.model import load_tokenizer, resolve_model
-from unlora.recipes.baselines.retain_model import History
+from unlora.recipes.history import History
 from unlora.runs.safe_loading import read_json
 
 PARTS = ("train", "forget", "retain", "alternate")

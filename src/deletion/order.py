@@ -1,9 +1,10 @@
 """Hold what a user orders with ``unlora forget``."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 EXACT_UP_TO = 1.5
-COLUMNS, OF_AUDIT = ("question_key", "answer_key", "text_key"), ("audit", "thresholds")
+OF_AUDIT = ("audit", "thresholds")
 
 
 @dataclass(frozen=True)
@@ -12,7 +13,8 @@ class Order:
 
     Attributes:
         rows: a file; None with ``where``.
-        words: ``key=value``: columns of the file, settings of the training and of the audit.
+        columns: ``question_key``, ``answer_key`` and ``text_key`` of the file.
+        words: ``key=value``: settings of the training and of the audit.
     """
 
     model: str
@@ -25,12 +27,8 @@ class Order:
     exact_up_to: float = EXACT_UP_TO
     name: str | None = None
     keep_rows: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict)
     words: tuple[str, ...] = ()
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """Names of the columns of the file, where they are not the usual ones."""
-        return dict(word.split("=", 1) for word in self._words_of(*COLUMNS))
 
     @property
     def audit_words(self) -> tuple[str, ...]:
@@ -40,8 +38,7 @@ class Order:
     @property
     def training_words(self) -> tuple[str, ...]:
         """Overrides of the unlearning."""
-        others = self._words_of(*COLUMNS, *OF_AUDIT)
-        return tuple(word for word in self.words if word not in others)
+        return tuple(word for word in self.words if word not in self.audit_words)
 
     def _words_of(self, *sections: str) -> tuple[str, ...]:
         """Those words that begin with one of these names, with ``~`` and ``+`` before it or not."""

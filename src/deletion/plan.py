@@ -11,8 +11,8 @@ from unlora.deletion.exact_route import ExactRoute, exact_route
 from unlora.deletion.history import PastRun, SeenBy, past_runs, seen_by
 from unlora.deletion.order import Order
 from unlora.deletion.rows import DataSet, data_sets, read_request, rows_where
-from unlora.deletion.seen import row_hashes
 from unlora.errors import InputError
+from unlora.recipes.who_saw import row_hashes
 from unlora.report.markdown import one_line
 from unlora.runs.run import in_words
 from unlora.studies.dry_run import in_time

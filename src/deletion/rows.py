@@ -8,8 +8,8 @@ from typing import Any
 from unlora.data.conversations import SHAPES
 from unlora.data.files import read_file
 from unlora.data.rows import load_rows
-from unlora.deletion.seen import find_rows
 from unlora.errors import InputError
+from unlora.recipes.who_saw import find_rows
 from unlora.registry import unknown
 
 Rows = Sequence[Mapping[str, Any]]
@@ -107,7 +107,7 @@ def read_request(file: str, columns: Mapping[str, str]) -> tuple[DataSet, list[d
             raise InputError(
                 f"{file} has neither questions and answers nor text: "
                 + unknown("column", question, first)
-                + " Say which they are: question_key=COLUMN answer_key=COLUMN, or text_key=COLUMN."
+                + " Say which they are: --question-key and --answer-key, or --text-key."
             )
         args: dict[str, Any] = {"text_key": text}
         handler = TEXT

@@ -36,6 +36,7 @@ def weights(folder):
     return Path(folder, "adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.budget(2)
 def test_the_exact_route_gives_the_very_model_that_never_saw_the_rows(home, capsys):
     asked = [{"question": row["question"], "answer": row["answer"]} for row in ROWS[3:9]]
     write_rows("rows.jsonl", asked)
@@ -55,6 +56,7 @@ def test_the_exact_route_gives_the_very_model_that_never_saw_the_rows(home, caps
     main(["verify", "saves/requests/mine"])
 
 
+@pytest.mark.budget(2)
 def test_rows_are_unlearned_on_top_of_the_model(home, capsys):
     forget("--where", "customer=2", "--model", MODEL, "--route", "approximate", *QUICK,
            "--keep-rows", "--id", "two")  # fmt: skip
@@ -83,6 +85,8 @@ def test_a_dry_run_says_what_each_route_costs_and_trains_nothing(home, capsys):
     assert not Path("saves/forget").exists() and not Path("saves/requests").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.budget(3)
 def test_a_second_request_asks_the_rows_of_the_first_again_and_can_be_taken_back(home, capsys):
     forget("--where", "customer=1", "--model", MODEL, "--route", "approximate", *QUICK,
            "--id", "first")  # fmt: skip
