@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from textwrap import fill, indent
+from textwrap import fill, indent, wrap
 
 from unlora.cli.overrides import EXPERIMENTS, choices
 
@@ -273,7 +273,7 @@ def overview() -> str:
             "",
             *(f"  {name:11}{COMMANDS[name].does}" for name in FIRST),
             "",
-            f"others: {others}",
+            *wrap(f"others: {others}", 80, subsequent_indent=" " * 8, break_on_hyphens=False),
             "",
             "A first run, on a benchmark that comes with the program (minutes, no GPU):",
             *(f"  unlora {COMMANDS[name].examples[0]}" for name in ("train", "unlearn", "chat")),
