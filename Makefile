@@ -9,13 +9,16 @@ AUDIT = .venv-tools/bin/pip-audit --strict --disable-pip --no-deps --progress-sp
 PARALLEL = --numprocesses auto --dist worksteal
 INSTALL_SELF = $(PIP) --no-build-isolation --no-deps --editable .
 
-.PHONY: demo picture methods memory bench bench-gpu bench-more bench-eval test test-floor test-newest test-slow test-qlora faults fuzz lint docs check lock audit clean
+.PHONY: demo picture request methods memory bench bench-gpu bench-more bench-eval test test-floor test-newest test-slow test-qlora faults fuzz lint docs check lock audit clean
 
 demo: .venv/.run  ## the whole main job on the embedded benchmark
 	.venv/bin/python src/study.py --config-name=study experiment=study/pocket/lora
 
 picture: .venv/.run  ## docs/report.png: the top of the demo's page, by Chromium (needs `make demo` before)
 	.venv/bin/python benchmarks/picture.py saves/study/pocket docs/report.png
+
+request: .venv/.run  ## a deletion request on the embedded benchmark, exact and approximate, from rows to evidence
+	.venv/bin/python benchmarks/request.py
 
 methods: .venv/.run  ## docs/methods.md: every method on the embedded benchmark; goes on where it was stopped
 	.venv/bin/python benchmarks/methods.py

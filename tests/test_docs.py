@@ -19,7 +19,19 @@ STARTS = ("unlora", "python", "torchrun", "accelerate")
 FILES = ("forget.jsonl", "retain.jsonl", "retain.csv", "facts.jsonl", "holdout.jsonl")
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
 AUDITS = ("audit", "dial")
-HELPERS = (*AUDITS, "who-saw", "export", "doctor", "chat", "report", "completion", "--help")
+HELPERS = (
+    *AUDITS,
+    "who-saw",
+    "forget",
+    "verify",
+    "rollback",
+    "export",
+    "doctor",
+    "chat",
+    "report",
+    "completion",
+    "--help",
+)
 
 
 def blocks(text: str) -> list[str]:

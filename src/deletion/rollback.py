@@ -39,9 +39,9 @@ def run(name: str) -> str:
         )
     before = facts["model"]["before"]
     with alone(home):
+        shutil.rmtree(home, ignore_errors=True)
         at = datetime.now(UTC).isoformat(timespec="seconds")
         append(evidence, "rolled back", {"at": at, "serve": before})
-        shutil.rmtree(home, ignore_errors=True)
     return f"The models of {name} are removed, and its evidence says so. Serve {before}."
 
 

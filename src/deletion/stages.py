@@ -149,10 +149,10 @@ def as_asked(data_set: DataSet) -> dict[str, Any]:
 
 def _exact_model(plan: Plan) -> str | None:
     """The model that an exact answer to the same request has made, where there is one."""
-    hashes = plan.hashes
+    hashes = sorted(plan.hashes)
     for request in answered(EVIDENCE):
         model, is_exact = request.facts["model"], request.facts["route"]["name"] == "exact"
-        is_same = is_exact and request.facts["request"]["hashes"] == hashes
+        is_same = is_exact and sorted(request.facts["request"]["hashes"]) == hashes
         if is_same and Path(model["path"]).is_dir():
             return str(model["path"])
     return None
