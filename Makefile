@@ -4,15 +4,23 @@ PIP = -m pip --disable-pip-version-check --quiet install
 # every file that is installed has a hash that is listed; torch comes after it, without one
 LOCKED = $(PIP) --require-hashes --no-deps
 TORCH = $(PIP) -r requirements/torch.txt
-LOCKS = $(addprefix requirements/,lock.txt floor.txt test.txt qlora.txt docs.txt tools.txt)
+LOCKS = $(addprefix requirements/,lock.txt floor.txt test.txt qlora.txt gguf.txt docs.txt tools.txt)
 AUDIT = .venv-tools/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off
 PARALLEL = --numprocesses auto --dist worksteal
 INSTALL_SELF = $(PIP) --no-build-isolation --no-deps --editable .
 
-.PHONY: demo picture request methods memory bench bench-gpu bench-more bench-eval test test-floor test-newest test-slow test-qlora faults fuzz lint docs check lock audit clean
+.PHONY: demo real picture request methods memory bench bench-gpu bench-more bench-eval test test-floor test-newest test-slow test-qlora faults fuzz lint docs check lock audit clean
 
 demo: .venv/.run  ## the whole main job on the embedded benchmark
 	.venv/bin/python src/study.py --config-name=study experiment=study/pocket/lora
+
+# make real DATA=FOLDER  takes TOFU from FOLDER/TOFU/*.json where there is no hub; SEEDS=[0,1,2] runs three seeds.
+SEEDS ?= [0]
+real: .venv/.run  ## a real chat model forgets real TOFU authors, without a GPU: docs/real_model.md
+	.venv/bin/python $(LOCKED) -r requirements/gguf.txt
+	.venv/bin/python -m unlora fetch-model smollm2
+	OMP_NUM_THREADS=1 .venv/bin/python -m unlora study experiment=study/tofu/smollm2 model=saves/models/smollm2 \
+		"seeds=$(SEEDS)" workers=2 $(if $(DATA),"paths.datasets_dir=$(DATA)")
 
 picture: .venv/.run  ## docs/report.png: the top of the demo's page, by Chromium (needs `make demo` before)
 	.venv/bin/python benchmarks/picture.py saves/study/pocket docs/report.png
@@ -92,7 +100,7 @@ lock:  ## the hashes anew, of all files of the versions that requirements/*.txt 
 
 audit: .venv-tools/.all  ## known holes in what is installed, and what our own code must not do
 	.venv-tools/bin/ruff check src
-	@for file in lock test qlora tools torch; do \
+	@for file in lock test qlora gguf tools torch; do \
 		echo "requirements/$$file.txt"; \
 		$(AUDIT) -r requirements/$$file.txt > .venv-tools/audit.txt 2>&1; code=$$?; \
 		if grep -qE '^ERROR|^Traceback' .venv-tools/audit.txt; then \
