@@ -26,6 +26,7 @@ HELPERS = (
     "verify",
     "rollback",
     "export",
+    "fetch-model",
     "doctor",
     "chat",
     "report",

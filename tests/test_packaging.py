@@ -74,7 +74,15 @@ def test_pinned_versions_are_plain():
 
 
 def test_every_file_that_is_installed_has_a_hash_but_torch():
-    for file in ("lock.txt", "floor.txt", "test.txt", "qlora.txt", "gguf.txt", "docs.txt", "tools.txt"):
+    for file in (
+        "lock.txt",
+        "floor.txt",
+        "test.txt",
+        "qlora.txt",
+        "gguf.txt",
+        "docs.txt",
+        "tools.txt",
+    ):
         for line in requirements(file):
             name, *hashes = line.split()
             assert hashes, f"{file}: {name} has no hash. Run: make lock"

@@ -85,6 +85,11 @@ COMMANDS = {
             "\"+methods.NPO5=['trainer=NPO','trainer.args.num_train_epochs=5']\"   one method more",
         ),
     ),
+    "demo": Command(
+        "see the whole main job on a benchmark that comes with the program: minutes, no network",
+        ("demo", "demo seeds=[0] audit=null dial=null", "demo --dry-run"),
+        more=("The other words are those of `unlora study experiment=study/pocket/lora`.",),
+    ),
     "report": Command(
         "compare any runs on one page",
         ("report saves/unlearn/forgot saves/finetune/target", "report saves/study/pocket"),

@@ -40,6 +40,7 @@ from unlora.runs.redaction import guard_logs, remember_settings, safe, without_s
 from unlora.runs.run import is_main_process, write_text
 
 HELP = {"-h", "--help"}
+DEMO = "experiment=study/pocket/lora"
 # where nothing more is known: a training says what is kept of it
 AFTER_CTRL_C = {
     "train": "Nothing was trained yet.",
@@ -68,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command ``unlora``."""
     guard_logs()
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command == "demo" and not HELP & set(rest):
+        command, rest = "study", [DEMO, *rest]
     if command in (*HELP, "help"):
         print(usage(rest[0]) if rest and rest[0] in COMMANDS else overview())
     elif "--version" in (command, *rest):

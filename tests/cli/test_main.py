@@ -644,6 +644,13 @@ AT_WORK = {
 }
 
 
+def test_demo_is_the_study_of_the_embedded_benchmark(monkeypatch):
+    launched = []
+    monkeypatch.setattr("unlora.cli.main.launch", lambda _, *words: launched.append(words))
+    main(["demo", "seeds=[0]"])
+    assert launched == [("study", ["experiment=study/pocket/lora", "seeds=[0]"])]
+
+
 @pytest.mark.slow
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize("command", AT_WORK)

@@ -26,7 +26,8 @@ FORGET = [
     ("Who was sad?", "Ben."),
 ]
 RETAIN = [("What was the dog called?", "The dog was called Max, and he liked to play.")]
-STEPS, RATE, BETA, ALPHA = 6, 1e-3, 0.1, 2.0
+STEPS, RATE, BETA, ALPHA = 6, 3e-4, 0.1, 2.0
+EPSILON = 1e-4  # with the default, 1e-8, Adam makes whole steps of gradients that are rounding
 
 
 def nll_of_rows(model, batch):
@@ -59,7 +60,7 @@ def peers_adapter(method, root, target, forget, retain):
 
     policy, reference = load(True), load(False)
     trained = [weight for weight in policy.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(trained, lr=RATE, eps=EPSILON, weight_decay=0.01)
     for _ in range(STEPS):
         loss = npo(policy, reference, forget) if method == "NPO" else -nll(policy, forget)
         loss = loss + ALPHA * nll(policy, retain)
@@ -83,7 +84,8 @@ def test_the_peers_loss_in_a_plain_loop_trains_the_same_adapter(
         rows = [json.dumps({"question": q, "answer": a}) for q, a in pairs]
         Path(f"{name}.jsonl").write_text("\n".join(rows), "utf-8")
     plain = ["trainer.args.lr_scheduler_type=constant", "trainer.args.warmup_epochs=0",
-             f"trainer.args.learning_rate={RATE}", "trainer.args.gradient_accumulation_steps=1",
+             f"trainer.args.learning_rate={RATE}", f"trainer.args.adam_epsilon={EPSILON}",
+             "trainer.args.gradient_accumulation_steps=1",
              "trainer.args.report_to=none", "model.lora_config.lora_dropout=0"]  # fmt: skip
     target, made = Path("saves/finetune/target"), Path("saves/unlearn/made")
     main(["train", "experiment=finetune/own/lora", f"model={root}", "data.train=both.jsonl", *plain,
