@@ -1,4 +1,4 @@
-"""Run the command ``unlora export``; the export itself is in ``unlora.model.export``."""
+"""Run the command ``unlora export``; the export itself is in ``unlora.model.standalone``."""
 
 import argparse
 import os
@@ -41,5 +41,5 @@ def main(argv: Sequence[str]) -> None:
         )
     folder = Path(args.output or Path(args.run, "exported", args.form))
     refuse_unwritable(folder, "folder of the export", "Give --output")
-    write = import_module("unlora.model.export").export
+    write = import_module("unlora.model.standalone").export
     print(write(args.run, args.form, args.output, dtype=args.dtype, base=args.base))
