@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from unlora.deletion.exact_route import ExactRoute
-from unlora.deletion.history import LEARNT
 from unlora.deletion.page import as_html
 from unlora.deletion.plan import Plan
 from unlora.deletion.stages import model_of
@@ -125,8 +124,7 @@ def _seen(plan: Plan) -> list[dict[str, Any]]:
     return [
         {
             "run": str(seen.run.folder),
-            "parts": {part: sum(len(rows) for (p, _), rows in seen.exact.items() if p == part)
-                      for part in dict.fromkeys(part for part, _ in seen.exact)},
+            "parts": seen.parts,
             "nearly": sum(map(len, seen.near.values())),
             "learnt": seen.learnt,
             "unreadable": seen.unreadable,
@@ -141,7 +139,7 @@ def _route(plan: Plan) -> dict[str, Any]:
         "name": plan.chosen,
         "asked_for": plan.order.route,
         "why_not": {name: route for name, route in routes.items() if isinstance(route, str)},
-        "seen_by_any": any(part in LEARNT for seen in plan.seen for part, _ in seen.exact),
+        "seen_by_any": any(seen.learnt for seen in plan.seen),
     }
     if isinstance(plan.route, ExactRoute):
         trained = [{"run": str(again.run.folder), "removed": again.removed, "left": again.left}

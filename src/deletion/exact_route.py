@@ -69,8 +69,8 @@ def exact_route(seen: Sequence[SeenBy], earlier: Sequence[Sequence[SeenBy]]) -> 
     for rows in seen:
         if rows.unreadable:
             raise InputError(
-                f"The data of {str(rows.run.folder)!r} cannot be read: {rows.unreadable} So nobody "
-                "can tell what it saw. Put the data back, or give --route approximate."
+                f"The data of {str(rows.run.folder)!r} cannot be read: {rows.unreadable} So it "
+                "cannot be trained again. Put the data back, or give --route approximate."
             )
     if not any(rows.learnt for rows in seen):
         raise InputError(

@@ -1,7 +1,8 @@
 """Look up which runs of a model's lineage were trained on the rows of a request."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from unlora.deletion.rows import DataSet, Rows, data_sets, matches_in
 from unlora.errors import InputError
 from unlora.model import load_tokenizer, resolve_model
 from unlora.recipes.history import History
+from unlora.recipes.who_saw import who_saw
 from unlora.runs.safe_loading import read_json
 
 PARTS = ("train", "forget", "retain", "alternate")
@@ -97,21 +99,33 @@ class SeenBy:
     Attributes:
         exact, near: numbers of the rows in each of its data sets.
         unreadable: why its data cannot be read, where that is so.
+        hashed: part -> how many of the rows are in it by the hashes that the run kept, where its
+            data cannot be read.
     """
 
     run: PastRun
     exact: Numbers
     near: Numbers
     unreadable: str | None = None
+    hashed: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Part of its data -> how many of its rows are among those requested."""
+        counts = Counter(self.hashed)
+        for (part, _), rows in self.exact.items():
+            counts[part] += len(rows)
+        return dict(counts)
 
     @property
     def learnt(self) -> int:
         """How many rows it was trained to answer."""
-        return sum(len(rows) for (part, _), rows in self.exact.items() if part in LEARNT)
+        return sum(count for part, count in self.parts.items() if part in LEARNT)
 
     @property
     def count(self) -> int:
-        return sum(map(len, self.exact.values()))
+        """How many rows are in its data, also as ones to be forgotten."""
+        return sum(self.parts.values())
 
 
 def past_runs(model: str) -> list[PastRun]:
@@ -149,8 +163,20 @@ def seen_by(run: PastRun, request: DataSet, rows: Rows) -> SeenBy:
                 if matches[kind]:
                     numbers[data_set.part, data_set.name] = matches[kind]
     except InputError as error:
-        return SeenBy(run, {}, {}, str(error))
+        return SeenBy(run, {}, {}, str(error), _hashed(run, request, rows))
     return SeenBy(run, exact, near)
+
+
+def _hashed(run: PastRun, request: DataSet, rows: Rows) -> dict[str, int]:
+    """Count the rows in the hashes that a run kept of its data."""
+    counts: Counter[str] = Counter()
+    for sightings in who_saw(rows, [run.folder], **request.columns).rows:
+        counts.update({
+            sighting.part
+            for sighting in sightings
+            if sighting.match == "exact" and sighting.link.resolve() == run.folder.resolve()
+        })  # fmt: skip
+    return dict(counts)
 
 
 def peak_memory(runs: Iterable[PastRun]) -> int | None:

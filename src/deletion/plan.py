@@ -116,8 +116,10 @@ def as_text(plan: Plan) -> str:
     for run_rows in plan.seen:
         near = sum(map(len, run_rows.near.values()))
         more = f", and {near} more that are nearly the same" if near else ""
-        count = run_rows.unreadable or f"{run_rows.learnt or run_rows.count} were in its data{more}"
-        lines.append(f"  {run_rows.run.folder}: {count}")
+        count = run_rows.learnt or run_rows.count
+        lines.append(f"  {run_rows.run.folder}: {count} were in its data{more}")
+        if run_rows.unreadable:
+            lines[-1] += f", by the hashes that it kept: {one_line(run_rows.unreadable)}"
     for name, route in (("exact", plan.exact), ("approximate", plan.approximate)):
         mark = "->" if name == plan.chosen else "  "
         if isinstance(route, str):

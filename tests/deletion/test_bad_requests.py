@@ -103,6 +103,9 @@ def test_changed_or_absent_data_cannot_be_trained_on_again(made, tmp_path, monke
     Path("train.jsonl").unlink()
     said = refused(capsys, "forget", "rows.jsonl", *OF, "--route", "exact")
     assert said.startswith(f"The data of '{MODEL}' cannot be read: There is no file or folder")
+    main(["forget", "rows.jsonl", *OF, "--retain", "others.jsonl", "--dry-run"])
+    said = capsys.readouterr().out  # the run knows the rows by their hashes
+    assert "6 were in its data, by the hashes that it kept" in said and "-> approximate" in said
     write_rows("train.jsonl", ROWS)
     train("more", "others.jsonl", MODEL)  # it stands on the model
     capsys.readouterr()
