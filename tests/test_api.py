@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import unlora
 from unlora import evaluate, export, load, unlearn
-from unlora.cli.command_words import word
+from unlora.api import _word
 from unlora.cli.main import main
 from unlora.errors import GuardError, InputError
 
@@ -57,7 +57,7 @@ def test_the_page_works(root, elsewhere, capsys):
     for block in BLOCKS:
         # short answers: a random model never comes to an end
         exec(block.replace('Who keeps the bees?")', 'Who keeps the bees?", 4)'), said)
-    run, found = said["run"], said["figures"]
+    run, found = said["run"], said["found"]
     assert run.folder == Path("saves/unlearn/bees") and "forget_Q_A_Prob" in run.summary
     assert json.loads((run.folder / "lineage.json").read_text())["links"]
     assert run.summary["forget_Q_A_Prob"] == pytest.approx(found["forget_Q_A_Prob"], abs=1e-6)
@@ -168,7 +168,7 @@ def test_an_argument_of_any_kind_is_used_or_refused_in_a_sentence(
         "unlora.model.get_model",
     ):
         monkeypatch.setattr(name, used)
-    monkeypatch.setattr("unlora.model.standalone.export", used)
+    monkeypatch.setattr("unlora.model.export.export", used)
     given = {"load": {}, "evaluate": {"model": root, "forget": FORGET}, "export": {"run": root},
              "unlearn": {"model": root, "forget": FORGET, "retain": RETAIN}}[function]  # fmt: skip
     if function == "load":
@@ -186,9 +186,9 @@ def test_an_argument_of_any_kind_is_used_or_refused_in_a_sentence(
 
 
 def test_words_that_an_argument_sets_too_are_refused(root):
-    for typed in ("trainer=DPO", "@trainer=DPO", "paths.output_dir=x", "data.forget=x"):
+    for word in ("trainer=DPO", "@trainer=DPO", "paths.output_dir=x", "data.forget=x"):
         with pytest.raises(InputError, match="Give one of them"):
-            forget(root, typed)
+            forget(root, word)
     with pytest.raises(InputError, match="first argument"):
         unlora.load(root, pretrained_model_name_or_path="x")
 
@@ -230,7 +230,7 @@ def test_it_works_inside_another_application_of_hydra(root):
 
 
 @pytest.mark.parametrize(
-    "value, typed",
+    "value, word",
     [
         (True, "k=true"),
         (None, "k=null"),
@@ -242,11 +242,11 @@ def test_it_works_inside_another_application_of_hydra(root):
         ({"q_proj": 4}, "k={q_proj:4}"),
     ],
 )
-def test_values_are_words_that_hydra_reads_back(value, typed):
+def test_values_are_words_that_hydra_reads_back(value, word):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    assert word("k", value) == typed
-    assert OverridesParser.create().parse_override(typed).value() == value
+    assert _word("k", value) == word
+    assert OverridesParser.create().parse_override(word).value() == value
 
 
 def test_import_is_light_and_shows_what_there_is():

@@ -27,6 +27,7 @@ HELPERS = (
     "rollback",
     "export",
     "fetch-model",
+    "push",
     "doctor",
     "chat",
     "report",

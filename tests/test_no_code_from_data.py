@@ -38,9 +38,9 @@ IMPORTS = {
     "main.py": {"'importlib.metadata'", "module", "f'unlora.cli.{command}'"},
     "audit.py": {"'unlora.recipes.audit'"},
     "chat.py": {"'readline'"},
-    "dial.py": {"'unlora.recipes.dial_run'"},
+    "dial.py": {"'unlora.recipes.dial'"},
     "doctor.py": {"'torch'"},
-    "export.py": {"'unlora.api'", "'unlora.model.standalone'"},
+    "export.py": {"'unlora.api'", "'unlora.model.export'"},
     "quantised.py": {"PACKAGE", "f'{PACKAGE}.nn'"},
     "registry.py": {"self.package", "f'{self.package}.{module.name}'"},
 }

@@ -13,7 +13,11 @@ from unlora.errors import InputError
 FLAGS = ("--help", "--cfg", "--multirun", "--config-dir", "--config-name")
 FLAGS_OF = {
     "chat": ("--help", "--temperature", "--max-new-tokens", "--seed"),
-    "export": ("--help", "--merged", "--adapter", "--output", "--dtype", "--base"),
+    "export": (
+        *("--help", "--merged", "--adapter", "--serve", "--rank", "--llama-cpp", "--output"),
+        *("--dtype", "--base"),
+    ),
+    "push": ("--help", "--form", "--private", "--dry-run"),
     "forget": (
         *("--help", "--model", "--where", "--retain", "--route", "--method", "--dial", "--id"),
         *("--exact-up-to", "--dry-run", "--keep-rows", "--question-key", "--answer-key"),

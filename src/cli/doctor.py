@@ -18,8 +18,7 @@ from typing import Any
 from unlora.cli.main import launch, refuse_broken_stack
 from unlora.cli.overrides import EXPERIMENTS, flag, given, normalised
 from unlora.errors import InputError
-from unlora.runs.machine import GIB, in_words, memory
-from unlora.runs.run import PROGRAM
+from unlora.runs.run import GIB, PROGRAM, in_words, memory
 
 PACKAGES = (
     "unlora",

@@ -185,14 +185,36 @@ COMMANDS = {
     ),
     "export": Command(
         "write a run as one standalone model or adapter",
-        ("export saves/unlearn/forgot --merged", "export saves/unlearn/forgot --adapter"),
-        "RUN (--merged | --adapter) [--output FOLDER] [--dtype DTYPE] [--base FOLDER]",
+        (
+            "export saves/unlearn/forgot --merged",
+            "export saves/unlearn/forgot --adapter",
+            "export saves/unlearn/forgot --serve --llama-cpp ~/llama.cpp",
+        ),
+        "RUN (--merged | --adapter | --serve) [--output FOLDER] [--dtype DTYPE] [--base FOLDER]",
         (
             "--merged           full weights, for plain transformers",
             "--adapter          one adapter on the root model, for plain peft",
+            "--serve            an adapter of low rank without lm_head, bfloat16 weights, GGUF,",
+            "                   and what each costs; what says what the run does not is refused",
+            "--rank N           with --serve: of the adapter; 64 if not given",
+            "--llama-cpp FOLDER with --serve: a checkout of llama.cpp; else its converters on PATH",
             "--output FOLDER    a new folder; RUN/exported/<form> if not given",
             "--dtype DTYPE      of merged weights: float32, bfloat16, float16; else the root's",
             "--base FOLDER      the model that an adapter is on, where the one it names is gone",
+        ),
+    ),
+    "push": Command(
+        "upload an export to the hub: weights, tokenizer and model card, and nothing else",
+        (
+            "push saves/unlearn/forgot owner/name --dry-run",
+            "push saves/unlearn/forgot owner/name --form merged --private",
+        ),
+        "RUN OWNER/NAME [--form FORM] [--private] [--dry-run]",
+        (
+            "RUN           a run with exports (unlora export RUN --serve), or a folder of one",
+            "--form FORM   adapter, merged or gguf, where there are several",
+            "--private     where the repository is new, nobody else sees it",
+            "--dry-run     list what would go, and stop",
         ),
     ),
     "chat": Command(

@@ -36,8 +36,8 @@ from unlora.cli.overrides import (
     with_own_data,
 )
 from unlora.errors import GuardError, InputError, system_in_words
-from unlora.runs.atomic_files import is_main_process, write_text
 from unlora.runs.redaction import guard_logs, remember_settings, safe, without_secrets_of_hydra
+from unlora.runs.run import is_main_process, write_text
 
 HELP = {"-h", "--help"}
 DEMO = "experiment=study/pocket/lora"
@@ -59,8 +59,8 @@ RECIPES = {
     "train": "recipes.train",
     "unlearn": "recipes.train",
     "eval": "recipes.evaluate",
-    "alternates": "recipes.alternate_answers",
-    "study": "studies.run_study",
+    "alternates": "recipes.alternates",
+    "study": "studies.run",
 }
 MOST_LINES, LONGEST_LINE = 20, 2000  # of a message
 

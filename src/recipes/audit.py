@@ -15,8 +15,8 @@ from typing import Any
 from tqdm import tqdm
 
 from unlora.audits.attack import ATTACKS, Attack, mean_logps
-from unlora.audits.attack_runner import AttackRunner
 from unlora.audits.residual import Comparison
+from unlora.audits.runner import AttackRunner
 from unlora.audits.scores import AuditScores, judged, probability, value_content
 from unlora.audits.subject import collecting_soon, release
 from unlora.audits.traces import membership
@@ -24,7 +24,7 @@ from unlora.audits.verdict import Thresholds
 from unlora.config.audit import PARTS, AuditConfig
 from unlora.data.cache import cache_folder
 from unlora.errors import InputError
-from unlora.evals.passes.declaration import Settings
+from unlora.evals.passes.registry import Settings
 from unlora.evals.progress import without_library_bars
 from unlora.evals.records import Scored
 from unlora.evals.result_cache import ResultCache
@@ -33,8 +33,7 @@ from unlora.recipes.audited_run import AuditedRun, find_run
 from unlora.registry import check_settings
 from unlora.results.audit_log import FOLDER, SCORES, as_text, write_audit
 from unlora.results.run_result import read_run
-from unlora.runs.atomic_files import is_main_process, write_json
-from unlora.runs.run import Run, alone, full_disk_in_words
+from unlora.runs.run import Run, alone, full_disk_in_words, is_main_process, write_json
 from unlora.runs.safe_loading import read_json
 
 Attacks = Mapping[str, tuple[Attack, dict[str, Any]]]

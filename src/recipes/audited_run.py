@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlora.audits.attack_runner import AuditData
+from unlora.audits.runner import AuditData
 from unlora.audits.subject import AuditedModel, Role
 from unlora.config import read
 from unlora.config.audit import PARTS, AuditConfig
 from unlora.config.resolve import shipped
 from unlora.data.chat import Chat
 from unlora.errors import InputError
-from unlora.evals.dataset_checks import check_source
-from unlora.evals.datasets import ReadRows, Source
-from unlora.evals.suite_checks import KINDS
+from unlora.evals.datasets import ReadRows, Source, check_source
+from unlora.evals.suite import KINDS
 from unlora.model import ResolvedModel, load_tokenizer, resolve_model
 from unlora.model.run_defaults import OF_MODEL
 from unlora.recipes.baselines.retain_model import find_gold

@@ -25,8 +25,8 @@ from unlora.evals.suite import Suite
 from unlora.model import ResolvedModel, check_model, get_model, load_tokenizer, resolve_model
 from unlora.model.fingerprints import content_of
 from unlora.recipes import baselines
-from unlora.runs.atomic_files import is_main_process
 from unlora.runs.row_hashes import key_file, read_key
+from unlora.runs.run import is_main_process
 from unlora.trainer import (
     SUBTRACTED,
     Plugins,
@@ -44,8 +44,8 @@ from unlora.trainer import (
     start_adapter,
     training_arguments,
 )
+from unlora.trainer.adapter_init import Penalty
 from unlora.trainer.checkpointing import available_memory, decided, is_auto
-from unlora.trainer.data_driven_init import Penalty
 from unlora.trainer.largest_batch import largest, size_of
 from unlora.trainer.memory_estimate import estimate
 

@@ -14,6 +14,7 @@ bytes that only the user can read, in the folder ``saves`` that the run is in.
 
 import hashlib
 import io
+import logging
 import os
 import re
 import secrets
@@ -29,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unlora.errors import InputError
-from unlora.runs.atomic_files import is_main_process, write_bytes
+from unlora.runs.run import is_main_process, write_bytes
 
 FILE, KEY_FILE = "row_hashes.npz", ".row_hash_key"
 KEY_BYTES, HASHES, BAND = 32, 128, 4
@@ -37,6 +38,7 @@ SIMILAR = 0.8  # share of equal hashes, an estimate of the Jaccard index of two 
 AT_ONCE = 1 << 16  # pairs of rows that are compared at once
 WORD = re.compile(r"[^\W⺀-鿿豈-﫿]+|[⺀-鿿豈-﫿]")  # of Chinese and Japanese, every character
 LETTERS = re.compile(r"\d+|[^\W\d_]+")
+logger = logging.getLogger(__name__)
 RowText = tuple[str, str]  # question and answer; of running text, "" and the text
 Match = Literal["exact", "near"]
 
@@ -109,11 +111,16 @@ def write_row_hashes(
         resumed: rows of before stay: the run has been trained on them, too.
 
     Returns:
-        What the manifest says of them; None where another process writes them.
+        What the manifest says of them; None where another process writes them, or the folder of the
+        key cannot be written.
     """
     if not is_main_process():
         return None
-    key = make_key(key_file(folder))
+    try:
+        key = make_key(key_file(folder))
+    except InputError as error:
+        logger.warning("No hashes of the rows are kept: %s", error)
+        return None
     parts = {part: RowHashes.of(rows, key) for part, rows in texts.items()}
     if resumed and (folder / FILE).is_file():
         made_with, before = read_row_hashes(folder)

@@ -11,9 +11,15 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from unlora.forward.architecture import decoder_layers, output_embedding
 from unlora.forward.lm_head import LOGITS_AT_ONCE, LOGITS_KEPT
-from unlora.forward.outputs import Outputs, Padded, SequenceLogps, TokenLogps
+from unlora.forward.outputs import (
+    Outputs,
+    Padded,
+    SequenceLogps,
+    TokenLogps,
+    decoder_layers,
+    output_embedding,
+)
 from unlora.trainer.largest_batch import Batch
 
 

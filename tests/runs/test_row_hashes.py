@@ -104,3 +104,9 @@ def test_a_resumed_run_keeps_the_rows_of_before(tmp_path):
     assert len(parts["train"]) == 2 and len(parts["retain"]) == 1
     write_row_hashes(tmp_path / "run", {"train": [new]})
     assert list(read_row_hashes(tmp_path / "run")[1]) == ["train"]
+
+
+def test_a_run_goes_on_where_the_key_cannot_be_written(tmp_path, caplog):
+    (tmp_path / "saves").write_text("a file")
+    assert write_row_hashes(tmp_path / "saves" / "run", {"train": [ROW]}) is None
+    assert "No hashes of the rows are kept: The key of row hashes" in caplog.text

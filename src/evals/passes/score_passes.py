@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from unlora.evals.passes.declaration import (
+from unlora.evals.passes.loglikelihood import score
+from unlora.evals.passes.registry import (
     Arrays,
     Pass,
     PassInput,
@@ -15,7 +16,6 @@ from unlora.evals.passes.declaration import (
     split,
     texts_of,
 )
-from unlora.evals.passes.loglikelihood import score
 from unlora.evals.records import Reread, RootScored, Scored
 
 COLUMNS = ("logp", "hit", "mean", "var")

@@ -22,13 +22,12 @@ from unlora.evals.passes.batching import (
     found_budget,
     needs_all_processes,
 )
-from unlora.evals.passes.declaration import Pass, PassInput, joined, register, split
 from unlora.evals.passes.loglikelihood import takes_blocks, warn_of_dead
+from unlora.evals.passes.registry import Pass, PassInput, joined, register, split
 from unlora.evals.records import GradientNorms
-from unlora.forward.architecture import decoder_layers, output_embedding
 from unlora.forward.lm_head import factors
 from unlora.forward.modes import device_of, evaluating, in_full, unwrapped
-from unlora.forward.outputs import IGNORE_INDEX
+from unlora.forward.outputs import IGNORE_INDEX, decoder_layers, output_embedding
 from unlora.forward.vocab_stats import before_the_head, gradients_of
 
 WITH_GRAPH = 0.25  # of the token budget: what every layer has seen is kept until the way back

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import numpy as np
 
 from unlora.audits.attack import mean_logps
-from unlora.audits.attack_runner import AttackRunner
+from unlora.audits.dial import LARGEST, SCALES, Point, largest_scale, least_scale, rounded
 from unlora.audits.residual import Comparison, draws_of, residual
-from unlora.audits.scale_search import LARGEST, SCALES, Point, largest_scale, least_scale, rounded
+from unlora.audits.runner import AttackRunner
 from unlora.audits.scores import probability
 from unlora.audits.subject import collecting_soon
 from unlora.config.audit import AuditConfig
@@ -31,12 +31,11 @@ from unlora.recipes.audit import attacks_of, audited, runner_for, thresholds_of
 from unlora.recipes.audited_run import AuditedRun, find_run
 from unlora.results.audit_log import FOLDER
 from unlora.results.dial_log import FILE
-from unlora.runs.atomic_files import is_main_process, write_json
-from unlora.runs.run import alone
+from unlora.runs.run import alone, is_main_process, write_json
 from unlora.runs.safe_loading import read_json
 
 STEP = 0.02  # a scale is searched no finer
-logger = logging.getLogger("unlora.recipes.dial_run")
+logger = logging.getLogger("unlora.recipes.dial")
 
 
 class Dial:

@@ -23,10 +23,9 @@ from unlora.audits.relearning import Relearning
 from unlora.audits.residual import Comparison
 from unlora.audits.subject import AuditedModel, release, side_by_side
 from unlora.errors import InputError
-from unlora.evals.dataset_checks import check_source
-from unlora.evals.datasets import Source
+from unlora.evals.datasets import Source, check_source
 from unlora.evals.eval_model import LazyModel
-from unlora.evals.passes.declaration import Settings
+from unlora.evals.passes.registry import Settings
 from unlora.evals.records import Scored
 from unlora.evals.result_cache import ResultCache, digest
 from unlora.evals.runner import PassRunner
@@ -84,7 +83,7 @@ class AttackRunner:
 
     Args:
         target: whose reading of inner states counts, for attacks that patch them.
-        limits: of a batch, see :class:`unlora.evals.passes.declaration.Settings`.
+        limits: of a batch, see :class:`unlora.evals.passes.registry.Settings`.
     """
 
     def __init__(

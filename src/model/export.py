@@ -21,16 +21,14 @@ from transformers import AutoModelForCausalLM
 
 from unlora.errors import InputError
 from unlora.model.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_settings, stored_names
-from unlora.model.attach import load_model
-from unlora.model.guards import export_parity
+from unlora.model.attach import load_model, merge_adapters
+from unlora.model.guards import Probe, export_parity
 from unlora.model.lineage import Lineage
 from unlora.model.load import DTYPES, load_root
-from unlora.model.merge import merge_adapters
-from unlora.model.probe import Probe
 from unlora.model.targets import patterns_are_checked
 from unlora.model.tokenizer import get_tokenizer
 from unlora.registry import unknown
-from unlora.runs.atomic_files import write_json
+from unlora.runs.run import write_json
 
 MERGED = """# Merged model
 
@@ -60,6 +58,12 @@ TOLD = (
 )
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 logger = logging.getLogger(__name__)
+
+
+def refuse_filled(folder: Path) -> None:
+    """Raises InputError where an export would be written over something."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{str(folder)!r} is not empty. Give another --output, or remove it.")
 
 
 def export(
@@ -93,8 +97,7 @@ def export(
     if not lineage.links:
         raise InputError(f"{run!r} has no adapter to export; it is a full model already.")
     folder = Path(output) if output else Path(run) / "exported" / form
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"{str(folder)!r} is not empty. Give another --output, or remove it.")
+    refuse_filled(folder)
     temporary = folder.with_name(folder.name + ".tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -104,7 +107,7 @@ def export(
             finding = _write_merged(model, lineage, temporary, dtype)
         else:
             finding = _write_adapter(model, lineage, temporary)
-        home = _home_of_tokenizer(run, lineage)
+        home = tokenizer_home(run, lineage)
         get_tokenizer(home, {"pretrained_model_name_or_path": home}).save_pretrained(str(temporary))
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
@@ -120,14 +123,15 @@ def export(
     return folder
 
 
-def _home_of_tokenizer(run: str, lineage: Lineage) -> str:
+def tokenizer_home(run: str, lineage: Lineage) -> str:
+    """The folder or repository that has the tokenizer of a run."""
     places = [Path(run), *reversed(lineage.folders)]
     with_one = (p for p in places if any((p / file).is_file() for file in TOKENIZER))
     return str(next(with_one, lineage.root))
 
 
 def _write_merged(model: Any, lineage: Lineage, folder: Path, dtype: str) -> str:
-    probe, root, tied = Probe.of(model), _root(lineage), model.config.tie_word_embeddings
+    probe, root, tied = Probe.of(model), root_name(lineage), model.config.tie_word_embeddings
     if dtype != "auto":
         model = model.float()  # merged in float32, and rounded once
     merged = merge_adapters(model)
@@ -151,7 +155,7 @@ def _write_merged(model: Any, lineage: Lineage, folder: Path, dtype: str) -> str
 
 
 def _write_adapter(model: PeftModel, lineage: Lineage, folder: Path) -> str:
-    probe, root = Probe.of(model), _root(lineage)
+    probe, root = Probe.of(model), root_name(lineage)
     head = isinstance(model.get_output_embeddings(), LoraLayer) and model.config.tie_word_embeddings
     if len(lineage.links) == 1:
         _copy(lineage.links[0].path, root, folder)
@@ -172,7 +176,8 @@ def _write_adapter(model: PeftModel, lineage: Lineage, folder: Path) -> str:
     return finding
 
 
-def _root(lineage: Lineage) -> str:
+def root_name(lineage: Lineage) -> str:
+    """The root model as an export names it: a repository, or the absolute path of a folder."""
     return os.path.abspath(lineage.root) if lineage.local_root else lineage.root
 
 
