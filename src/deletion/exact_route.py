@@ -66,18 +66,7 @@ def exact_route(seen: Sequence[SeenBy], earlier: Sequence[Sequence[SeenBy]]) -> 
     Raises:
         InputError: it cannot be done, and why.
     """
-    for rows in seen:
-        if rows.unreadable:
-            raise InputError(
-                f"The data of {str(rows.run.folder)!r} cannot be read: {rows.unreadable} So it "
-                "cannot be trained again. Put the data back, or give --route approximate."
-            )
-    if not any(rows.learnt for rows in seen):
-        raise InputError(
-            "No training of this model saw these rows: only the root model could know them, and "
-            "that cannot be trained again here. To unlearn them all the same, give --route "
-            "approximate."
-        )
+    _refuse_unseen(seen)
     retrainings: list[Retraining] = []
     dropped: list[PastRun] = []
     start = ""
@@ -99,6 +88,22 @@ def exact_route(seen: Sequence[SeenBy], earlier: Sequence[Sequence[SeenBy]]) -> 
             f"{start!r}. Serve that."
         )
     return ExactRoute(start, tuple(retrainings), tuple(dropped))
+
+
+def _refuse_unseen(seen: Sequence[SeenBy]) -> None:
+    """Raise InputError where no run saw the rows, or the data of one are gone."""
+    for rows in seen:
+        if rows.unreadable:
+            raise InputError(
+                f"The data of {str(rows.run.folder)!r} cannot be read: {rows.unreadable} So it "
+                "cannot be trained again. Put the data back, or give --route approximate."
+            )
+    if not any(rows.learnt for rows in seen):
+        raise InputError(
+            "No training of this model saw these rows: only the root model could know them, and "
+            "that cannot be trained again here. To unlearn them all the same, give --route "
+            "approximate."
+        )
 
 
 def _without(run: PastRun, away: Sequence[SeenBy]) -> Retraining | None:

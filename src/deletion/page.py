@@ -6,6 +6,17 @@ from typing import Any
 
 from unlora.report.markdown import harmless
 
+IN_WORDS = {
+    "exact": "The model never saw these rows.",
+    "held": "The rows are gone, as far as the attacks below can tell.",
+    "hidden": "Asked, the model does not tell the rows; but a part of them can be brought back.",
+    "known": "The model still tells the rows.",
+    "over-forgotten": "The rows are gone, but it shows that something was taken out.",
+    "broken": "The model was damaged.",
+    "too few to say": "These are too few rows to say whether they are gone.",
+    "cannot be told": "Whether the rows are gone cannot be told.",
+}
+
 
 def as_html(facts: Mapping[str, Any]) -> str:
     """The page; kind of entry -> content."""
@@ -22,7 +33,8 @@ def as_html(facts: Mapping[str, Any]) -> str:
     environment.filters["percent"] = percent
     environment.filters["figure"] = lambda value: "" if value is None else f"{value:.3g}"
     page = environment.from_string(source.read_text("utf-8"))
-    content = {**facts, "rolled_back": facts.get("rolled back")}
+    in_words = IN_WORDS[facts["audit"]["verdict"]["name"]]
+    content = {**facts, "rolled_back": facts.get("rolled back"), "in_words": in_words}
     return page.render(content).encode("utf-8", "replace").decode("utf-8") + "\n"
 
 
