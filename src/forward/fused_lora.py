@@ -37,6 +37,21 @@ def layers_by_input(model: nn.Module) -> list[list[LoraLayer]]:
     return list(groups.values())
 
 
+def keep_no_masks(model: nn.Module, adapter: str) -> None:
+    """Have layers that would be fused keep what they do in training, on a model that never trains.
+
+    Args:
+        model: in training mode; layers that would be fused lose their dropout.
+    """
+    for layer in (layer for group in layers_by_input(model) for layer in group):
+        if type(layer) is LoraLinear and adapter in layer.lora_dropout:
+            dropout = layer.lora_dropout[adapter]
+            layer.lora_dropout[adapter] = nn.Identity()
+            if not _is_plain(layer, adapter, layer.base_layer.weight):
+                layer.lora_dropout[adapter] = dropout
+    fuse_lora(model, adapter)
+
+
 def fuse_lora(model: nn.Module, adapter: str) -> None:
     """Have this adapter's layers computed together where they are trained.
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from unlora.forward.fused_lora import keep_no_masks
 from unlora.forward.lm_head import LOGITS_AT_ONCE, LOGITS_KEPT
 from unlora.forward.outputs import (
     Outputs,
@@ -20,6 +21,7 @@ from unlora.forward.outputs import (
     decoder_layers,
     output_embedding,
 )
+from unlora.model.reference import POLICY
 from unlora.trainer.largest_batch import Batch
 
 
@@ -84,6 +86,7 @@ def _of_one_layer(model: Any, batch: Batch) -> tuple[int, int, int]:
         try:
             ids = torch.zeros(batch.rows, batch.tokens, dtype=torch.long)
             model.train()
+            keep_no_masks(model, POLICY)
             with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
                 model(input_ids=ids, use_cache=False)
         finally:

@@ -28,6 +28,7 @@ from unlora.model.reference import as_reference
 from unlora.runs.run import write_bytes
 
 logger = logging.getLogger(__name__)
+TOKENS = 1024  # of a pass, or as many rows as a micro-batch has
 
 
 def precompute(
@@ -78,8 +79,10 @@ def _compute(
     pad_id: int,
     silent: bool,
 ) -> Tensor:
-    logps, size = torch.zeros(len(rows)), args.train_batch_size
+    logps = torch.zeros(len(rows))
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i].input_ids))
+    # without gradients this is less than a step needs
+    size = max(args.train_batch_size, TOKENS // max(len(rows[order[0]].input_ids), 1))
     modes = {module: module.training for module in reference.modules()}
     reference.eval()
     bar = tqdm(total=len(rows), desc=f"reference: {part}", unit="row", disable=silent)

@@ -11,8 +11,10 @@ from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
 from unlora.config.schema import Config
 from unlora.errors import InputError
+from unlora.forward.fused_lora import fuse_lora
 from unlora.model import get_model
 from unlora.model.lora import save_adapter
+from unlora.model.reference import POLICY
 from unlora.trainer import largest_batch as module
 from unlora.trainer.checkpointing import bound
 from unlora.trainer.largest_batch import Batch
@@ -165,6 +167,7 @@ def test_activations_are_those_that_autograd_keeps(llama):
     """Of a real pass, every tensor that is kept and is no parameter, each once."""
     wanted = config(llama, trainer="GradAscent", method_args={})
     model, _ = get_model(wanted.model)
+    fuse_lora(model, POLICY)
     kept = {}
 
     def keep(tensor):
