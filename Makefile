@@ -34,7 +34,7 @@ methods: .venv/.run  ## docs/methods.md: every method on the embedded benchmark;
 memory: .venv/.run  ## peak memory of every method on one model, against GradAscent
 	.venv/bin/python benchmarks/memory.py
 
-bench: .venv/.run  ## steps of training on a CPU, for docs/performance.md and benchmarks/results/latest.json
+bench: .venv/.run  ## a real model (UNLORA_REAL_MODEL) beside an earlier build (UNLORA_EARLIER), the start, and size S
 	.venv/bin/python benchmarks/bench.py
 
 bench-gpu: .venv/.run  ## the same on a GPU

@@ -1,18 +1,22 @@
 """The figures and tables of docs/performance.md.
 
-make bench                                   start, S and M; UNLORA_REALDATA: the real rows' folder
+make bench                                   R, start and S; UNLORA_REALDATA: the real rows' folder
 make bench-more                              memory, eval, growth, steps and S-r128
 make bench-gpu                               a model of Qwen2.5-3B's shape, on a GPU
 python benchmarks/bench.py --only S,growth   some parts again; the others keep their figures
 
+R is a real model, beside an earlier build: UNLORA_REAL_MODEL names its folder, UNLORA_EARLIER that
+of a checkout (git worktree add ../earlier 1920345). Without them R is left out.
+
 Writes benchmarks/results/latest.json, a list of {workload, figure, value, target, met, command,
-machine}, and the tables of docs/performance.md. Parts: S and M (one step of training), S-r128,
+machine}, and the tables of docs/performance.md. Parts: R, S and M (one step of training), S-r128,
 steps (ours without one thing each), memory, eval (all metrics on S and M, the default ones on S),
 growth, start, and 3B on a GPU.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -28,6 +32,9 @@ FASTER = {
     "S": {"NPO": 3.0, "GradDiff": 1.9, "SimNPO": 2.6, "RMU": 5.0},
     "M": {"NPO": 2.8, "GradDiff": 1.8, "SimNPO": 2.1, "UNDIAL": 2.4, "RMU": 4.5},
 }
+EARLIER = {
+    "NPO-r16": 1.45, "GradDiff-r16": 1.45, "SimNPO-r16": 1.45, "NPO-r128": 1.3, "finetune-r16": 1.4,
+}  # fmt: skip
 OVER_FLOOR = {("M", "GradDiff"): 1.8}
 MEMORY = {"NPO": 0.45, "RMU": 0.25}
 EVALUATION = {("S", "all"): 6.5, ("M", "all"): 7.0, ("S", "default"): 5.5}
@@ -35,6 +42,8 @@ EVALUATED = 10  # rows of each set
 WITHOUT = {  # method and words of what is left out of a step
     "known": ("NPO", "the reference asked once"),
     "packs": ("NPO", "rows packed"),
+    "flat": ("NPO", "rows in one sequence, their beginning once"),
+    "fused": ("NPO", "LoRA layers fused"),
     "joined": ("NPO", "parts in one pass"),
     "positions": ("NPO", "scored positions only"),
     "chunks": ("NPO", "log-probabilities in chunks"),
@@ -44,6 +53,7 @@ WITHOUT = {  # method and words of what is left out of a step
 }
 FOR_MEMORY = ("positions", "chunks", "in-place", "shared")
 LOSSES, METRICS, STARTED, LINEAR, STEEP, FLAT = 1e-4, 1e-4, 1.0, 0.99, 1.05, 1.25
+SHOWN = ("CPU", "times as fast", "peak", "share", "measured / floor", "metrics", "tokens")
 Figure = dict[str, Any]
 
 
@@ -80,6 +90,32 @@ def training(
             ]
         about = {"command": command, "machine": f"{one['machine']}, {one['versions']}"}
         figures += [{"workload": f"{size} {method} r {rank}", **row, **about} for row in rows]
+    return figures
+
+
+def real() -> list[Figure]:
+    """A real model beside an earlier build, where both are named."""
+    model, earlier = (os.environ.get(name) for name in ("UNLORA_REAL_MODEL", "UNLORA_EARLIER"))
+    if not model or not earlier:
+        print("R is left out: set UNLORA_REAL_MODEL to a model's folder and UNLORA_EARLIER to that "
+              "of a checkout of an earlier build.")  # fmt: skip
+        return []
+    results, _ = run("builds.py", ["--model", model, "--against", earlier])
+    figures = []
+    for result in results:
+        about = {
+            "command": f"python benchmarks/builds.py --work {result['work']}",
+            "machine": f"{machine()}, {result['threads']} thread, {result['versions']}",
+        }
+        rows = [
+            figure("CPU seconds a step", result["seconds"]["now"]),
+            figure(
+                "times as fast as 1920345", result["faster"], EARLIER[result["work"]], least=True
+            ),
+            figure("peak MB above the imports", result["memory"]["now"] / 1e6),
+            figure("share of the memory of 1920345", result["memory_share"]),
+        ]
+        figures += [{"workload": f"R {result['work']}", **row, **about} for row in rows]
     return figures
 
 
@@ -167,13 +203,13 @@ def start() -> list[Figure]:
 
 
 def machine() -> str:
-    import os
     import platform
 
     return f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}"
 
 
 PARTS: Mapping[str, Callable[[], list[Figure]]] = {
+    "R": real,
     "S": lambda: training("S"),
     "S-r128": lambda: training("S", "--ranks", "128", methods="NPO,GradDiff"),
     "M": lambda: training("M"),
@@ -211,6 +247,7 @@ def kept(old: Sequence[Figure], new: Sequence[Figure]) -> list[Figure]:
 
 def table(figures: Iterable[Figure]) -> str:
     """Markdown: the figures, then the commands and machines that made them."""
+    figures = [one for one in figures if one["figure"].startswith(SHOWN)]
     lines = ["| workload | figure | measured | target | |", "|---|---|---|---|---|"]
     about: dict[tuple[str, str], None] = {}
     for one in figures:
@@ -246,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", help=f"of {', '.join(PARTS)}", default="start,S,M")
+    parser.add_argument("--only", help=f"of {', '.join(PARTS)}", default="R,start,S")
     chosen = parser.parse_args(argv).only.split(",")
     for name in chosen:
         if name not in PARTS:

@@ -160,7 +160,20 @@ def child(side: str, options: argparse.Namespace) -> None:
 
 def _packs(trainer: Any) -> None:
     losses = trainer.context.losses
-    losses.way = replace(losses.way, packs=False)
+    losses.way = replace(losses.way, packs=False, flat=False)
+
+
+def _flat(trainer: Any) -> None:
+    """Rows in several sequences, each with its own beginning."""
+    losses = trainer.context.losses
+    losses.way = replace(losses.way, flat=False)
+
+
+def _fused(trainer: Any) -> None:
+    """Every layer with LoRA by peft's own forward."""
+    for module in trainer.model.modules():
+        if "lora_A" in module._modules:
+            vars(module).pop("forward", None)
 
 
 def _chunks(trainer: Any) -> None:
@@ -260,8 +273,8 @@ def _compile(trainer: Any) -> None:
     trainer.model.compile()
 
 
-WITHOUT = {"known": _known, "packs": _packs, "joined": _joined, "positions": _positions,
-           "chunks": _chunks, "in-place": _in_place, "layers": _layers, "shared": _shared,
+WITHOUT = {"known": _known, "packs": _packs, "flat": _flat, "fused": _fused,
+           "joined": _joined, "positions": _positions, "chunks": _chunks, "in-place": _in_place, "layers": _layers, "shared": _shared,
            "compile": _compile}  # fmt: skip
 # what is left out on both sides, as it can only be had with the other
 RESTS_ON = {"packs": "joined", "positions": "chunks"}

@@ -15,7 +15,7 @@ from unlora.objectives import distill
 from unlora.trainer import term_losses
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-NAMES = ("sides", "evaluation_rows", "baseline_training", "training", "bench")
+NAMES = ("sides", "evaluation_rows", "baseline_training", "training", "builds", "bench")
 METHODS = ("NPO", "GradDiff", "SimNPO", "UNDIAL", "RMU")
 
 
@@ -62,8 +62,8 @@ def test_both_sides_of_a_step_have_the_same_losses(scripts, data, method, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of a tied head
-@pytest.mark.parametrize("left_out", ["known", "packs", "joined", "positions", "chunks", "in-place",
-                                      "layers", "shared"])  # fmt: skip
+@pytest.mark.parametrize("left_out", ["known", "packs", "flat", "fused", "joined", "positions",
+                                      "chunks", "in-place", "layers", "shared"])  # fmt: skip
 def test_a_step_without_one_of_its_parts_has_the_same_losses(
     scripts, data, left_out, tmp_path, monkeypatch
 ):
@@ -92,6 +92,8 @@ def test_a_step_without_one_of_its_parts_has_the_same_losses(
     assert found[0] != 0
     if left_out == "in-place":
         assert distill._cross_entropy.__module__ == "training"
+    elif left_out == "fused":
+        assert not any("forward" in vars(module) for module in trainer.model.modules())
     else:
         assert passes[0] != passes[1]
 
@@ -181,7 +183,39 @@ def test_the_page_has_a_table_for_each_kind_of_machine_and_keeps_its_words(scrip
 def test_a_part_that_does_not_exist_is_named(scripts, capsys):
     with pytest.raises(SystemExit):
         scripts.bench.main(["--only", "XL"])
-    assert "There is no part 'XL'. Parts: S, " in capsys.readouterr().err
+    assert "There is no part 'XL'. Parts: R, S, " in capsys.readouterr().err
+
+
+def test_without_a_real_model_its_part_is_left_out(scripts, monkeypatch, capsys):
+    monkeypatch.delenv("UNLORA_REAL_MODEL", raising=False)
+    assert scripts.bench.real() == []
+    assert "set UNLORA_REAL_MODEL" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", "nowhere"], "There is no model in 'nowhere'. Give --model FOLDER"),
+        (["--model", "HERE"], "Give --against FOLDER of another checkout"),
+        (["--model", "HERE", "--against", "HERE", "--work", "NPO"], "There is no work NPO. Known"),
+    ],
+)
+def test_what_builds_cannot_compare_is_said(
+    scripts, arguments, message, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "config.json").touch()
+    arguments = [str(tmp_path) if argument == "HERE" else argument for argument in arguments]
+    monkeypatch.setattr(sys, "argv", ["builds.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        scripts.builds.parsed()
+    assert message in f"{stopped.value}{capsys.readouterr().err}"
+
+
+def test_another_checkout_is_found_as_the_package(scripts):
+    with scripts.builds.package(FOLDER.parent) as folder:
+        assert (Path(folder) / "unlora" / "__main__.py").is_file()
+        assert (Path(folder) / "unlora" / "configs" / "unlearn.yaml").is_file()
 
 
 def test_the_figures_that_are_kept_are_whole():
