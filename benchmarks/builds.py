@@ -5,8 +5,9 @@ python benchmarks/builds.py --model FOLDER --against ../earlier
 python benchmarks/builds.py --model FOLDER --against ../earlier --work NPO-r16 --dropout 0
 
 FOLDER is a model as ``save_pretrained`` writes it, or UNLORA_REAL_MODEL names it; the figures of
-docs/performance.md are of SmolLM2-135M-Instruct. A step is 4 forget and 4 retain rows of TOFU (4 rows
-of fine-tuning), LoRA on the seven linear layers, float32, dropout 0.05, no gradient checkpointing.
+docs/performance.md are of SmolLM2-135M-Instruct. A step is 4 forget and 4 retain rows of TOFU (4
+rows of fine-tuning), LoRA on the seven linear layers, float32, dropout 0.05, no gradient
+checkpointing. With --dropout 0 both must have the same losses.
 
 Each build is a process of its own; they take turns, step by step, and the first step of each does
 not count. Time is CPU seconds of the process, a ratio the median of those of pairs of steps. Memory
@@ -107,8 +108,9 @@ def command(work: str, folder: Path, options: argparse.Namespace) -> list[str]:
     """The user's command; it ends after as many steps as are measured."""
     kind, rank, more = WORK[work]
     data = ["forget", "retain"] if kind == "unlearn" else ["train"]
+    experiment = "finetune" if kind == "train" else kind
     return [
-        kind, f"experiment={'finetune' if kind == 'train' else kind}/own/lora", f"model={options.model}", *more,
+        kind, f"experiment={experiment}/own/lora", f"model={options.model}", *more,
         *(f"data.{part}={folder / part}.jsonl" for part in data),
         f"task_name={work}", "model.model_args.torch_dtype=float32",
         f"model.lora_config.r={rank}", f"model.lora_config.lora_alpha={2 * rank}",

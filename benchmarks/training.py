@@ -274,8 +274,8 @@ def _compile(trainer: Any) -> None:
 
 
 WITHOUT = {"known": _known, "packs": _packs, "flat": _flat, "fused": _fused,
-           "joined": _joined, "positions": _positions, "chunks": _chunks, "in-place": _in_place, "layers": _layers, "shared": _shared,
-           "compile": _compile}  # fmt: skip
+           "joined": _joined, "positions": _positions, "chunks": _chunks, "in-place": _in_place,
+           "layers": _layers, "shared": _shared, "compile": _compile}  # fmt: skip
 # what is left out on both sides, as it can only be had with the other
 RESTS_ON = {"packs": "joined", "positions": "chunks"}
 
