@@ -34,10 +34,10 @@ HERE = Path(__file__).parent
 ROWS = 16
 TARGETS = "[q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]"
 WORK = {
-    "NPO-r16": ("unlearn", 16, ["trainer=NPO"]),
-    "GradDiff-r16": ("unlearn", 16, ["trainer=GradDiff"]),
-    "SimNPO-r16": ("unlearn", 16, ["trainer=SimNPO"]),
-    "NPO-r128": ("unlearn", 128, ["trainer=NPO"]),
+    "NPO-r16": ("unlearn", 16, ["trainer=NPO", "~eval.own"]),
+    "GradDiff-r16": ("unlearn", 16, ["trainer=GradDiff", "~eval.own"]),
+    "SimNPO-r16": ("unlearn", 16, ["trainer=SimNPO", "~eval.own"]),
+    "NPO-r128": ("unlearn", 128, ["trainer=NPO", "~eval.own"]),
     "finetune-r16": ("train", 16, []),
 }
 QUIET = {"PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
