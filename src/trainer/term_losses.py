@@ -71,7 +71,9 @@ class TermLosses:
         self.args, self.accelerator, self.trainer_state = args, accelerator, trainer_state
         self.reference_logps: Mapping[str, Tensor] = {}
         self.inner_step = 0
-        self.way = replace(PLAIN if split else found_way(model, args.device), common=common)
+        way = PLAIN if split else found_way(model, args.device)
+        # a compiled model cannot attend to rows that are others at every step
+        self.way = replace(way, common=common, flat=way.flat and not args.torch_compile)
         live = loss.asked_of_reference(TokenLogps, Outputs, Hidden, Padded)
         needs_copy = bool(live) and not isinstance(model, PeftModel)
         self.frozen = frozen_copy(model) if needs_copy else None
