@@ -80,12 +80,13 @@ class FusedLayers:
 
     def forward(self, layer: LoraLinear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return what peft's ``forward`` of this layer would."""
+        if args or kwargs or not _is_trained(x):
+            self._input, self._outputs = None, {}
+            return type(layer).forward(layer, x, *args, **kwargs)
         before, version = self._input or (None, 0)
         if x._version == version and before is x and layer in self._outputs:
             return self._next(layer)
         self._input, self._outputs = None, {}
-        if args or kwargs or not _is_trained(x):
-            return type(layer).forward(layer, x, *args, **kwargs)
         fitting = [other for other in self.layers if _is_plain(other, self.adapter, x)]
         if layer not in fitting:
             return type(layer).forward(layer, x)

@@ -234,8 +234,9 @@ def test_only_the_layer_with_a_hook_is_left_to_peft(monkeypatch):
 def test_without_gradients_and_under_autocast_peft_computes(monkeypatch):
     fused, plain = fused_and_peft()
     counts = calls(monkeypatch)
-    with token_keys(keys()), torch.no_grad():
-        assert torch.equal(fused(inputs()), plain(inputs()))
+    for without in (torch.no_grad, torch.inference_mode):
+        with token_keys(keys()), without():
+            assert torch.equal(fused(inputs()), plain(inputs()))
     with token_keys(keys()), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(fused(inputs()), plain(inputs()))
     assert not counts
