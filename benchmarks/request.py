@@ -13,7 +13,7 @@ from unlora.data.pocket import rows
 FOLDER = Path("saves/example")  # emptied at every start
 MODEL, ROWS = "saves/finetune/served", "customer.jsonl"
 COMMANDS = (
-    "train experiment=finetune/pocket/lora task_name=served ~eval",
+    "train experiment=finetune/pocket/lora task_name=served ~eval trainer.args.num_train_epochs=6",
     f"who-saw {ROWS} {MODEL}",
     f"forget {ROWS} --model {MODEL} --route exact --id exact",
     f"forget {ROWS} --model {MODEL} --route approximate --id approximate --dial plain "
