@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from deletion_runs import MODEL, QUICK, ROWS, make_model, train, write_rows
+from deletion_runs import MODEL, QUICK, ROWS, facts, forget, make_model, train, weights, write_rows
 
 from unlora.cli.main import main
 
@@ -21,19 +21,6 @@ def home(made, tmp_path, monkeypatch):
     folder = shutil.copytree(made, tmp_path / "home")
     monkeypatch.chdir(folder)
     return folder
-
-
-def forget(*words):
-    main(["forget", *words])
-
-
-def facts(name):
-    entries = json.loads(Path("saves/requests", name, "evidence.json").read_text())["entries"]
-    return {entry["kind"]: entry["content"] for entry in entries}
-
-
-def weights(folder):
-    return Path(folder, "adapter_model.safetensors").read_bytes()
 
 
 @pytest.mark.budget(2)

@@ -44,3 +44,19 @@ def make_model(folder: Path) -> Path:
     finally:
         os.chdir(before)
     return folder
+
+
+def forget(*words: str) -> None:
+    """``unlora forget`` in this folder."""
+    main(["forget", *words])
+
+
+def facts(name: str) -> dict:
+    """Kind of entry -> content, of a request's evidence."""
+    entries = json.loads(Path("saves/requests", name, "evidence.json").read_text())["entries"]
+    return {entry["kind"]: entry["content"] for entry in entries}
+
+
+def weights(folder: str) -> bytes:
+    """Of an adapter, to the bit."""
+    return Path(folder, "adapter_model.safetensors").read_bytes()
