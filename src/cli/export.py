@@ -21,20 +21,7 @@ def main(argv: Sequence[str]) -> None:
         InputError: there is no such run, it is not said in which form, or it cannot be exported.
         GuardError: what was written answers differently.
     """
-    parser = argparse.ArgumentParser(prog="unlora export", add_help=False, exit_on_error=False)
-    parser.add_argument("run", nargs="?")
-    parser.add_argument("--merged", action="store_const", dest="form", const="merged")
-    parser.add_argument("--adapter", action="store_const", dest="form", const="adapter")
-    parser.add_argument("--serve", action="store_const", dest="form", const="serve")
-    parser.add_argument("--rank", type=int)
-    parser.add_argument("--llama-cpp")
-    parser.add_argument("--output")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--base")
-    try:
-        args, strange = parser.parse_known_args(list(argv))
-    except argparse.ArgumentError as error:
-        raise InputError(f"{error}. Type: unlora export --help") from error
+    args, strange = _parsed(argv)
     overrides = [word for word in strange if "=" in word and args.form == "serve"]
     if strange := [word for word in strange if word not in overrides or word.startswith("-")]:
         raise InputError(f"unlora export cannot use {strange[0]!r}. Type: unlora export --help")
@@ -57,6 +44,28 @@ def main(argv: Sequence[str]) -> None:
         raise InputError("--rank and --llama-cpp belong to --serve. Type: unlora export --help")
     write = import_module("unlora.model.export").export
     print(write(args.run, args.form, args.output, dtype=args.dtype, base=args.base))
+
+
+def _parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The words that are known, and the others.
+
+    Raises:
+        InputError: a word lacks its value.
+    """
+    parser = argparse.ArgumentParser(prog="unlora export", add_help=False, exit_on_error=False)
+    parser.add_argument("run", nargs="?")
+    parser.add_argument("--merged", action="store_const", dest="form", const="merged")
+    parser.add_argument("--adapter", action="store_const", dest="form", const="adapter")
+    parser.add_argument("--serve", action="store_const", dest="form", const="serve")
+    parser.add_argument("--rank", type=int)
+    parser.add_argument("--llama-cpp")
+    parser.add_argument("--output")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--base")
+    try:
+        return parser.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise InputError(f"{error}. Type: unlora export --help") from error
 
 
 def _serve(args: argparse.Namespace, overrides: Sequence[str]) -> None:

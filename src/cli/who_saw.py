@@ -92,7 +92,7 @@ def as_text(answer: Any) -> str:
         table.append([str(link), part, *numbers, ", ".join(below[folder])])
     seen = sum(bool(row) for row in answer.rows)
     lines = [*_of_rows(answer.rows), *(_aligned(table) if links else [])]
-    lines += [f"{seen} of {len(answer.rows)} rows were seen by one of {len(answer.runs)} runs."]
+    lines += [f"{seen} of {len(answer.rows)} rows were seen; runs: {len(answer.runs)}."]
     lines += [
         f"Unknown: {x.link}{'' if x.run == x.link else f', below {x.run}'}: {x.why}"
         for x in answer.unknown

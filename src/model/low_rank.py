@@ -50,20 +50,12 @@ def low_rank(
     whole = held = 0.0
     new: dict[str, Tensor] = {}
     for module, names in sides.items():
-        a, b = tensors[names["A"]], tensors[names["B"]]
-        q_a, r_a = torch.linalg.qr(a.float().T)
-        q_b, r_b = torch.linalg.qr(b.float())
-        u, s, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-        whole += s.square().sum().item()
+        a, b, values = _truncated(tensors[names["A"]], tensors[names["B"]], rank)
+        whole += values.square().sum().item()
         if module.removeprefix("base_model.model.") == without:
             continue
-        s = s[:rank]
-        held += s.square().sum().item()
-        missing = rank - len(s)  # a narrow module has no more
-        root = s.sqrt()
-        new_a, new_b = (root[:, None] * v[: len(s)]) @ q_a.T, (q_b @ u[:, : len(s)]) * root
-        new[names["A"]] = torch.nn.functional.pad(new_a, (0, 0, 0, missing)).contiguous()
-        new[names["B"]] = torch.nn.functional.pad(new_b, (0, missing)).contiguous()
+        held += values[:rank].square().sum().item()
+        new |= {names["A"]: a, names["B"]: b}
     if not new:
         raise InputError("The adapter is on the output head alone. Export it with --merged.")
     modules = sorted(set(config.target_modules or ()) - {without})
@@ -72,3 +64,17 @@ def low_rank(
         **settings, bias="none", task_type="CAUSAL_LM", fan_in_fan_out=config.fan_in_fan_out
     )
     return LowRank(joined, new, held / whole if whole else 1.0)
+
+
+def _truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A and B of a rank, whose product is the nearest to B A; and all singular values of B A."""
+    q_a, r_a = torch.linalg.qr(a.float().T)
+    q_b, r_b = torch.linalg.qr(b.float())
+    u, values, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    root = values[:rank].sqrt()
+    missing = rank - len(root)  # a narrow module has no more
+    new_a, new_b = (root[:, None] * v[:rank]) @ q_a.T, (q_b @ u[:, :rank]) * root
+    pad = torch.nn.functional.pad
+    return (
+        pad(new_a, (0, 0, 0, missing)).contiguous(), pad(new_b, (0, missing)).contiguous(), values
+    )  # fmt: skip

@@ -5,7 +5,7 @@
                        gguf      of both, where llama.cpp's converters are
                        serve.json, commands.txt
 
-A form that changes what the run says of the forget or retain rows is refused, and not written.
+A form that says of the forget or retain rows what the run does not is refused, and not written.
 """
 
 import logging
@@ -96,7 +96,8 @@ class Serving:
         folder.mkdir(parents=True)
         small.config.save_pretrained(str(folder))
         save_file(small.tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        self._save_tokenizer(folder)
+        home = tokenizer_home(self.run, self.lineage)
+        get_tokenizer(home, {"pretrained_model_name_or_path": home}).save_pretrained(str(folder))
         base = load_root(self.lineage, {"dtype": "auto"})[0]
         with patterns_are_checked():
             reloaded = PeftModel.from_pretrained(base, str(folder))
@@ -124,7 +125,7 @@ class Serving:
         """Compare a form with the run."""
         compared, figures = self.probe.compared(network), self.guard.measure(network)
         refused = self.guard.why_refused(self.before, figures)
-        if self.before.forget is None and not (compared.kept() or compared.same(1e-3)):
+        if not self.before.is_known and not (compared.kept() or compared.same(1e-3)):
             share = compared.share or 0
             refused = f"{share:.0%} of what the adapters do to the probe rows is left"
         return Form(name, lost, compared, figures, refused)
@@ -134,10 +135,6 @@ class Serving:
         plain, head = self.network.get_base_model(), self.network.get_output_embeddings()
         name = next((name for name, module in plain.named_modules() if module is head), None)
         return name if hasattr(head, "lora_A") else None
-
-    def _save_tokenizer(self, folder: Path) -> None:
-        home = tokenizer_home(self.run, self.lineage)
-        get_tokenizer(home, {"pretrained_model_name_or_path": home}).save_pretrained(str(folder))
 
 
 def serve(
@@ -173,12 +170,7 @@ def serve(
             serving = Serving(run, config, rank, base)
             forms = [_tried(serving.adapter, temporary / "adapter"),
                      _tried(serving.merged, temporary / "merged")]  # fmt: skip
-        if all(form.refused for form in forms):
-            raise GuardError(
-                f"{run!r} is served in no form: "
-                + "; ".join(f"{form.name} ({form.lost}): {form.refused}" for form in forms)
-                + ". Nothing was written. Give a larger --rank, or --merged --dtype float32."
-            )
+        _refuse_where_all_are(forms, run)
         files = _to_gguf(scripts, serving, temporary)
         text = _finish(serving, forms, files, temporary, folder)
         shutil.rmtree(folder, ignore_errors=True)
@@ -190,6 +182,15 @@ def serve(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return text
+
+
+def _refuse_where_all_are(forms: list[Form], run: str) -> None:
+    if all(form.refused for form in forms):
+        reasons = "; ".join(f"{form.name} ({form.lost}): {form.refused}" for form in forms)
+        raise GuardError(
+            f"{run!r} is served in no form: {reasons}. Nothing was written. Give a larger --rank, "
+            "or --merged --dtype float32."
+        )
 
 
 def _tried(write: Callable[[Path], Form], folder: Path) -> Form:
@@ -236,10 +237,11 @@ def _finish(
     for name, form in cards.items():
         card = model_card(serving.lineage, name, form.lost, form.figures, serving.guard.audit)
         write_text(temporary / name / "README.md", card)
-    written = {form.name: form.as_dict() for form in forms}
-    before = serving.before.as_dict()
-    write_json(temporary / "serve.json",
-               {"run": serving.run, "before": before, "forms": written, "gguf": files})  # fmt: skip
+    content = {
+        "run": serving.run, "before": serving.before.as_dict(), "gguf": files,
+        "forms": {form.name: form.as_dict() for form in forms},
+    }  # fmt: skip
+    write_json(temporary / "serve.json", content)
     commands = _commands(serving, forms, files, folder)
     write_text(temporary / "commands.txt", "\n".join(commands) + "\n")
     missing = [f"{name}: not written: {why}" for name, why in files.items() if why]

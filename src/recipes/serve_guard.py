@@ -38,6 +38,11 @@ class Figures:
     score: float | None = None
     spoken: frozenset[int] = frozenset()
 
+    @property
+    def is_known(self) -> bool:
+        """Whether forget rows could be scored."""
+        return self.forget is not None and not math.isnan(self.forget)
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         spoken = None if self.forget is None else len(self.spoken)
@@ -77,7 +82,7 @@ class ServeGuard:
 
     def why_refused(self, before: Figures, after: Figures) -> str | None:
         """Why a form is not to be served: half a sentence, None where it is as it was."""
-        if before.forget is None or after.forget is None:
+        if not before.is_known or before.forget is None or after.forget is None:
             return None
         if new := after.spoken - before.spoken:
             return f"it gives the answers of {len(new)} forget rows word for word, and did not"
@@ -93,13 +98,15 @@ class ServeGuard:
     def _other_verdict(self, before: Figures, after: Figures) -> str | None:
         """Why the verdict of the audit would be another, by what the model says plainly."""
         plain = self.audit and self.audit.plain
-        means: Mapping[str, float] = (plain or {}).get("means") or {}
+        means: Mapping[str, float | None] = (plain or {}).get("means") or {}
         if self.audit is None or before.score is None or after.score is None:
             return None
-        if not means or not abs(means["unlearned"] - before.score) <= SAME_ROWS:
+        unlearned, target, retain = (means.get(x) for x in ("unlearned", "target", "retain"))
+        if unlearned is None or target is None or retain is None or target == retain:
             return None
-        known = means["target"] - means["retain"]
-        was, now = ((score - means["retain"]) / known for score in (before.score, after.score))
+        if not abs(unlearned - before.score) <= SAME_ROWS:
+            return None
+        was, now = ((x - retain) / (target - retain) for x in (before.score, after.score))
         verdict = self._verdict(was, now, after.retain)
         if verdict is None or verdict == self.audit.verdict:
             return None

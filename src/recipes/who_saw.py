@@ -6,7 +6,7 @@ A run of before, without hashes, is read from its data where they are still ther
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -88,32 +88,14 @@ def who_saw(
     """
     wanted = Wanted(row_texts(rows, question_key, answer_key, text_key))
     runs = list(dict.fromkeys(run for folder in folders for run in _runs_in(Path(folder))))
-    seen: dict[Path, dict[str, list[Match | None]] | str] = {}
-    sightings: list[list[Sighting]] = [[] for _ in rows]
-    load = ReadRows(None)
-    unknown, roots = [], []
+    search = _Search(wanted, [[] for _ in rows])
     for run in runs:
-        try:
-            history = History.of(str(run))
-        except InputError as error:
-            unknown.append(Unknown(run, run, str(error)))
-            continue
-        roots.append(history.origin)
-        for link, config in history.runs:
-            if (folder := link.resolve()) not in seen:
-                seen[folder] = _matches(wanted, link, config, load)
-            matches = seen[folder]
-            if isinstance(matches, str):
-                unknown.append(Unknown(run, link, matches))
-                continue
-            for part, each in matches.items():
-                for number, match in enumerate(each):
-                    if match:
-                        sightings[number].append(Sighting(run, link, part, match))
-        if looks_local(history.origin) and not os.path.isdir(history.origin):
-            unknown.append(Unknown(run, Path(history.origin), "its folder is not there"))
+        search.look_into(run)
     return WhoSaw(
-        tuple(map(tuple, sightings)), tuple(unknown), tuple(runs), tuple(dict.fromkeys(roots))
+        tuple(map(tuple, search.sightings)),
+        tuple(search.unknown),
+        tuple(runs),
+        tuple(dict.fromkeys(search.roots)),
     )
 
 
@@ -154,15 +136,51 @@ def row_hashes(
     return [f"{number:016x}" for number in hashes]
 
 
-def _matches(
-    wanted: Wanted, folder: Path, config: Mapping[str, Any], load: ReadRows
-) -> dict[str, list[Match | None]] | str:
-    """How each row is in each part of a run's data, or why that is unknown."""
-    try:
-        key, parts = trained_rows(folder, config, load)
-    except InputError as error:
-        return str(error)
-    return {part: wanted.find(rows, key) for part, rows in parts.items()}
+@dataclass
+class _Search:
+    """What was found until now; a run that several were made from is looked into once."""
+
+    wanted: Wanted
+    sightings: list[list[Sighting]]
+    unknown: list[Unknown] = field(default_factory=list)
+    roots: list[str] = field(default_factory=list)
+    load: ReadRows = field(default_factory=lambda: ReadRows(None))
+    matches: dict[Path, dict[str, list[Match | None]] | str] = field(default_factory=dict)
+
+    def look_into(self, run: Path) -> None:
+        """Look the rows up in a run and in all that it was made from."""
+        try:
+            history = History.of(str(run))
+        except InputError as error:
+            self.unknown.append(Unknown(run, run, str(error)))
+            return
+        self.roots.append(history.origin)
+        for link, config in history.runs:
+            matches = self._matches_of(link, config)
+            if isinstance(matches, str):
+                self.unknown.append(Unknown(run, link, matches))
+                continue
+            for part, of_rows in matches.items():
+                for number, match in enumerate(of_rows):
+                    if match:
+                        self.sightings[number].append(Sighting(run, link, part, match))
+        if looks_local(history.origin) and not os.path.isdir(history.origin):
+            self.unknown.append(Unknown(run, Path(history.origin), "its folder is not there"))
+
+    def _matches_of(
+        self, link: Path, config: Mapping[str, Any]
+    ) -> dict[str, list[Match | None]] | str:
+        """How each row is in each part of a run's data, or why that is unknown."""
+        folder = link.resolve()
+        if folder not in self.matches:
+            try:
+                key, parts = trained_rows(link, config, self.load)
+                self.matches[folder] = {
+                    part: self.wanted.find(rows, key) for part, rows in parts.items()
+                }
+            except InputError as error:
+                self.matches[folder] = str(error)
+        return self.matches[folder]
 
 
 def _runs_in(folder: Path) -> list[Path]:

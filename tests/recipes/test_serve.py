@@ -200,6 +200,9 @@ def test_what_attacks_bring_back_moves_with_what_is_there_plainly():
     assert guard(bound=0.15).why_refused(BEFORE, after) is None
     assert "would be 'hidden'" in guard(bound=0.19).why_refused(BEFORE, after)
     assert guard("known").why_refused(BEFORE, Figures(0.06, 0.8, -2.5)) is None  # it was known
+    unscored = guard()
+    unscored.audit.attacks[0]["means"]["unlearned"] = None
+    assert unscored.why_refused(BEFORE, Figures(0.06, 0.8, -2.5)) is None
     other_rows = Figures(0.05, 0.8, -2.0)
     assert guard().why_refused(other_rows, Figures(0.06, 0.8, -1.0)) is None
 

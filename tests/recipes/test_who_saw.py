@@ -93,7 +93,7 @@ def test_the_command_prints_a_table_and_json(saves, capsys):
     Path("rows.jsonl").write_text("\n".join(json.dumps(qa(n)) for n in (0, 4, 9)))
     main(["who-saw", "rows.jsonl"])
     lines = capsys.readouterr().out
-    assert "row 3: nobody saw it" in lines and "2 of 3 rows were seen by one of 4 runs" in lines
+    assert "row 3: nobody saw it" in lines and "2 of 3 rows were seen; runs: 4." in lines
     assert (
         "saves/finetune/full  train   1      0     saves/finetune/more, saves/unlearn/npo" in lines
     )
