@@ -98,4 +98,5 @@ def _free_memory() -> None:
 def _limit_threads(workers: int) -> None:
     import torch
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    share = max(1, (os.cpu_count() or 1) // workers)
+    torch.set_num_threads(min(share, torch.get_num_threads()))  # OMP_NUM_THREADS may say fewer

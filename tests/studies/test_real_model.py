@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from unlora.cli.compose import composed
 from unlora.errors import InputError
-from unlora.studies import fingerprints
+from unlora.studies import fingerprints, launchers
 from unlora.studies.config import read
 from unlora.studies.stages import plan
 
@@ -44,6 +45,13 @@ def test_target_learns_all_rows_and_all_models_are_asked_for_few(tmp_path):
     assert suite["data"]["world_facts"]["hf_args"]["split"] == "train[:20]"
     assert suite["data"]["forget"]["hf_args"]["name"] == "forget01_perturbed"
     assert {"model_utility", "forget_Q_A_ROUGE", "collapsed"} <= set(suite["metrics"])
+
+
+def test_a_stage_takes_no_more_threads_than_it_is_given(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    before = torch.get_num_threads()  # what OMP_NUM_THREADS says
+    launchers._limit_threads(1)
+    assert torch.get_num_threads() == before < 8
 
 
 def test_a_study_says_at_once_that_its_folder_of_data_is_not_there():
