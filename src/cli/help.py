@@ -87,7 +87,7 @@ COMMANDS = {
     ),
     "demo": Command(
         "see the whole main job on a benchmark that comes with the program: minutes, no network",
-        ("demo", "demo seeds=[0] audit=null dial=null", "demo --dry-run"),
+        ("demo", "demo seeds=[0] '~audit' dial=null", "demo --dry-run"),
         more=("The other words are those of `unlora study experiment=study/pocket/lora`.",),
     ),
     "report": Command(
