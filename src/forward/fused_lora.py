@@ -84,24 +84,25 @@ class FusedLayers:
             self._input, self._outputs = None, {}
             return type(layer).forward(layer, x, *args, **kwargs)
         before, version = self._input or (None, 0)
-        if x._version == version and before is x and layer in self._outputs:
+        if x._version != version or before is not x:
+            self._input, self._outputs = None, {}
+        elif layer in self._outputs:
             return self._next(layer)
-        self._input, self._outputs = None, {}
         fitting = [other for other in self.layers if _is_plain(other, self.adapter, x)]
         if layer not in fitting:
             return type(layer).forward(layer, x)
-        dropouts = [other.lora_dropout[self.adapter] for other in fitting]
-        keyed = [dropout for dropout in dropouts if isinstance(dropout, KeyedDropout)]
-        mask = None
-        if keyed:
-            mask = keyed[0].mask(x.to(fitting[0].lora_A[self.adapter].weight.dtype))
-            if mask is None or len({(dropout.p, dropout.number) for dropout in keyed}) > 1:
+        dropout, mask = layer.lora_dropout[self.adapter], None
+        fitting = [other for other in fitting if _drop_alike(dropout, other, self.adapter)]
+        if isinstance(dropout, KeyedDropout):
+            mask = dropout.mask(x.to(layer.lora_A[self.adapter].weight.dtype))
+            if mask is None:
                 return type(layer).forward(layer, x)
         outputs = _FusedLoRA.apply(
             mask, [other.scaling[self.adapter] for other in fitting], x,
             *_tensors(fitting, self.adapter),
         )  # fmt: skip
-        self._input, self._outputs = (x, x._version), dict(zip(fitting, outputs, strict=True))
+        self._input = x, x._version
+        self._outputs |= zip(fitting, outputs, strict=True)
         return self._next(layer)
 
     def _next(self, layer: LoraLinear) -> Tensor:
@@ -109,6 +110,15 @@ class FusedLayers:
         if not self._outputs:
             self._input = None
         return output
+
+
+def _drop_alike(dropout: nn.Module, layer: LoraLinear, adapter: str) -> bool:
+    """Whether a layer has the mask of this dropout, or as that one none."""
+    masks = [
+        (other.number, other.p, other.seed) if isinstance(other, KeyedDropout) else None
+        for other in (dropout, layer.lora_dropout[adapter])
+    ]
+    return masks[0] == masks[1]
 
 
 def _is_trained(x: Tensor) -> bool:

@@ -175,6 +175,15 @@ def test_a_layer_that_reads_another_input_is_computed_by_itself():
         torch.testing.assert_close(found, expected)
 
 
+def test_only_layers_with_the_same_dropout_are_computed_together(monkeypatch):
+    fused, plain = fused_and_peft()
+    for model in (fused, plain):
+        model.base_model.model.k_proj.lora_dropout["default"] = nn.Identity()
+    counts = calls(monkeypatch)
+    assert_equal(answer(fused, inputs()), answer(plain, inputs()), 1e-6)
+    assert counts == [2, 1, 1]
+
+
 def stacked(model):
     model.add_adapter("below", copy.deepcopy(model.peft_config["default"]))
     model.base_model.set_adapter(["default", "below"])
