@@ -2,7 +2,7 @@
 
 try:
     from unlora.cli.main import launch
-    from unlora.recipes.alternates import run
+    from unlora.recipes.alternate_answers import run
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"{error}. Use the environment that `make demo` made: . .venv/bin/activate "

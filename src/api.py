@@ -312,7 +312,7 @@ def export(
         InputError: there is no adapter to export, or the folder is not empty.
         GuardError: what was written answers differently.
     """
-    from unlora.model.export import export as write
+    from unlora.model.standalone import export as write
 
     _check(merged=merged, **({} if output is None else {"output": output}))
     form = "merged" if merged else "adapter"

@@ -2,7 +2,7 @@
 
 try:
     from unlora.cli.main import launch
-    from unlora.studies.run import run
+    from unlora.studies.run_study import run
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"{error}. Use the environment that `make demo` made: . .venv/bin/activate "

@@ -168,7 +168,7 @@ def test_an_argument_of_any_kind_is_used_or_refused_in_a_sentence(
         "unlora.model.get_model",
     ):
         monkeypatch.setattr(name, used)
-    monkeypatch.setattr("unlora.model.export.export", used)
+    monkeypatch.setattr("unlora.model.standalone.export", used)
     given = {"load": {}, "evaluate": {"model": root, "forget": FORGET}, "export": {"run": root},
              "unlearn": {"model": root, "forget": FORGET, "retain": RETAIN}}[function]  # fmt: skip
     if function == "load":

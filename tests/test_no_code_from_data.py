@@ -38,9 +38,9 @@ IMPORTS = {
     "main.py": {"'importlib.metadata'", "module", "f'unlora.cli.{command}'"},
     "audit.py": {"'unlora.recipes.audit'"},
     "chat.py": {"'readline'"},
-    "dial.py": {"'unlora.recipes.dial'"},
+    "dial.py": {"'unlora.recipes.dial_run'"},
     "doctor.py": {"'torch'"},
-    "export.py": {"'unlora.api'", "'unlora.model.export'"},
+    "export.py": {"'unlora.api'", "'unlora.model.standalone'"},
     "quantised.py": {"PACKAGE", "f'{PACKAGE}.nn'"},
     "registry.py": {"self.package", "f'{self.package}.{module.name}'"},
 }

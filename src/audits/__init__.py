@@ -4,5 +4,5 @@
 
 The three are the *unlearned* model, the *target* (before unlearning) and the *retain model* (never
 trained on the forget rows), each under the same attack. An attack is one function
-(:mod:`unlora.audits.attack`); only :mod:`unlora.audits.runner` calls a model.
+(:mod:`unlora.audits.attack`); only :mod:`unlora.audits.attack_runner` calls a model.
 """

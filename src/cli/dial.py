@@ -1,4 +1,4 @@
-"""Run the command ``unlora dial``; the dial itself is in ``unlora.recipes.dial``."""
+"""Run the command ``unlora dial``; the dial itself is in ``unlora.recipes.dial_run``."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -28,4 +28,4 @@ def main(argv: Sequence[str]) -> None:
             rest.append(word)
     config = read_words("dial", rest)
     with system_in_words():
-        import_module("unlora.recipes.dial").run(config, options["--to"], options["--output"])
+        import_module("unlora.recipes.dial_run").run(config, options["--to"], options["--output"])

@@ -1,4 +1,4 @@
-"""Run the command ``unlora export``; the export itself is in ``unlora.model.export``."""
+"""Run the command ``unlora export``; the export itself is in ``unlora.model.standalone``."""
 
 import argparse
 import os
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
         return
     if args.rank is not None or args.llama_cpp is not None:
         raise InputError("--rank and --llama-cpp belong to --serve. Type: unlora export --help")
-    write = import_module("unlora.model.export").export
+    write = import_module("unlora.model.standalone").export
     print(write(args.run, args.form, args.output, dtype=args.dtype, base=args.base))
 
 

@@ -59,8 +59,8 @@ RECIPES = {
     "train": "recipes.train",
     "unlearn": "recipes.train",
     "eval": "recipes.evaluate",
-    "alternates": "recipes.alternates",
-    "study": "studies.run",
+    "alternates": "recipes.alternate_answers",
+    "study": "studies.run_study",
 }
 MOST_LINES, LONGEST_LINE = 20, 2000  # of a message
 

@@ -133,7 +133,7 @@ class DataKeys(TypedDict, total=False):
 
 @with_config(STRICT)
 class AlternatesKeys(TypedDict, total=False):
-    """How other answers to the forget questions are made; see ``unlora.recipes.alternates``."""
+    """How other answers to the forget questions are made; see ``recipes.alternate_answers``."""
 
     repeats: values.Count
     tries: values.Count

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from unlora.config.suites import check_data_set
+from unlora.config.eval_schema import check_data_set
 from unlora.data.chat import Chat, Encoded, Example
 from unlora.data.conversations import as_questions
 from unlora.data.first_row import pieces

@@ -6,7 +6,7 @@ from typing import Any
 
 from unlora.errors import InputError
 from unlora.evals.metrics import METRICS, Metric
-from unlora.evals.passes.registry import PASSES, pass_of
+from unlora.evals.passes.declaration import PASSES, pass_of
 from unlora.registry import check_settings, unknown
 from unlora.results.value import Value
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from unlora.evals.datasets import Source
 from unlora.evals.eval_model import LazyModel
-from unlora.evals.passes.registry import NOT_CACHED, PASSES, Arrays, PassInput, Settings
+from unlora.evals.passes.declaration import NOT_CACHED, PASSES, Arrays, PassInput, Settings
 from unlora.evals.plan import Question
 from unlora.evals.result_cache import ResultCache, digest
 

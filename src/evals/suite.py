@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from unlora.config.suites import SuiteKeys
+from unlora.config.eval_schema import SuiteKeys
 from unlora.config.validation import checked
 from unlora.data.cache import cache_folder
 from unlora.data.chat import Chat
@@ -17,7 +17,7 @@ from unlora.errors import InputError
 from unlora.evals.datasets import ReadRows, Source, check_apart, check_source
 from unlora.evals.eval_model import LazyModel
 from unlora.evals.log_checks import check_logs
-from unlora.evals.passes.registry import PASSES, Settings, pass_of
+from unlora.evals.passes.declaration import PASSES, Settings, pass_of
 from unlora.evals.plan import (
     LOGS,
     Question,

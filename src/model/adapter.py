@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unlora.errors import InputError
-from unlora.model.files import shapes
+from unlora.model.weight_files import shapes
 from unlora.runs.safe_loading import read_json, refuse_pickle
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -27,11 +27,11 @@ from unlora.model.adapter import (
     adapter_settings,
     stored_names,
 )
-from unlora.model.files import shapes
 from unlora.model.lineage import Lineage, Link
 from unlora.model.load import load_root, root_config, shortened
 from unlora.model.meta_model import skeleton
 from unlora.model.targets import ambiguous_pattern
+from unlora.model.weight_files import shapes
 
 # what peft puts before the name of a module
 BEFORE = "base_model.model."

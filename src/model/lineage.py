@@ -26,7 +26,7 @@ from unlora.model.adapter import (
     settings_hash,
     settings_hash_before,
 )
-from unlora.model.files import check_model_files
+from unlora.model.weight_files import check_model_files
 from unlora.runs.run import write_json
 from unlora.runs.safe_loading import near, read_json, trusted
 

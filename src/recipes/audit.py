@@ -15,8 +15,8 @@ from typing import Any
 from tqdm import tqdm
 
 from unlora.audits.attack import ATTACKS, Attack, mean_logps
+from unlora.audits.attack_runner import AttackRunner
 from unlora.audits.residual import Comparison
-from unlora.audits.runner import AttackRunner
 from unlora.audits.scores import AuditScores, judged, probability, value_content
 from unlora.audits.subject import collecting_soon, release
 from unlora.audits.traces import membership
@@ -24,7 +24,7 @@ from unlora.audits.verdict import Thresholds
 from unlora.config.audit import PARTS, AuditConfig
 from unlora.data.cache import cache_folder
 from unlora.errors import InputError
-from unlora.evals.passes.registry import Settings
+from unlora.evals.passes.declaration import Settings
 from unlora.evals.progress import without_library_bars
 from unlora.evals.records import Scored
 from unlora.evals.result_cache import ResultCache

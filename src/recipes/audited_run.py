@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlora.audits.runner import AuditData
+from unlora.audits.attack_runner import AuditData
 from unlora.audits.subject import AuditedModel, Role
 from unlora.config import read
 from unlora.config.audit import PARTS, AuditConfig

@@ -44,8 +44,8 @@ from unlora.trainer import (
     start_adapter,
     training_arguments,
 )
-from unlora.trainer.adapter_init import Penalty
 from unlora.trainer.checkpointing import available_memory, decided, is_auto
+from unlora.trainer.data_driven_init import Penalty
 from unlora.trainer.largest_batch import largest, size_of
 from unlora.trainer.memory_estimate import estimate
 

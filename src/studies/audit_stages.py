@@ -88,7 +88,7 @@ def rows_of(stage: Stage) -> tuple[dict[str, Any], str | None]:
 
 def run(stage: Stage) -> None:
     """Audit or dial in this process."""
-    from unlora.recipes import audit, dial
+    from unlora.recipes import audit, dial_run
 
     config = config_of(stage)
     if stage.kind == "audit":
@@ -97,7 +97,7 @@ def run(stage: Stage) -> None:
     if Path(stage.folder).is_dir():
         set_aside(Path(stage.folder))
     otherwise = stage.params.get("otherwise", "plain")
-    dial.run(config, stage.params["to"], stage.folder, otherwise=otherwise)
+    dial_run.run(config, stage.params["to"], stage.folder, otherwise=otherwise)
 
 
 def outputs(stage: Stage) -> Iterator[Path]:

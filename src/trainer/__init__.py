@@ -7,7 +7,6 @@ trainer.args.report_to                ->  Trackers          (trackers.py)
 all, a model and data                 ->  UnlearningTrainer (trainer.py)
 """
 
-from unlora.trainer.adapter_init import start_adapter
 from unlora.trainer.arguments import (
     check_optimiser,
     choose_best_by,
@@ -17,6 +16,7 @@ from unlora.trainer.arguments import (
 )
 from unlora.trainer.callbacks import Guards
 from unlora.trainer.checkpoints import checkpoint_to_resume, refuse_own_model
+from unlora.trainer.data_driven_init import start_adapter
 from unlora.trainer.loss import SUBTRACTED, UnlearningLoss
 from unlora.trainer.nonfinite import Divergence
 from unlora.trainer.plugins import Plugins

@@ -80,7 +80,7 @@ class LoRAPlus:
 class FILA:
     """Start the adapter at the part of the weights that matters for forget and not for retain data.
 
-    LoKU, Cha et al. 2024, arXiv:2408.06621. See ``unlora.trainer.adapter_init``.
+    LoKU, Cha et al. 2024, arXiv:2408.06621. See ``unlora.trainer.data_driven_init``.
 
     Attributes:
         num_rows: rows of each part from which the Fisher information is estimated.
@@ -93,7 +93,7 @@ class FILA:
 class ReGLU:
     """Start the adapter where forget data are and retain data are not, and keep it out of theirs.
 
-    arXiv:2604.17396. See ``unlora.trainer.adapter_init``.
+    arXiv:2604.17396. See ``unlora.trainer.data_driven_init``.
 
     Attributes:
         beta: how much the retain data count against the forget data, between 0 and 1.

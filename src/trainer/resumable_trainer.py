@@ -20,8 +20,8 @@ from unlora.model.reference import POLICY
 from unlora.runs.run import sync_files, whole_files
 from unlora.trainer.checkpoints import NO_RECORD, best_beside, damage, write_record
 from unlora.trainer.dropout_keys import draws_numbers
+from unlora.trainer.loss_history import Progress, mean_of_processes
 from unlora.trainer.nonfinite import Divergence
-from unlora.trainer.progress import Progress, mean_of_processes
 from unlora.trainer.resume import Resumption
 from unlora.trainer.step_context import StepContext
 

@@ -17,7 +17,7 @@ from unlora.errors import InputError
 from unlora.model.adapter_init import has_start, lora_layers, low_rank
 from unlora.model.reference import POLICY, REFERENCE
 from unlora.objectives import Term
-from unlora.trainer.adapter_init import as_batches, few_at_a_time, fisher
+from unlora.trainer.data_driven_init import as_batches, few_at_a_time, fisher
 
 logger = logging.getLogger(__name__)
 

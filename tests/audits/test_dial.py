@@ -2,7 +2,7 @@
 
 import pytest
 
-from unlora.audits.dial import LARGEST, STEPS, largest_scale, least_scale, rounded
+from unlora.audits.scale_search import LARGEST, STEPS, largest_scale, least_scale, rounded
 
 FINE = LARGEST / 2**STEPS
 

@@ -15,7 +15,7 @@ from unlora.cli.compose import composed
 from unlora.cli.overrides import given, normalised, with_own_data
 from unlora.config.unused_keys import unused
 from unlora.errors import InputError, system_in_words
-from unlora.recipes import alternates, train
+from unlora.recipes import alternate_answers, train
 from unlora.recipes import evaluate as eval
 
 LONG, LONGER, DEEP = "x" * 300, "x" * 5000, "a/" * 3000
@@ -25,7 +25,12 @@ TRAIN = ("train", "experiment=finetune/own/lora", "data.train=forget.jsonl", "mo
 EVAL = ("eval", "data.forget=forget.jsonl", "model=models/root")
 ALTERNATES = ("alternates", "experiment=unlearn/own/lora", "data.forget=forget.jsonl",
               "model=models/root")  # fmt: skip
-RUN = {"train": train.run, "unlearn": train.run, "eval": eval.run, "alternates": alternates.run}
+RUN = {
+    "train": train.run,
+    "unlearn": train.run,
+    "eval": eval.run,
+    "alternates": alternate_answers.run,
+}
 ODD = {
     UNLEARN: f"""
     data.forget= {LONG} {LONGER} {DEEP} /dev/null /dev/zero /proc/self/mem '' null 3 1e5 true

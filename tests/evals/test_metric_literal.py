@@ -14,12 +14,7 @@ import tiny
 import torch
 
 from unlora.data.chat import Chat
-from unlora.evals.metrics.likelihood import (
-    probability,
-    probability_of_each,
-    probability_w_options,
-    truth_ratio,
-)
+from unlora.evals.metrics.degeneration import fluency
 from unlora.evals.metrics.memorization import (
     exact_memorization,
     extraction_strength,
@@ -33,7 +28,12 @@ from unlora.evals.metrics.mia import (
     mia_reference,
     mia_zlib,
 )
-from unlora.evals.metrics.text import fluency
+from unlora.evals.metrics.probability import (
+    probability,
+    probability_of_each,
+    probability_w_options,
+    truth_ratio,
+)
 from unlora.evals.passes import score
 
 FORGET = [

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from unlora.evals.metrics.representation import representation_similarity
-from unlora.evals.metrics.text import fluency, gibberish, repetition
+from unlora.evals.metrics.degeneration import fluency, gibberish, repetition
+from unlora.evals.metrics.state_similarity import representation_similarity
 from unlora.evals.records import Generated, Scored
 
 

@@ -8,16 +8,16 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from unlora.errors import InputError
-from unlora.evals.metrics.likelihood import (
-    probability,
-    probability_of_each,
-    probability_w_options,
-    truth_ratio,
-)
 from unlora.evals.metrics.memorization import (
     exact_memorization,
     extraction_strength,
     extraction_strength_upstream,
+)
+from unlora.evals.metrics.probability import (
+    probability,
+    probability_of_each,
+    probability_w_options,
+    truth_ratio,
 )
 from unlora.evals.metrics.rouge import rouge, rouge_ascii
 from unlora.evals.metrics.tofu import (

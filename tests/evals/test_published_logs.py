@@ -10,12 +10,12 @@ from omegaconf import OmegaConf
 from unlora.cli.compose import composed
 from unlora.evals.metrics import METRICS
 from unlora.evals.metrics.aggregates import agg_memorization, agg_privacy, model_utility
-from unlora.evals.metrics.likelihood import probability_w_options, truth_ratio
 from unlora.evals.metrics.mia import mia_gradnorm
 from unlora.evals.metrics.privacy import privleak, privleak_bounded
+from unlora.evals.metrics.probability import probability_w_options, truth_ratio
 from unlora.evals.metrics.rouge import rouge, rouge_ascii
 from unlora.evals.metrics.tofu import forget_quality, forget_quality_ks, forget_quality_log10
-from unlora.evals.passes.registry import pass_of
+from unlora.evals.passes.declaration import pass_of
 from unlora.evals.plan import read_request
 from unlora.evals.records import Generated, Scored
 from unlora.results.baseline_log import BaselineLog, find_log

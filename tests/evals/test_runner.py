@@ -17,7 +17,7 @@ from unlora.evals.eval_model import LazyModel
 from unlora.evals.metrics import METRICS as HANDLERS
 from unlora.evals.metrics import metric
 from unlora.evals.passes import text_classifier
-from unlora.evals.passes.registry import PASSES, Pass, register
+from unlora.evals.passes.declaration import PASSES, Pass, register
 from unlora.evals.result_cache import digest
 from unlora.evals.runner import PassRunner
 from unlora.results.value import Value

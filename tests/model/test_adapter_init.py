@@ -23,10 +23,10 @@ from unlora.model.adapter_init import (
     low_rank,
     start_at,
 )
-from unlora.model.export import export
 from unlora.model.guards import Probe, start_equals_target
 from unlora.model.lora import LoRAModelForCausalLM, save_adapter
 from unlora.model.reference import POLICY, START, as_reference
+from unlora.model.standalone import export
 
 # s = lora_alpha / r = 2, 1.5, and 6 / sqrt(4) = 3
 SCALINGS = {

@@ -10,7 +10,7 @@ from plain_adapters import make_adapter, make_root
 from small_harness import write_tasks
 from tiny import llama, tokenizer
 
-from unlora.model.export import export
+from unlora.model.standalone import export
 
 pytestmark = [
     pytest.mark.slow,

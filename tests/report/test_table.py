@@ -7,7 +7,7 @@ from report_runs import KINDS_OF_RUN, log, write_json
 from unlora.report import Entry, compare
 from unlora.report.runs import read_rows
 from unlora.report.table import text_table
-from unlora.studies import run as study
+from unlora.studies import run_study as study
 from unlora.studies import scheduler
 
 # utility and repetition of each benchmark, and a forget figure

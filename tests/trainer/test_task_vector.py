@@ -20,7 +20,7 @@ from unlora.model.reference import POLICY
 from unlora.objectives import TERMS
 from unlora.recipes import train
 from unlora.trainer import TaskVector, UnlearningLoss
-from unlora.trainer.adapter_init import fisher
+from unlora.trainer.data_driven_init import fisher
 
 PARTS = Parts({"forget": rows([3, 5, 2, 4]), "retain": rows([4, 2, 6], seed=1)}, "forget")
 

@@ -47,7 +47,7 @@ def sample(
 
     Args:
         samples, temperature, top_p, seed: how texts are drawn, see
-            :class:`unlora.evals.passes.registry.Settings`.
+            :class:`unlora.evals.passes.declaration.Settings`.
         rouge: a text holds an answer if this share of its words is there, in this order; for
             ``span`` if the longest run of its words that are not in the question is there.
     """

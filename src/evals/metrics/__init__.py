@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any, get_args
 
-from unlora.evals.passes.registry import record_kinds
+from unlora.evals.passes.declaration import record_kinds
 from unlora.evals.records import Reference, Target
 from unlora.registry import Registry
 from unlora.results.value import Value
@@ -35,7 +35,7 @@ class Metric:
 
     Attributes:
         inputs: name of an input -> where it comes from, see ``OTHER_INPUTS`` and
-            :func:`unlora.evals.passes.registry.record_kinds`.
+            :func:`unlora.evals.passes.declaration.record_kinds`.
         optional: the inputs that may be None (``X | None``): the metric does without.
         settings: name -> default; the signature says what else is allowed.
         higher_is_better: None where the best value is neither end of the range.

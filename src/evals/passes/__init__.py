@@ -6,7 +6,7 @@
 * :func:`hidden`: what the layers make of the answers;
 * :func:`fluency_prob`: what a classifier thinks of written text.
 
-Each of them is registered where it is written (:mod:`unlora.evals.passes.registry`), with who is
+Each of them is registered where it is written (:mod:`unlora.evals.passes.declaration`), with who is
 asked (the model, its root, none), about what (answers, prompts), its version, and how its answers
 are cached; a new one is a new file of this package.
 
@@ -17,7 +17,7 @@ not depend on the number of processes, so that changes nothing at all.
 """
 
 from unlora.evals.passes.generation import Sampling, generate
-from unlora.evals.passes.gradients import gradient_norm
+from unlora.evals.passes.gradient_norm import gradient_norm
 from unlora.evals.passes.hidden_states import hidden
 from unlora.evals.passes.loglikelihood import score
 from unlora.evals.passes.text_classifier import fluency_prob, identity_of

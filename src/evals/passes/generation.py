@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from unlora.evals.passes.batching import Budget, Progress, answer_all
-from unlora.evals.passes.decoding import decoding_of, select_rows
-from unlora.evals.passes.loglikelihood import warn_of_dead
-from unlora.evals.passes.registry import (
+from unlora.evals.passes.declaration import (
     Arrays,
     Pass,
     PassInput,
@@ -24,6 +22,8 @@ from unlora.evals.passes.registry import (
     text_array,
     texts_of,
 )
+from unlora.evals.passes.decoding import decoding_of, select_rows
+from unlora.evals.passes.loglikelihood import warn_of_dead
 from unlora.evals.records import Generated
 from unlora.forward.modes import device_of, evaluating, unwrapped
 

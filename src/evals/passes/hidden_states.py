@@ -11,7 +11,7 @@ from torch import nn
 from unlora.data.chat import Encoded
 from unlora.data.collate import collate
 from unlora.evals.passes.batching import Budget, Progress, answer_all
-from unlora.evals.passes.registry import Arrays, Pass, PassInput, joined, register, split
+from unlora.evals.passes.declaration import Arrays, Pass, PassInput, joined, register, split
 from unlora.evals.records import RootStates, States
 from unlora.forward.modes import device_of, evaluating, unwrapped
 from unlora.forward.outputs import IGNORE_INDEX, output_embedding

@@ -7,8 +7,7 @@ import numpy as np
 from torch import nn
 
 from unlora.evals.passes.batching import Progress
-from unlora.evals.passes.generation import Sampling, before_stop, generate
-from unlora.evals.passes.registry import (
+from unlora.evals.passes.declaration import (
     Arrays,
     Pass,
     PassInput,
@@ -17,6 +16,7 @@ from unlora.evals.passes.registry import (
     text_array,
     texts_of,
 )
+from unlora.evals.passes.generation import Sampling, before_stop, generate
 from unlora.evals.records import Sampled, Samples
 
 Draws = list[list[str | None]]

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from unlora.evals.passes.loglikelihood import score
-from unlora.evals.passes.registry import (
+from unlora.evals.passes.declaration import (
     Arrays,
     Pass,
     PassInput,
@@ -16,6 +15,7 @@ from unlora.evals.passes.registry import (
     split,
     texts_of,
 )
+from unlora.evals.passes.loglikelihood import score
 from unlora.evals.records import Reread, RootScored, Scored
 
 COLUMNS = ("logp", "hit", "mean", "var")

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from unlora.errors import InputError
 from unlora.evals.passes.batching import Budget, Progress, answer_all
-from unlora.evals.passes.registry import (
+from unlora.evals.passes.declaration import (
     NOT_CACHED,
     Pass,
     PassInput,

@@ -9,7 +9,7 @@ from unlora.data.chat import Chat
 from unlora.evals.datasets import Source
 from unlora.evals.eval_model import LazyModel
 from unlora.evals.passes import Sampling, generate
-from unlora.evals.passes.registry import PASSES, PassInput, Settings
+from unlora.evals.passes.declaration import PASSES, PassInput, Settings
 from unlora.evals.result_cache import ResultCache
 from unlora.evals.runner import PassRunner
 

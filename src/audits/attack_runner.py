@@ -25,7 +25,7 @@ from unlora.audits.subject import AuditedModel, release, side_by_side
 from unlora.errors import InputError
 from unlora.evals.datasets import Source, check_source
 from unlora.evals.eval_model import LazyModel
-from unlora.evals.passes.registry import Settings
+from unlora.evals.passes.declaration import Settings
 from unlora.evals.records import Scored
 from unlora.evals.result_cache import ResultCache, digest
 from unlora.evals.runner import PassRunner
@@ -83,7 +83,7 @@ class AttackRunner:
 
     Args:
         target: whose reading of inner states counts, for attacks that patch them.
-        limits: of a batch, see :class:`unlora.evals.passes.registry.Settings`.
+        limits: of a batch, see :class:`unlora.evals.passes.declaration.Settings`.
     """
 
     def __init__(

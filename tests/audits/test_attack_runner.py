@@ -14,15 +14,15 @@ from tiny import tokenizer
 from transformers import AutoModelForCausalLM
 
 from unlora.audits.attack import ATTACKS, Questions, ShortTraining
+from unlora.audits.attack_runner import AttackRunner
 from unlora.audits.attacks.quantise import rounded_by_channel
 from unlora.audits.relearning import Relearning
-from unlora.audits.runner import AttackRunner
 from unlora.audits.subject import AuditedModel
 from unlora.cli.compose import composed
 from unlora.config.audit import read_audit
 from unlora.data.chat import Chat
 from unlora.errors import InputError
-from unlora.evals.passes.registry import Settings
+from unlora.evals.passes.declaration import Settings
 from unlora.evals.result_cache import ResultCache
 from unlora.model.adapter_scale import write_scaled
 from unlora.recipes.audited_run import find_run
@@ -241,7 +241,7 @@ def test_rows_that_an_attacker_trained_on_are_not_scored(runs, run, runner):
 
 
 def test_the_target_reads_inner_states(runs, run, runner, monkeypatch):
-    monkeypatch.setattr("unlora.audits.runner.ROWS_AT_ONCE", 10)  # so that there are three parts
+    monkeypatch.setattr("unlora.audits.attack_runner.ROWS_AT_ONCE", 10)  # three parts
     own, target = network(runs, "target", "npo"), network(runs, "target")
     found = scores(runner, "depth", run.unlearned)[""]
     assert np.isfinite(found).all()

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import numpy as np
 
 from unlora.audits.attack import mean_logps
-from unlora.audits.dial import LARGEST, SCALES, Point, largest_scale, least_scale, rounded
+from unlora.audits.attack_runner import AttackRunner
 from unlora.audits.residual import Comparison, draws_of, residual
-from unlora.audits.runner import AttackRunner
+from unlora.audits.scale_search import LARGEST, SCALES, Point, largest_scale, least_scale, rounded
 from unlora.audits.scores import probability
 from unlora.audits.subject import collecting_soon
 from unlora.config.audit import AuditConfig
@@ -35,7 +35,7 @@ from unlora.runs.run import alone, is_main_process, write_json
 from unlora.runs.safe_loading import read_json
 
 STEP = 0.02  # a scale is searched no finer
-logger = logging.getLogger("unlora.recipes.dial")
+logger = logging.getLogger("unlora.recipes.dial_run")
 
 
 class Dial:

@@ -22,8 +22,8 @@ from unlora.evals.passes.batching import (
     found_budget,
     needs_all_processes,
 )
+from unlora.evals.passes.declaration import Pass, PassInput, joined, register, split
 from unlora.evals.passes.loglikelihood import takes_blocks, warn_of_dead
-from unlora.evals.passes.registry import Pass, PassInput, joined, register, split
 from unlora.evals.records import GradientNorms
 from unlora.forward.lm_head import factors
 from unlora.forward.modes import device_of, evaluating, in_full, unwrapped

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 from unlora.cli.main import main
 from unlora.errors import GuardError, InputError
 from unlora.model.attach import load_model, share_left_by_rounding
-from unlora.model.export import export
 from unlora.model.guards import Probe, in_float32, saved_equals_trained, start_equals_target
 from unlora.model.lineage import Lineage
 from unlora.model.lora import LoRAModelForCausalLM, save_adapter
+from unlora.model.standalone import export
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from unlora.data.chat import Chat
 
 FILE = "alternates.jsonl"
-logger = logging.getLogger("unlora.recipes.alternates")
+logger = logging.getLogger("unlora.recipes.alternate_answers")
 
 
 @dataclass(frozen=True)

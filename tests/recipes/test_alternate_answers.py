@@ -18,8 +18,8 @@ from unlora.data import load_parts
 from unlora.data.chat import Chat
 from unlora.data.rows import load_rows
 from unlora.errors import InputError
-from unlora.recipes import alternates, train
-from unlora.recipes.alternates import Pair, make, read_pairs
+from unlora.recipes import alternate_answers, train
+from unlora.recipes.alternate_answers import Pair, make, read_pairs
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 POCKET = "experiment=unlearn/pocket/lora"
@@ -164,7 +164,7 @@ def test_from_the_command_line_to_a_step_of_altpo(folder):
     words = [POCKET, *start, *settings, "alternates.voice=model", "alternates.top_p=1.0"]
     # capsys closes what Hydra's log handler goes on writing to
     with redirect_stdout(StringIO()) as out:
-        launch(alternates.run, "alternates", words)
+        launch(alternate_answers.run, "alternates", words)
     file = folder / "saves" / "alternates" / "mine" / "alternates.jsonl"
     rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     forget = load_rows("pocket", "forget01")
@@ -211,7 +211,7 @@ def test_the_root_answers_with_the_adapters_off(folder):
 
     def written(name, path, voice):
         weights = f"model.model_args.pretrained_model_name_or_path={path}"
-        alternates.run(composed("alternates", POCKET, *SMALL, weights, f"task_name={name}",
+        alternate_answers.run(composed("alternates", POCKET, *SMALL, weights, f"task_name={name}",
                                 f"alternates.voice={voice}", "alternates.max_new_tokens=100",
                                 "alternates.repeats=1"))  # fmt: skip
         return (folder / "saves" / "alternates" / name / "alternates.jsonl").read_text()
@@ -267,7 +267,7 @@ def test_wrong_input_is_one_sentence(typed, said, capsys, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.txt").write_text("Running text.")
     with pytest.raises(SystemExit) as left:
-        launch(alternates.run, "alternates", typed.split())
+        launch(alternate_answers.run, "alternates", typed.split())
     assert left.value.code == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1

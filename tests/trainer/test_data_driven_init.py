@@ -28,7 +28,7 @@ from unlora.trainer import (
     start_adapter,
     training_arguments,
 )
-from unlora.trainer.adapter_init import contrast, fisher
+from unlora.trainer.data_driven_init import contrast, fisher
 from unlora.trainer.plugins import FILA, ReGLU
 
 STARTS = {
