@@ -6,47 +6,26 @@ the same trainer, guards, lineage and manifest. ``docs/api.md`` has an example o
 
 import json
 import logging
-import numbers
 import os
-import shlex
-import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlora.cli.command_words import as_command, checked_overrides, model_words, word
 from unlora.cli.compose import composed
+from unlora.cli.notebook_arguments import check_arguments
 from unlora.errors import GuardError, InputError, system_in_words
-from unlora.runs.redaction import remember_settings, without_setting
-from unlora.runs.run import alone, make_writable, set_aside, write_text
+from unlora.recipes.notebook_rows import checked_rows, write_rows
+from unlora.runs.run import alone, new_run_folder
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from unlora.model.guards import Probe
+    from unlora.model.probe import Probe
 
 Pairs = Sequence[tuple[str, str]]
-FOLDER: Any = ((str, Path), "a folder")
-NUMBER: Any = ((numbers.Real, type(None)), "a number")
-# argument -> what it may be
-ARGUMENTS: dict[str, tuple[tuple[type, ...], str]] = {
-    "question": ((str,), "text"),
-    "max_new_tokens": ((numbers.Integral,), "a whole number"),
-    "method": ((str,), "the name of a method, such as 'NPO'"),
-    "output_dir": FOLDER,
-    "output": FOLDER,
-    "lora": ((bool, Mapping), "True, False, or keys of model.lora_config with their values"),
-    "epochs": NUMBER,
-    "learning_rate": NUMBER,
-    "batch_size": ((numbers.Integral, type(None)), "a whole number"),
-    "merged": ((bool,), "True or False"),
-    "overrides": ((list, tuple), "a list of words such as 'trainer.args.seed=1'"),
-}
-MODEL_ARGS = "model.model_args"
-logger = logging.getLogger("unlora.api")
 
 
 @dataclass(frozen=True)
@@ -74,7 +53,7 @@ class Model:
         from unlora.data.chat import Chat
         from unlora.evals.passes import generate
 
-        _check(question=question, max_new_tokens=max_new_tokens)
+        check_arguments(question=question, max_new_tokens=max_new_tokens)
         chat = Chat(self.tokenizer, self.template_args)
         ends = sorted({chat.end_id, self.tokenizer.eos_token_id} - {None})
         [answer] = generate(
@@ -159,12 +138,12 @@ def load(path_or_name: "str | Path | Unlearned", **model_args: Any) -> Model:
         InputError: there is no such model, or no such argument.
     """
     from unlora.model import get_model, resolve_model
-    from unlora.model.guards import Probe
+    from unlora.model.probe import Probe
 
     path = _path(path_or_name)
     if "pretrained_model_name_or_path" in model_args:
         raise InputError("pretrained_model_name_or_path is the first argument. Leave it out.")
-    cfg = composed("model/any", _model_words(path, model_args))
+    cfg = composed("model/any", model_words(path, model_args))
     resolved = resolve_model(cfg.model)
     network, tokenizer = get_model(resolved, trainable=False)
     template_args = dict(resolved.section.template_args)
@@ -209,7 +188,7 @@ def unlearn(
     from unlora.recipes import train
     from unlora.trainer import refuse_own_model
 
-    _check(
+    check_arguments(
         method=method, output_dir=output_dir, lora=lora, epochs=epochs,
         learning_rate=learning_rate, batch_size=batch_size, overrides=overrides,
     )  # fmt: skip
@@ -221,21 +200,21 @@ def unlearn(
     settings |= {f"trainer.method_args.{key}": value for key, value in method_args.items()}
     if isinstance(lora, Mapping):
         settings |= {f"model.lora_config.{key}": value for key, value in lora.items()}
-    data = _checked({"forget": forget, "retain": retain})
+    data = checked_rows({"forget": forget, "retain": retain})
     refuse_own_model(str(folder), Lineage.read(resolve(path)))
     words = [
         f"experiment=unlearn/own/{'default' if lora is False else 'lora'}",
-        *_model_words(path, model.model_args if isinstance(model, Model) else {}),
-        _word("trainer", method),
-        _word("task_name", folder.name),
-        _word("paths.output_dir", folder),
-        *(_word(key, value) for key, value in settings.items()),
+        *model_words(path, model.model_args if isinstance(model, Model) else {}),
+        word("trainer", method),
+        word("task_name", folder.name),
+        word("paths.output_dir", folder),
+        *(word(key, value) for key, value in settings.items()),
     ]
-    with alone(folder), _new_run(folder):
-        words += _files(data, folder / "data")
-        words += _apart(words, overrides)
+    with alone(folder), new_run_folder(folder):
+        words += _data_words(data, folder / "data")
+        words += checked_overrides(overrides, words)
         cfg = composed("unlearn", words)
-        with _as_command("unlearn", words) as command:
+        with as_command(["unlora", "unlearn", *words]) as command:
             summary = train.run(cfg)
     return Unlearned(folder, summary, command)
 
@@ -269,25 +248,27 @@ def evaluate(
     from unlora.cli.overrides import named_after
     from unlora.recipes import evaluate as evaluation
 
-    _check(overrides=overrides, **({} if output_dir is None else {"output_dir": output_dir}))
+    check_arguments(
+        overrides=overrides, **({} if output_dir is None else {"output_dir": output_dir})
+    )
     path = _path(model)
     if isinstance(model, Model):
         _refuse_changed(model)
-    data = _checked({"forget": forget, "retain": retain, "holdout": holdout})
+    data = checked_rows({"forget": forget, "retain": retain, "holdout": holdout})
     folder = Path(output_dir or f"saves/eval/{named_after(path)}")
     words = [
         "experiment=eval/own/default",
-        *_model_words(path, model.model_args if isinstance(model, Model) else {}),
-        _word("task_name", folder.name),
-        _word("paths.output_dir", folder),
-        *([_word("eval.own.target_logs_path", _path(target))] if target is not None else ()),
-        *([_word("retain_logs_path", _path(gold))] if gold is not None else ()),
-        *_files(data, folder / "eval_data"),
+        *model_words(path, model.model_args if isinstance(model, Model) else {}),
+        word("task_name", folder.name),
+        word("paths.output_dir", folder),
+        *([word("eval.own.target_logs_path", _path(target))] if target is not None else ()),
+        *([word("retain_logs_path", _path(gold))] if gold is not None else ()),
+        *_data_words(data, folder / "eval_data"),
     ]
-    words += _apart(words, overrides)
+    words += checked_overrides(overrides, words)
     level = logging.getLogger().level
     try:
-        with _as_command("eval", words):
+        with as_command(["unlora", "eval", *words]):
             values = evaluation.run(composed("eval", [*words, "--quiet"]))
     finally:
         logging.getLogger().setLevel(level)
@@ -314,37 +295,9 @@ def export(
     """
     from unlora.model.standalone import export as write
 
-    _check(merged=merged, **({} if output is None else {"output": output}))
+    check_arguments(merged=merged, **({} if output is None else {"output": output}))
     form = "merged" if merged else "adapter"
     return write(_path(run), form, str(output) if output else None, dtype=dtype)
-
-
-def _check(**parts: Any) -> None:
-    """Raises InputError where an argument is of another kind than it may be."""
-    for name, value in parts.items():
-        kinds, wanted = ARGUMENTS[name]
-        number = isinstance(value, bool) and bool not in kinds  # which True is, too
-        if not isinstance(value, kinds) or number:
-            raise InputError(f"{name} is {value!r}; it must be {wanted}.")
-        words: Any = value if name == "overrides" else ()
-        if not all(isinstance(word, str) for word in words):
-            raise InputError(f"{name} is {value!r}; it must be {wanted}.")
-
-
-def _apart(words: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """The overrides, which set nothing that an argument sets.
-
-    Raises:
-        InputError: one does.
-    """
-    remember_settings(overrides)
-    taken = {word.partition("=")[0] for word in words}
-    if both := [word for word in overrides if word.partition("=")[0].lstrip("+@") in taken]:
-        raise InputError(
-            f"overrides has {without_setting(both[0])!r}, which an argument of this function sets, "
-            "too. Give one of them."
-        )
-    return list(overrides)
 
 
 def _path(model: AnyModel) -> str:
@@ -367,7 +320,7 @@ def _path(model: AnyModel) -> str:
 
 def _refuse_changed(model: Model) -> None:
     """Raises InputError where a loaded model is no longer what its folder holds."""
-    from unlora.model.guards import tolerance
+    from unlora.model.probe import tolerance
 
     if not model.probe.difference(model.network)[1] <= tolerance(model.network):
         raise InputError(
@@ -376,115 +329,8 @@ def _refuse_changed(model: Model) -> None:
         )
 
 
-def _checked(data: Mapping[str, Any]) -> dict[str, Any]:
-    """name -> rows to be written, or a file of the user's; what is None is left out.
-
-    Raises:
-        InputError: no rows, or one that is not two texts.
-    """
-    parts = {name: _rows(name, rows) for name, rows in data.items() if rows is not None}
-    forget, retain = parts.get("forget"), parts.get("retain")
-    if isinstance(forget, list) and isinstance(retain, list):
-        both = sum(row in retain for row in forget)
-        if both:
-            logger.warning("%d of %d forget rows are in retain, too.", both, len(forget))
-    return parts
-
-
-def _rows(name: str, data: Any) -> "str | list[dict[str, str]]":
-    if isinstance(data, (str, Path)):
-        return os.path.expanduser(data)
-    wanted = "it must be a list of (question, answer) pairs, or a file of them."
-    if isinstance(data, Mapping) or not hasattr(data, "__iter__"):
-        raise InputError(f"{name} is {data!r}; {wanted}")
-    pairs = list(data)
-    if not pairs:
-        raise InputError(f"{name} is empty; {wanted}")
-    for number, pair in enumerate(pairs):
-        texts = isinstance(pair, (tuple, list)) and [t for t in pair if isinstance(t, str)]
-        if not texts or len(pair) != 2 or len(texts) != 2 or not all(t.strip() for t in texts):
-            raise InputError(f"{name}[{number}] is {pair!r}; it must be (question, answer).")
-    return [{"question": question, "answer": answer} for question, answer in pairs]
-
-
-def _files(data: Mapping[str, Any], folder: Path) -> list[str]:
-    """Write the rows as JSON Lines; returns the words that name the files."""
-    words = []
-    for name, rows in data.items():
-        file = rows if isinstance(rows, str) else str(folder / f"{name}.jsonl")
-        if not isinstance(rows, str):
-            folder.mkdir(parents=True, exist_ok=True)
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_text(Path(file), "".join(lines))
-        words.append(_word(f"data.{name}", file))
-    return words
-
-
-@contextmanager
-def _new_run(folder: Path) -> Iterator[None]:
-    """A folder for a new run; an earlier one is kept, and is back where no run came about."""
-    if folder.name in ("", "..") or (folder.exists() and not folder.is_dir()):
-        raise InputError(
-            f"output_dir is {str(folder)!r}; a run needs a folder of its own: saves/unlearn/NAME."
-        )
-    make_writable(folder, instead="Set output_dir to")
-    there = any(folder.iterdir())
-    had_data = (folder / "data").exists()
-    previous = set_aside(folder) if there else None
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        if not (folder / "run_config.json").is_file():
-            if there and previous is None:  # what is no run is the user's, and stays
-                if not had_data:
-                    shutil.rmtree(folder / "data", ignore_errors=True)
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
-                if previous is not None:
-                    previous.rename(folder)
-        raise
-
-
-@contextmanager
-def _as_command(name: str, words: Sequence[str]) -> Iterator[str]:
-    """What a run notes as its command is what does the same from a shell."""
-    before, sys.argv = sys.argv, ["unlora", name, *words]
-    try:
-        yield shlex.join(sys.argv)
-    finally:
-        sys.argv = before
-
-
-def _model_words(path: str, model_args: Mapping[str, Any]) -> list[str]:
-    args = {"pretrained_model_name_or_path": path, **model_args}
-    own = ("base", "quantisation")  # keys beside model_args
-    return [
-        _word(f"model.{key}" if key in own else f"{MODEL_ARGS}.{key}", value)
-        for key, value in args.items()
-    ]
-
-
-def _word(key: str, value: Any) -> str:
-    """``key=value`` as the command line has it."""
-    return f"{key}={_value(value)}"
-
-
-def _value(value: Any) -> str:
-    from unlora.cli.overrides import is_number, quoted
-
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    if isinstance(value, numbers.Real):  # of numpy, too
-        return repr(int(value) if isinstance(value, numbers.Integral) else float(value))
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_value(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(map(_value, value)) + "]"
-    text = str(value).removeprefix("torch.")
-    plain = text.replace("/", "").replace("_", "").replace("-", "").replace(".", "")
-    constant = is_number(text) or text.lower() in ("true", "false", "null")
-    return text if plain.isascii() and plain.isalnum() and not constant else quoted(text)
+def _data_words(data: Mapping[str, Any], folder: Path) -> list[str]:
+    return [word(f"data.{name}", file) for name, file in write_rows(data, folder).items()]
 
 
 def _read(folder: Path, values: Mapping[str, float]) -> Evaluation:

@@ -12,7 +12,7 @@ from unlora.cli.compose import composed
 from unlora.cli.main import normalised
 from unlora.config import read
 from unlora.data.pairs import Parts
-from unlora.model.guards import Probe
+from unlora.model.probe import Probe
 from unlora.objectives import TERMS
 from unlora.trainer import Plugins, UnlearningLoss, UnlearningTrainer, training_arguments
 

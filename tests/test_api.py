@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import unlora
 from unlora import evaluate, export, load, unlearn
-from unlora.api import _word
+from unlora.cli.command_words import word
 from unlora.cli.main import main
 from unlora.errors import GuardError, InputError
 
@@ -186,9 +186,9 @@ def test_an_argument_of_any_kind_is_used_or_refused_in_a_sentence(
 
 
 def test_words_that_an_argument_sets_too_are_refused(root):
-    for word in ("trainer=DPO", "@trainer=DPO", "paths.output_dir=x", "data.forget=x"):
+    for typed in ("trainer=DPO", "@trainer=DPO", "paths.output_dir=x", "data.forget=x"):
         with pytest.raises(InputError, match="Give one of them"):
-            forget(root, word)
+            forget(root, typed)
     with pytest.raises(InputError, match="first argument"):
         unlora.load(root, pretrained_model_name_or_path="x")
 
@@ -230,7 +230,7 @@ def test_it_works_inside_another_application_of_hydra(root):
 
 
 @pytest.mark.parametrize(
-    "value, word",
+    "value, typed",
     [
         (True, "k=true"),
         (None, "k=null"),
@@ -242,11 +242,11 @@ def test_it_works_inside_another_application_of_hydra(root):
         ({"q_proj": 4}, "k={q_proj:4}"),
     ],
 )
-def test_values_are_words_that_hydra_reads_back(value, word):
+def test_values_are_words_that_hydra_reads_back(value, typed):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    assert _word("k", value) == word
-    assert OverridesParser.create().parse_override(word).value() == value
+    assert word("k", value) == typed
+    assert OverridesParser.create().parse_override(typed).value() == value
 
 
 def test_import_is_light_and_shows_what_there_is():

@@ -23,7 +23,8 @@ from unlora.audits.relearning import Relearning
 from unlora.audits.residual import Comparison
 from unlora.audits.subject import AuditedModel, release, side_by_side
 from unlora.errors import InputError
-from unlora.evals.datasets import Source, check_source
+from unlora.evals.dataset_checks import check_source
+from unlora.evals.datasets import Source
 from unlora.evals.eval_model import LazyModel
 from unlora.evals.passes.declaration import Settings
 from unlora.evals.records import Scored

@@ -13,8 +13,9 @@ from unlora.evals.eval_model import LazyModel
 from unlora.evals.result_cache import digest
 from unlora.model import ResolvedModel, get_model
 from unlora.model.adapter_scale import scale_adapter
-from unlora.model.attach import merge_adapters, put_on
+from unlora.model.attach import put_on
 from unlora.model.fingerprints import identities
+from unlora.model.merge import merge_adapters
 from unlora.model.quantised import placed
 from unlora.model.reference import switched
 

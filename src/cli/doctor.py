@@ -18,7 +18,8 @@ from typing import Any
 from unlora.cli.main import launch, refuse_broken_stack
 from unlora.cli.overrides import EXPERIMENTS, flag, given, normalised
 from unlora.errors import InputError
-from unlora.runs.run import GIB, PROGRAM, in_words, memory
+from unlora.runs.machine import GIB, in_words, memory
+from unlora.runs.run import PROGRAM
 
 PACKAGES = (
     "unlora",

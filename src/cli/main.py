@@ -36,8 +36,8 @@ from unlora.cli.overrides import (
     with_own_data,
 )
 from unlora.errors import GuardError, InputError, system_in_words
+from unlora.runs.atomic_files import is_main_process, write_text
 from unlora.runs.redaction import guard_logs, remember_settings, safe, without_secrets_of_hydra
-from unlora.runs.run import is_main_process, write_text
 
 HELP = {"-h", "--help"}
 DEMO = "experiment=study/pocket/lora"

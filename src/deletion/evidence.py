@@ -21,7 +21,7 @@ from unlora.deletion.stages import model_of
 from unlora.model.lineage import Lineage, fingerprint
 from unlora.results.audit_log import FILE as AUDIT
 from unlora.results.audit_log import FOLDER, SCORES
-from unlora.runs.run import sync_files, write_json, write_text
+from unlora.runs.atomic_files import sync_files, write_json, write_text
 from unlora.runs.safe_loading import read_json
 from unlora.studies.fingerprints import sha256
 from unlora.studies.stage_run import Record

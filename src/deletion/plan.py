@@ -14,7 +14,7 @@ from unlora.deletion.rows import DataSet, data_sets, read_request, rows_where
 from unlora.errors import InputError
 from unlora.recipes.who_saw import row_hashes
 from unlora.report.markdown import one_line
-from unlora.runs.run import in_words
+from unlora.runs.machine import in_words
 from unlora.studies.dry_run import in_time
 from unlora.studies.fingerprints import digest, model_content
 

@@ -12,7 +12,8 @@ from unlora.deletion.earlier import EVIDENCE, MODELS, read_facts
 from unlora.deletion.evidence import FILE, append
 from unlora.errors import InputError
 from unlora.model.lineage import FILE as LINEAGE
-from unlora.runs.run import alone, files_below
+from unlora.runs.atomic_files import files_below
+from unlora.runs.run import alone
 from unlora.runs.safe_loading import read_json
 
 

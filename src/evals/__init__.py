@@ -19,7 +19,8 @@ from unlora.errors import InputError
 from unlora.evals.eval_model import LazyModel
 from unlora.evals.harness import HANDLER, HarnessSuite, check_harness
 from unlora.evals.progress import Bar
-from unlora.evals.suite import KINDS, Suite, check_suite
+from unlora.evals.suite import Suite
+from unlora.evals.suite_checks import KINDS, check_suite
 from unlora.registry import unknown
 
 HANDLERS = (*KINDS, HANDLER)

@@ -9,11 +9,10 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from unlora.config.eval_schema import check_data_set
 from unlora.data.chat import Chat, Encoded, Example
 from unlora.data.conversations import as_questions
 from unlora.data.first_row import pieces
-from unlora.data.qa import refuse_one_column, say_what_is_text, without_ends
+from unlora.data.qa import say_what_is_text, without_ends
 from unlora.data.rows import load_rows
 from unlora.data.template import Turns
 from unlora.data.text import encode_text, text_prompt
@@ -283,30 +282,6 @@ class Source:
         return encode_text(self.chat.control, answer, max_length=length, prefix=prefix)
 
 
-def check_apart(first: Source, other: Source, why: str) -> None:
-    """Refuse two data sets that should have no row in common; warn of some rows.
-
-    Args:
-        why: what would be wrong.
-
-    Raises:
-        InputError: all rows of one are in the other.
-    """
-    rows, others = (
-        {json.dumps([row.get(key) for key in source.columns], default=repr) for row in source.rows}
-        for source in (first, other)
-    )
-    same = len(rows & others)
-    if same and same == min(len(rows), len(others)):
-        smaller, larger = (first, other) if same == len(rows) else (other, first)
-        raise InputError(
-            f"All {same} rows of {smaller.name} are in {larger.name}, too: {why}. Give other rows "
-            "for one of them."
-        )
-    if same:
-        logger.warning("%d rows are in %s and in %s: %s", same, first.name, other.name, why)
-
-
 class ReadRows:
     """Reads each split once, however many data sets of a suite use it."""
 
@@ -319,17 +294,6 @@ class ReadRows:
         if key not in self.known:
             self.known[key] = load_rows(**hf_args, datasets_dir=self.datasets_dir)
         return self.known[key]
-
-
-def check_source(section: Any, *above: str) -> None:
-    """Refuse a declaration of a data set that cannot be read; ``above`` are the keys it is under.
-
-    Raises:
-        InputError: everything that is wrong, one mistake a line.
-    """
-    check_data_set(section, *above)
-    if section["handler"] == "QADataset":
-        refuse_one_column(section["question_key"], section["answer_key"])
 
 
 def _rows_where(rows: Sequence[dict], where: Mapping[str, Any]) -> list[dict]:

@@ -30,7 +30,7 @@ from unlora.evals.result_cache import ResultCache
 from unlora.registry import unknown
 from unlora.results.eval_log import write_log
 from unlora.results.value import Value
-from unlora.runs.run import is_main_process
+from unlora.runs.atomic_files import is_main_process
 
 HANDLER, KIND = "LMEvalEvaluator", "LMEval"
 KEYS = ("handler", "output_dir", "overwrite", "cache", "tasks", "simple_evaluate_args")

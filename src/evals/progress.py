@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers.utils import logging as of_transformers
 
-from unlora.runs.run import is_main_process
+from unlora.runs.atomic_files import is_main_process
 
 EVERY = 60.0  # seconds between two lines, where there is no terminal
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ import numpy as np
 import torch.distributed as dist
 
 from unlora.evals.passes.batching import rank_and_size
-from unlora.runs.run import is_main_process, write_bytes
+from unlora.runs.atomic_files import is_main_process, write_bytes
 
 HASH = 32
 Arrays = dict[str, np.ndarray]

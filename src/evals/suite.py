@@ -1,7 +1,7 @@
 """Run a benchmark as its config declares it: data, metrics on them, and where the log goes."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,11 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from unlora.config.eval_schema import SuiteKeys
-from unlora.config.validation import checked
 from unlora.data.cache import cache_folder
 from unlora.data.chat import Chat
 from unlora.errors import InputError
-from unlora.evals.datasets import ReadRows, Source, check_apart, check_source
+from unlora.evals.dataset_checks import check_apart
+from unlora.evals.datasets import ReadRows, Source
 from unlora.evals.eval_model import LazyModel
 from unlora.evals.log_checks import check_logs
 from unlora.evals.passes.declaration import PASSES, Settings, pass_of
@@ -26,81 +25,21 @@ from unlora.evals.plan import (
     needed,
     not_computable,
     questions,
-    read_request,
 )
 from unlora.evals.progress import Bar
 from unlora.evals.result_cache import ResultCache
 from unlora.evals.runner import PassRunner
+from unlora.evals.suite_checks import KINDS, check_suite
 from unlora.evals.target import doubt
 from unlora.registry import unknown
 from unlora.results.baseline_log import BaselineLog
 from unlora.results.eval_log import write_log
 from unlora.results.value import Value
-from unlora.runs.run import is_main_process
+from unlora.runs.atomic_files import is_main_process
 
-KINDS = {
-    "TOFUEvaluator": "TOFU",
-    "MUSEEvaluator": "MUSE",
-    "RWKUEvaluator": "RWKU",
-    "OwnDataEvaluator": "OWN",
-}
 MISSED_FIRST = ("collapsed", "forget_quality", "privleak")
 NAMED = 3  # metrics without a value that are named in a line
 logger = logging.getLogger(__name__)
-
-
-def check_suite(name: str, config: Mapping[str, Any]) -> list[Request]:
-    """The metrics of a suite, each after what it needs.
-
-    Raises:
-        InputError: everything that is wrong in the config, in one message.
-    """
-    problems: list[str] = []
-
-    def collect(where: str, check: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return check(*args)
-        except InputError as error:
-            problems.append(f"{where}{error}")
-            return None
-
-    collect("", checked, SuiteKeys, dict(config), "eval", name)
-    data, metrics, panel = (config.get(key) or {} for key in ("data", "metrics", "panel"))
-    if problems and not (isinstance(data, Mapping) and isinstance(metrics, Mapping)):
-        raise InputError(problems[0])
-    for source, section in data.items():
-        collect("", check_source, section, "eval", name, "data", source)
-    if config.get("rouge") == "ascii":
-        metrics = {key: _ascii(metric) for key, metric in metrics.items()}
-    if not metrics:
-        problems.append(f"eval.{name} has no metrics. Add some under eval.{name}.metrics.")
-    where = f"eval.{name}: "
-    requests = [collect(where, read_request, key, metrics[key]) for key in sorted(metrics)]
-    known = [request for request in requests if request is not None]
-    asks = any(pass_of(kind) for request in known for kind, _ in request.sources())
-    if asks and not data:
-        problems.append(f"eval.{name} has no data sets. Name some under eval.{name}.data.")
-    for request in known if data else ():
-        for kind, source in request.sources():
-            if pass_of(kind) and source not in data:
-                missing = unknown("data set", source, data)
-                problems.append(f"eval.{name}: metric {request.name}: {missing}")
-    if len(known) == len(requests):
-        collect(where, needed, known, metrics)
-        for metric in panel if isinstance(panel, list) else ():
-            if str(metric) not in metrics:
-                problems.append(unknown(f"metric in eval.{name}.panel", metric, metrics))
-    for which in LOGS:
-        collect(where, BaselineLog.of, which, config, KINDS[config["handler"]])
-    if problems:
-        raise InputError("\n".join(dict.fromkeys(problems)))
-    return needed(known, metrics)
-
-
-def _ascii(metric: Any) -> Any:
-    """The declaration of a metric, with ROUGE as published tables have it."""
-    is_rouge = isinstance(metric, Mapping) and metric.get("handler") == "rouge"
-    return {**metric, "handler": "rouge_ascii"} if is_rouge else metric
 
 
 class Suite:

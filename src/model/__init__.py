@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from unlora.config.resolve import model_section
 from unlora.config.schema import ModelSection
 from unlora.errors import InputError
-from unlora.model.attach import check_links, load_model, merge_adapters
-from unlora.model.guards import Probe
+from unlora.model.attach import check_links, load_model
 from unlora.model.lora import LoRAModelForCausalLM, load_with_adapter, refuse_unlike
+from unlora.model.merge import merge_adapters
+from unlora.model.probe import Probe
 from unlora.model.quantised import check_training, require_package
 from unlora.model.resolved import ResolvedModel
 from unlora.model.run_defaults import warn_of_other_weights, with_run_defaults

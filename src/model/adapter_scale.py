@@ -29,19 +29,14 @@ from unlora.model.adapter import (
     adapter_settings,
     shown,
 )
-from unlora.model.attach import load_model, lora_layers
-from unlora.model.guards import Probe, answers, tolerance
+from unlora.model.attach import load_model
 from unlora.model.lineage import Lineage
+from unlora.model.merge import lora_layers
+from unlora.model.probe import Probe, answers, tolerance
 from unlora.model.reference import last_link_off
 from unlora.model.run_defaults import RUN
-from unlora.runs.run import (
-    Run,
-    alone,
-    full_disk_in_words,
-    refuse_unwritable,
-    sync_files,
-    write_json,
-)
+from unlora.runs.atomic_files import sync_files, write_json
+from unlora.runs.run import Run, alone, full_disk_in_words, refuse_unwritable
 from unlora.runs.safe_loading import read_mapping
 
 COPIED = (

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from unlora.forward.outputs import decoder_layers, output_embedding
+from unlora.forward.architecture import decoder_layers, output_embedding
 
 ROUTERS = ("gate", "router", "shared_expert_gate")
 # with transformers 5 peft takes these for routed experts wherever there are any, by any path

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from unlora.data.cache import cache_folder
 from unlora.errors import InputError
-from unlora.runs.run import write_json
+from unlora.runs.atomic_files import write_json
 from unlora.runs.safe_loading import read_json
 
 SUFFIX = ".gguf"

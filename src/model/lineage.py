@@ -27,7 +27,7 @@ from unlora.model.adapter import (
     settings_hash_before,
 )
 from unlora.model.weight_files import check_model_files
-from unlora.runs.run import write_json
+from unlora.runs.atomic_files import write_json
 from unlora.runs.safe_loading import near, read_json, trusted
 
 FILE = "lineage.json"

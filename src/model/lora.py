@@ -14,22 +14,15 @@ from unlora.config.resolve import model_section
 from unlora.errors import InputError
 from unlora.model.adapter import ADAPTER_WEIGHTS, adapter_settings
 from unlora.model.adapter_init import STARTS, has_start, load_with_start, save_with_start, start_at
-from unlora.model.attach import (
-    SEVERAL_ON_PARAMETERS,
-    load_model,
-    load_weights,
-    merge_adapters,
-    put_on,
-    share_left_by_rounding,
-    without_adapters,
-)
-from unlora.model.guards import Probe
+from unlora.model.attach import SEVERAL_ON_PARAMETERS, load_model, load_weights, put_on
 from unlora.model.lineage import Lineage
+from unlora.model.merge import merge_adapters, share_left_by_rounding, without_adapters
+from unlora.model.probe import Probe
 from unlora.model.quantised import check_training, count
 from unlora.model.reference import POLICY, freeze_reference, is_of
 from unlora.model.resolved import ResolvedModel
 from unlora.model.targets import checked_lora_config, patterns_are_checked, tell_of_full_rank
-from unlora.runs.run import whole_files
+from unlora.runs.atomic_files import whole_files
 
 ENOUGH = 0.95  # share of what adapters add to coarse weights with which they are merged
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from unlora.forward.outputs import decoder_layers
+from unlora.forward.architecture import decoder_layers
 from unlora.model.targets import patterns_are_checked
 
 POLICY = "default"

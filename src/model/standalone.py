@@ -21,14 +21,16 @@ from transformers import AutoModelForCausalLM
 
 from unlora.errors import InputError
 from unlora.model.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_settings, stored_names
-from unlora.model.attach import load_model, merge_adapters
-from unlora.model.guards import Probe, export_parity
+from unlora.model.attach import load_model
+from unlora.model.guards import export_parity
 from unlora.model.lineage import Lineage
 from unlora.model.load import DTYPES, load_root
+from unlora.model.merge import merge_adapters
+from unlora.model.probe import Probe
 from unlora.model.targets import patterns_are_checked
 from unlora.model.tokenizer import get_tokenizer
 from unlora.registry import unknown
-from unlora.runs.run import write_json
+from unlora.runs.atomic_files import write_json
 
 MERGED = """# Merged model
 

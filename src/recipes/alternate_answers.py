@@ -163,7 +163,7 @@ def make(
 
 def write_rows(file: Path, pairs: Sequence[Pair], alternates: Sequence[list[str]]) -> None:
     """Write the data set; the file is whole or not there."""
-    from unlora.runs.run import is_main_process, write_text
+    from unlora.runs.atomic_files import is_main_process, write_text
 
     if not is_main_process():
         return
@@ -223,7 +223,7 @@ def _sample(
     from tqdm import tqdm
 
     from unlora.evals.passes import Sampling, generate
-    from unlora.runs.run import is_main_process
+    from unlora.runs.atomic_files import is_main_process
 
     hidden = None if is_main_process() else True
     with tqdm(total=len(prompts), unit="answer", desc=f"try {number}", disable=hidden) as bar:

@@ -33,7 +33,8 @@ from unlora.recipes.audited_run import AuditedRun, find_run
 from unlora.registry import check_settings
 from unlora.results.audit_log import FOLDER, SCORES, as_text, write_audit
 from unlora.results.run_result import read_run
-from unlora.runs.run import Run, alone, full_disk_in_words, is_main_process, write_json
+from unlora.runs.atomic_files import is_main_process, write_json
+from unlora.runs.run import Run, alone, full_disk_in_words
 from unlora.runs.safe_loading import read_json
 
 Attacks = Mapping[str, tuple[Attack, dict[str, Any]]]

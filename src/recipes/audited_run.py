@@ -13,8 +13,9 @@ from unlora.config.audit import PARTS, AuditConfig
 from unlora.config.resolve import shipped
 from unlora.data.chat import Chat
 from unlora.errors import InputError
-from unlora.evals.datasets import ReadRows, Source, check_source
-from unlora.evals.suite import KINDS
+from unlora.evals.dataset_checks import check_source
+from unlora.evals.datasets import ReadRows, Source
+from unlora.evals.suite_checks import KINDS
 from unlora.model import ResolvedModel, load_tokenizer, resolve_model
 from unlora.model.run_defaults import OF_MODEL
 from unlora.recipes.baselines.retain_model import find_gold

@@ -31,7 +31,8 @@ from unlora.recipes.audit import attacks_of, audited, runner_for, thresholds_of
 from unlora.recipes.audited_run import AuditedRun, find_run
 from unlora.results.audit_log import FOLDER
 from unlora.results.dial_log import FILE
-from unlora.runs.run import alone, is_main_process, write_json
+from unlora.runs.atomic_files import is_main_process, write_json
+from unlora.runs.run import alone
 from unlora.runs.safe_loading import read_json
 
 STEP = 0.02  # a scale is searched no finer

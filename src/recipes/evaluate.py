@@ -35,7 +35,8 @@ def run(cfg: Any) -> dict[str, float]:
     from unlora.model import resolve_model
     from unlora.recipes import baselines
     from unlora.recipes.baselines.evaluation import build
-    from unlora.runs.run import Run, alone, full_disk_in_words, is_main_process
+    from unlora.runs.atomic_files import is_main_process
+    from unlora.runs.run import Run, alone, full_disk_in_words
 
     quiet, folder = config.output != "lines", config.paths.output_dir
     if quiet and is_main_process():  # the others say less already
@@ -95,7 +96,7 @@ def _lazy_model(config: Any, resolved: Any, stack: ExitStack) -> Any:
 
 def _show_plan(suites: Sequence[Any], subject: Any, *, as_json: bool) -> None:
     """Print what would be run, and what would not be computed."""
-    from unlora.runs.run import is_main_process
+    from unlora.runs.atomic_files import is_main_process
 
     planned = [row for suite in suites for row in suite.plan(subject)]
     if not is_main_process():

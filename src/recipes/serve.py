@@ -26,18 +26,19 @@ from unlora.config.audit import AuditConfig
 from unlora.errors import GuardError, InputError
 from unlora.evals.progress import without_library_bars
 from unlora.model.adapter import ADAPTER_WEIGHTS
-from unlora.model.attach import load_model, share_lost_by_rounding
-from unlora.model.export import concatenated, export, refuse_filled, root_name, tokenizer_home
+from unlora.model.attach import load_model
 from unlora.model.gguf_export import ADAPTER, MODEL, convert, converters
-from unlora.model.guards import Comparison, Probe
 from unlora.model.lineage import Lineage
 from unlora.model.load import load_root
 from unlora.model.low_rank import low_rank
+from unlora.model.merge import share_lost_by_rounding
+from unlora.model.probe import Comparison, Probe
+from unlora.model.standalone import concatenated, export, refuse_filled, root_name, tokenizer_home
 from unlora.model.targets import patterns_are_checked
 from unlora.model.tokenizer import get_tokenizer
 from unlora.recipes.model_card import model_card
 from unlora.recipes.serve_guard import Figures, ServeGuard
-from unlora.runs.run import write_json, write_text
+from unlora.runs.atomic_files import write_json, write_text
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes
 HEAD = (

@@ -25,8 +25,8 @@ from unlora.evals.suite import Suite
 from unlora.model import ResolvedModel, check_model, get_model, load_tokenizer, resolve_model
 from unlora.model.fingerprints import content_of
 from unlora.recipes import baselines
+from unlora.runs.atomic_files import is_main_process
 from unlora.runs.row_hashes import key_file, read_key
-from unlora.runs.run import is_main_process
 from unlora.trainer import (
     SUBTRACTED,
     Plugins,

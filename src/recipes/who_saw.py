@@ -16,8 +16,8 @@ from unlora.evals.datasets import ReadRows
 from unlora.model.lineage import looks_local
 from unlora.recipes.history import RUN_CONFIG, History, run_config
 from unlora.recipes.trained_rows import Wanted, trained_rows
+from unlora.runs.atomic_files import files_below
 from unlora.runs.row_hashes import Match, RowHashes, key_file, make_key
-from unlora.runs.run import files_below
 
 Rows = Sequence[Mapping[str, Any]]
 

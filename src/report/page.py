@@ -12,8 +12,8 @@ from unlora.report.examples import Answers, collect, script_json
 from unlora.report.findings import Comparison, Findings, Line, compare
 from unlora.report.runs import Entry, Row
 from unlora.report.suites import AIM_WORDS
+from unlora.runs.atomic_files import write_text
 from unlora.runs.redaction import redacted
-from unlora.runs.run import write_text
 
 
 def write(

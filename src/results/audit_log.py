@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unlora.errors import InputError
-from unlora.runs.run import write_json
+from unlora.runs.atomic_files import write_json
 from unlora.runs.safe_loading import read_mapping
 
 FILE, FOLDER = "AUDIT.json", "audit"

@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from unlora.errors import InputError
-from unlora.runs.run import write_json
+from unlora.runs.atomic_files import write_json
 from unlora.runs.safe_loading import read_json, read_mapping
 
 if TYPE_CHECKING:  # numpy takes longer to import than a report to say what is wrong

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unlora.errors import InputError
-from unlora.runs.run import is_main_process, write_bytes
+from unlora.runs.atomic_files import is_main_process, write_bytes
 
 FILE, KEY_FILE = "row_hashes.npz", ".row_hash_key"
 KEY_BYTES, HASHES, BAND = 32, 128, 4

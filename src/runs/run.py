@@ -1,33 +1,33 @@
 """Open a run: a folder ``saves/<mode>/<task_name>`` with its config, manifest and results."""
 
 import errno
-import json
 import logging
-import math
 import os
 import platform
-import resource
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
-from fnmatch import fnmatch
-from importlib import metadata
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from unlora.errors import InputError, shortened
-from unlora.runs.redaction import secrets, without_secrets, without_setting, without_values
+from unlora.runs.atomic_files import is_main_process, whole_files, write_json
+from unlora.runs.machine import (
+    forget_peak_memory,
+    git_commit,
+    machine_facts,
+    package_versions,
+    peak_memory,
+)
+from unlora.runs.redaction import without_secrets, without_setting
 
-PACKAGES = ("unlora", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
 # what an earlier run leaves and a reader would take for this one's
 OF_A_RUN = ("*.json", "*.safetensors", "*.bin", "checkpoint-*", "logs/events.*")
 LEFT_OF_A_FULL_DISK = 1 << 16  # bytes
-GIB = 1 << 30
 PROGRAM = 700 << 20  # Python with torch, transformers and peft, as measured on x86 Linux
 DEVICES = ("/dev", "/proc", "/sys")
 MEMORY = Path("/dev/shm")  # noqa: S108 - a disk in memory is none of the devices
@@ -50,11 +50,11 @@ class Run:
     def __init__(self, folder: str, config: Mapping[str, Any], *, kind: str = ""):
         self.folder, self.config, self.kind = Path(folder), config, kind
         self.started = time.monotonic()  # the other clock may be set meanwhile
-        _forget_peak_memory()
+        forget_peak_memory()
         self.manifest: dict[str, Any] = {
             "command": _command(),
-            "git_commit": _git_commit(),
-            "versions": _versions(),
+            "git_commit": git_commit(),
+            "versions": package_versions(),
             "python": platform.python_version(),
         }
         make_writable(self.folder)
@@ -79,7 +79,7 @@ class Run:
     def finish(self, **facts: Any) -> None:
         """Write the manifest; a folder without it holds an unfinished run."""
         seconds = round(time.monotonic() - self.started, 1)
-        self.manifest |= {"hardware": _hardware(), "seconds": seconds, **facts}
+        self.manifest |= {"hardware": machine_facts(), "seconds": seconds, **facts}
         self.manifest["peak_memory_bytes"] = peak_memory()
         if is_main_process():
             name = f"{self.kind}_manifest.json" if self.kind else "manifest.json"
@@ -184,6 +184,32 @@ def _is_of_a_start(path: Path) -> bool:
 
 
 @contextmanager
+def new_run_folder(folder: Path) -> Iterator[None]:
+    """Open a folder for a new run; an earlier one is kept, and is back where no run came about."""
+    if folder.name in ("", "..") or (folder.exists() and not folder.is_dir()):
+        raise InputError(
+            f"output_dir is {str(folder)!r}; a run needs a folder of its own: saves/unlearn/NAME."
+        )
+    make_writable(folder, instead="Set output_dir to")
+    there = any(folder.iterdir())
+    had_data = (folder / "data").exists()
+    previous = set_aside(folder) if there else None
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if not (folder / "run_config.json").is_file():
+            if there and previous is None:  # what is no run is the user's, and stays
+                if not had_data:
+                    shutil.rmtree(folder / "data", ignore_errors=True)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+                if previous is not None:
+                    previous.rename(folder)
+        raise
+
+
+@contextmanager
 def alone(folder: str | Path, kind: str = "") -> Iterator[None]:
     """Keep other processes from running into the same folder, on all machines that share its disk.
 
@@ -256,189 +282,9 @@ def full_disk_in_words(folder: str | Path) -> Iterator[None]:
         ) from error
 
 
-def is_main_process() -> bool:
-    """Whether this process writes files; others of the same run only compute."""
-    return int(os.environ.get("RANK") or 0) == 0
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write a file that is either the old or the new one, whole."""
-    content = _finite(content, secrets())
-    written = json.dumps(content, indent=2, ensure_ascii=False, default=str)
-    write_text(file, written + "\n")
-
-
-def write_text(file: Path, content: str) -> None:
-    """Write a file that is either the old or the new one, whole, with these line ends."""
-    write_bytes(file, without_values(content, secrets()).encode("utf-8"))
-
-
-def write_bytes(file: Path, content: bytes) -> None:
-    """Write a file that is either the old or the new one, whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(file.name + f".{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        _sync(temporary)
-        temporary.replace(file)
-        _sync(file.parent)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def whole_files(folder: Path) -> Iterator[Path]:
-    """A folder to write into; on leaving, its files take the place of those in ``folder``.
-
-    Each of them is the old or the new one, whole, at every moment. Where something is raised, all
-    are the old ones.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    new = folder / f".{os.getpid()}.tmp"
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    try:
-        yield new
-        sync_files(new)
-        for file in sorted(new.rglob("*")):
-            target = folder / file.relative_to(new)
-            if file.is_dir():
-                target.mkdir(exist_ok=True)
-            else:
-                file.replace(target)
-        _sync(folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def files_below(folder: Path, pattern: str) -> list[Path]:
-    """The files of this name, in order; folders may come and go meanwhile, as runs write theirs."""
-    names = [Path(at, name) for at, _, files in os.walk(folder) for name in files]
-    return sorted(file for file in names if fnmatch(file.name, pattern))
-
-
-def sync_files(folder: Path) -> None:
-    """Have the disk keep the files of a folder, also where the machine loses its power now."""
-    for file in [*folder.rglob("*"), folder]:
-        _sync(file)
-
-
-def _sync(file: Path) -> None:
-    number = os.open(file, os.O_RDONLY)
-    try:
-        with suppress(OSError) if file.is_dir() else nullcontext():  # not every disk can
-            os.fsync(number)
-    finally:
-        os.close(number)
-
-
-def _finite(content: Any, hidden: tuple[str, ...]) -> Any:
-    """JSON has no NaN: what is not a number is null; and no file has a secret."""
-    if isinstance(content, Mapping):
-        return {key: _finite(value, hidden) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_finite(value, hidden) for value in content]
-    if isinstance(content, str):
-        return without_values(content, hidden)
-    return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
-def peak_memory() -> dict[str, int]:
-    """Peak of this process in bytes since the run began, and of each GPU where there is one.
-
-    Where the system cannot forget a peak (anything but Linux), that of the process since its start.
-    """
-    unit = 1 if sys.platform == "darwin" else 1024
-    peaks = {"cpu": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
-        peaks["cpu"] = int(next(x for x in lines if x.startswith("VmHWM:")).split()[1]) * 1024
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        for device in range(torch.cuda.device_count()):
-            peaks[f"gpu{device}"] = torch.cuda.max_memory_allocated(device)
-    return peaks
-
-
-def memory() -> tuple[int | None, int | None]:
-    """Bytes of memory, and of that available now; those of the container, where it has less."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None, None
-    available = None
-    if (kib := _number_in("/proc/meminfo", "MemAvailable:")) is not None:
-        available = kib * 1024
-    limit, used = (_number_in(f"/sys/fs/cgroup/memory.{x}") for x in ("max", "current"))
-    if limit is not None and limit < total:
-        total = limit
-        if used is not None:
-            available = min(limit - used, available if available is not None else limit)
-    return total, available
-
-
-def _number_in(file: str, label: str = "") -> int | None:
-    try:
-        words = Path(file).read_text("utf-8").split()
-        return int(words[words.index(label) + 1] if label else words[0])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def in_words(size: int) -> str:
-    """Bytes as people read them."""
-    for unit, factor in (("GiB", GIB), ("MiB", 1 << 20)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size / 1024:.0f} KiB"
-
-
-def _forget_peak_memory() -> None:
-    """A process may do several runs, as a study's do."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        for device in range(torch.cuda.device_count()):
-            torch.cuda.reset_peak_memory_stats(device)
-
-
 def _command() -> str:
     """The command line, as one would type it again."""
     program, *words = sys.argv or [""]
     name = Path(program).name
     start = ["unlora"] if name in ("unlora", "__main__.py") else ["python", program]
     return shlex.join([*start, *map(without_setting, words)])
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
-
-
-def _hardware() -> dict[str, Any]:
-    hardware: dict[str, Any] = {"machine": platform.machine(), "cores": os.cpu_count()}
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return hardware
-
-
-def _git_commit() -> str | None:
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"],  # noqa: S607 - the git of whoever runs this
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from unlora.cli.compose import composed
 from unlora.config.resolve import plain, shipped
-from unlora.runs.run import files_below
+from unlora.runs.atomic_files import files_below
 from unlora.runs.safe_loading import read_json
 from unlora.studies import audit_stages
 from unlora.studies.stages import Stage

@@ -11,9 +11,10 @@ from typing import Any
 
 from omegaconf import OmegaConf, open_dict
 
+from unlora.cli.command_words import as_command
 from unlora.cli.overrides import quoted
 from unlora.errors import InputError
-from unlora.studies.stage_run import Record, as_command, do
+from unlora.studies.stage_run import Record, do
 from unlora.studies.stages import Stage
 
 Launch = Callable[[Sequence[tuple[Stage, Record]]], list[str | None]]

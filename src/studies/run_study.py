@@ -78,7 +78,7 @@ def _written(
     from unlora.report import audits
     from unlora.report.runs import Entry
     from unlora.report.table import text_table
-    from unlora.runs.run import write_json, write_text
+    from unlora.runs.atomic_files import write_json, write_text
 
     order = {"target": 0, "gold": 1, "method": 2}
     evaluated = sorted(

@@ -8,17 +8,19 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from unlora.cli.command_words import as_command
 from unlora.cli.overrides import quoted
 from unlora.errors import GuardError, InputError
+from unlora.runs.atomic_files import write_json, write_text
 from unlora.runs.redaction import guard_logs, safe, traceback_of
-from unlora.runs.run import set_aside, write_json, write_text
+from unlora.runs.run import set_aside
 from unlora.runs.safe_loading import read_json
 from unlora.studies import audit_stages
 from unlora.studies import fingerprints as content
@@ -167,16 +169,6 @@ def _typed(value: Any) -> str:
     """A value as Hydra reads it back."""
     plain = isinstance(value, str) and re.fullmatch(r"[\w./-]+", value)
     return value if plain else quoted(value) if isinstance(value, str) else json.dumps(value)
-
-
-@contextlib.contextmanager
-def as_command(words: Sequence[str]) -> Iterator[None]:
-    """The command line that a manifest names."""
-    argv, sys.argv = sys.argv, list(words)
-    try:
-        yield
-    finally:
-        sys.argv = argv
 
 
 @contextlib.contextmanager

@@ -11,16 +11,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from unlora.forward.architecture import decoder_layers, output_embedding
 from unlora.forward.fused_lora import keep_no_masks
 from unlora.forward.lm_head import LOGITS_AT_ONCE, LOGITS_KEPT
-from unlora.forward.outputs import (
-    Outputs,
-    Padded,
-    SequenceLogps,
-    TokenLogps,
-    decoder_layers,
-    output_embedding,
-)
+from unlora.forward.outputs import Outputs, Padded, SequenceLogps, TokenLogps
 from unlora.model.reference import POLICY
 from unlora.trainer.largest_batch import Batch
 

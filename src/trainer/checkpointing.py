@@ -8,7 +8,8 @@ import torch
 from transformers import PretrainedConfig
 
 from unlora.forward.lm_head import LOGITS_AT_ONCE
-from unlora.runs.run import PROGRAM, in_words, memory
+from unlora.runs.machine import in_words, memory
+from unlora.runs.run import PROGRAM
 from unlora.trainer.largest_batch import Batch
 from unlora.trainer.memory_estimate import Estimate
 

@@ -19,8 +19,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from unlora.errors import InputError
 from unlora.model.lineage import FILE, Lineage, fingerprint
+from unlora.runs.atomic_files import write_bytes
 from unlora.runs.redaction import without_secrets
-from unlora.runs.run import write_bytes
 from unlora.runs.safe_loading import read_json, read_mapping, refuse_pickle
 
 RECORD = "checkpoint.json"

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from unlora.config.schema import Config, TrainerArgs
-from unlora.forward.outputs import Hidden, Outputs, Padded, TokenLogps, decoder_layers
+from unlora.forward.architecture import decoder_layers
+from unlora.forward.outputs import Hidden, Outputs, Padded, TokenLogps
 from unlora.model import ResolvedModel, resolve_model
 from unlora.model.quantised import check_training
 from unlora.model.reference import rest_above

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from unlora.errors import InputError
-from unlora.forward.outputs import output_embedding
+from unlora.forward.architecture import output_embedding
 from unlora.model import ResolvedModel
 from unlora.model.adapter import ADAPTER_WEIGHTS, adapter_settings
 from unlora.model.adapter_init import STARTS

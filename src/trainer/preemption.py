@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from unlora.runs.run import is_main_process
+from unlora.runs.atomic_files import is_main_process
 
 AFTER_THIS_STEP = "\nCtrl-C: a checkpoint is written after this step; again ends it at once\n"
 CODE = 128 + signal.SIGTERM  # 143, what a shell reports of a process that SIGTERM has ended

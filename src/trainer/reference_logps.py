@@ -23,9 +23,9 @@ from unlora.data.cache import cache_folder
 from unlora.data.chat import Encoded
 from unlora.data.collate import collate
 from unlora.forward.outputs import TokenLogps, Way, ask_all
-from unlora.model.guards import Probe
+from unlora.model.probe import Probe
 from unlora.model.reference import as_reference
-from unlora.runs.run import write_bytes
+from unlora.runs.atomic_files import write_bytes
 
 logger = logging.getLogger(__name__)
 TOKENS = 1024  # of a pass, or as many rows as a micro-batch has

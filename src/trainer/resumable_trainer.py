@@ -17,7 +17,7 @@ from transformers.trainer_utils import TrainOutput
 from unlora.errors import InputError
 from unlora.model.lora import restore_adapter, save_adapter
 from unlora.model.reference import POLICY
-from unlora.runs.run import sync_files, whole_files
+from unlora.runs.atomic_files import sync_files, whole_files
 from unlora.trainer.checkpoints import NO_RECORD, best_beside, damage, write_record
 from unlora.trainer.dropout_keys import draws_numbers
 from unlora.trainer.loss_history import Progress, mean_of_processes

@@ -12,6 +12,7 @@ from transformers import TrainerState, TrainingArguments
 
 from unlora.data.chat import Encoded
 from unlora.data.pairs import BLANK
+from unlora.forward.architecture import check_layer
 from unlora.forward.capabilities import found_way
 from unlora.forward.fused_lora import fuse_lora
 from unlora.forward.keyed_dropout import row_keys
@@ -25,7 +26,6 @@ from unlora.forward.outputs import (
     TokenLogps,
     ask_all,
     ask_padded,
-    check_layer,
     scored_tokens,
 )
 from unlora.model.reference import POLICY, as_reference, frozen_copy, rest_above

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unlora.forward import outputs
+from unlora.forward import architecture, outputs
 from unlora.objectives import distill
 from unlora.trainer import term_losses
 
@@ -101,7 +101,7 @@ def test_a_step_without_one_of_its_parts_has_the_same_losses(
 def watched(model):
     """What the last layer and the head of a model answer, by shape, of all passes to come."""
     seen = []
-    for module in (outputs.decoder_layers(model)[-1], outputs.output_embedding(model)):
+    for module in (architecture.decoder_layers(model)[-1], architecture.output_embedding(model)):
         module.register_forward_hook(lambda _m, _args, said: seen.append(tuple(said[0].shape)))
     return seen
 

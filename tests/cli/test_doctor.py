@@ -112,7 +112,7 @@ def test_a_model_out_of_reach_is_one_sentence_below_the_machine(capsys):
 def test_memory_is_that_of_the_container_where_it_has_less(monkeypatch):
     found = {"memory.max": 5 * GIB, "memory.current": 2 * GIB, "meminfo": 1 << 40}
     monkeypatch.setattr(
-        "unlora.runs.run._number_in", lambda file, label="": found[file.rpartition("/")[2]]
+        "unlora.runs.machine._number_in", lambda file, label="": found[file.rpartition("/")[2]]
     )
     assert memory() == (5 * GIB, 3 * GIB)
 

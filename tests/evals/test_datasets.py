@@ -7,7 +7,8 @@ from transformers import PreTrainedTokenizerFast
 
 from unlora.data.chat import Chat
 from unlora.errors import InputError
-from unlora.evals.datasets import Source, check_source
+from unlora.evals.dataset_checks import check_source
+from unlora.evals.datasets import Source
 
 TAGS = {"user_start_tag": "Question: ", "asst_start_tag": "\nAnswer: ", "asst_end_tag": "\n\n"}
 ANSWERS = ["Anna wrote it.", "42 books", '"The River"', "bo", ["(none)", "Anna"]]

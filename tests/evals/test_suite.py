@@ -18,7 +18,7 @@ from unlora.errors import InputError
 from unlora.evals import LazyModel, build_suites, check
 from unlora.evals.passes import generation, gradient_norm, hidden_states, score_passes
 from unlora.evals.passes.decoding import decoding_of
-from unlora.evals.suite import check_suite
+from unlora.evals.suite_checks import check_suite
 
 NEED_RETAIN_LOG = {
     "forget_quality", "forget_quality_ks", "forget_quality_log10", "privleak", "s_mia_loss",

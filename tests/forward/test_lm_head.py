@@ -8,8 +8,9 @@ from peft import LoraConfig, get_peft_model
 from tiny import LORA, llama, qwen2
 
 from unlora.forward import lm_head
+from unlora.forward.architecture import output_embedding
 from unlora.forward.lm_head import factors, token_logps
-from unlora.forward.outputs import TokenLogps, Way, ask_all, output_embedding
+from unlora.forward.outputs import TokenLogps, Way, ask_all
 
 TOKENS = 23
 

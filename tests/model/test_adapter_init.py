@@ -23,8 +23,9 @@ from unlora.model.adapter_init import (
     low_rank,
     start_at,
 )
-from unlora.model.guards import Probe, start_equals_target
+from unlora.model.guards import start_equals_target
 from unlora.model.lora import LoRAModelForCausalLM, save_adapter
+from unlora.model.probe import Probe
 from unlora.model.reference import POLICY, START, as_reference
 from unlora.model.standalone import export
 

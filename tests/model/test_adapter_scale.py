@@ -20,9 +20,10 @@ from unlora.model import adapter_scale, get_model
 from unlora.model.adapter_init import lora_layers
 from unlora.model.adapter_scale import scaled, why_not_scalable, write_scaled
 from unlora.model.attach import load_model
-from unlora.model.guards import Probe, start_equals_target
+from unlora.model.guards import start_equals_target
 from unlora.model.lineage import Lineage
 from unlora.model.lora import LoRAModelForCausalLM
+from unlora.model.probe import Probe
 from unlora.model.reference import adapters_off, last_link_off
 from unlora.model.standalone import export
 

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, Gemma3Config, MixtralConfig, Qwen
 
 from unlora.errors import InputError
 from unlora.model import get_model
-from unlora.model.guards import Probe, gradient_faults, saved_equals_trained, start_equals_target
+from unlora.model.guards import gradient_faults, saved_equals_trained, start_equals_target
 from unlora.model.lora import LoRAModelForCausalLM, save_adapter
+from unlora.model.probe import Probe
 from unlora.model.standalone import export
 from unlora.model.targets import adapted_places, checked_lora_config
 

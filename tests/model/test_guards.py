@@ -9,15 +9,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import LORA, llama
 
 from unlora.errors import GuardError
-from unlora.model.attach import merge_adapters
 from unlora.model.guards import (
-    Probe,
     evaluation_is_pure,
     export_parity,
     gradient_faults,
     gradients_alive,
     start_equals_target,
 )
+from unlora.model.merge import merge_adapters
+from unlora.model.probe import Probe
 
 
 def adapted(*, tied: bool = False, **config) -> PeftModel:

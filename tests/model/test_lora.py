@@ -13,10 +13,11 @@ from transformers.integrations import deepspeed
 
 from unlora.errors import GuardError, InputError
 from unlora.model import get_model
-from unlora.model.guards import Probe, start_equals_target
+from unlora.model.guards import start_equals_target
 from unlora.model.lineage import Lineage
 from unlora.model.load import _device_map
 from unlora.model.lora import LoRAModelForCausalLM, save_adapter
+from unlora.model.probe import Probe
 from unlora.model.reference import as_reference
 from unlora.model.standalone import export
 

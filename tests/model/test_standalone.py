@@ -13,10 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from unlora.cli.main import main
 from unlora.errors import GuardError, InputError
-from unlora.model.attach import load_model, share_left_by_rounding
-from unlora.model.guards import Probe, in_float32, saved_equals_trained, start_equals_target
+from unlora.model.attach import load_model
+from unlora.model.guards import saved_equals_trained, start_equals_target
 from unlora.model.lineage import Lineage
 from unlora.model.lora import LoRAModelForCausalLM, save_adapter
+from unlora.model.merge import share_left_by_rounding
+from unlora.model.probe import Probe, in_float32
 from unlora.model.standalone import export
 
 

@@ -17,7 +17,8 @@ from views import random_draws
 
 from unlora.data.collate import collate
 from unlora.errors import InputError
-from unlora.forward.outputs import ask, ask_hidden, check_layer, decoder_layers, output_embedding
+from unlora.forward.architecture import check_layer, decoder_layers, output_embedding
+from unlora.forward.outputs import ask, ask_hidden
 from unlora.model.reference import as_reference, rest_above
 from unlora.objectives import TERMS
 

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM
 from unlora.cli.main import main
 from unlora.errors import InputError
 from unlora.model.gguf_export import ADAPTER, MODEL, convert, converters
-from unlora.model.guards import answers
 from unlora.model.lineage import Lineage
+from unlora.model.probe import answers
 from unlora.recipes.model_card import model_card
 from unlora.recipes.serve_guard import Figures, ServeGuard
 from unlora.results.audit_log import AuditLog

@@ -14,7 +14,7 @@ from unlora.data.pocket import rows
 from unlora.errors import GuardError, InputError
 from unlora.evals.passes import batching
 from unlora.model import get_model
-from unlora.model.guards import Probe
+from unlora.model.probe import Probe
 from unlora.recipes import evaluate as evaluation
 from unlora.recipes import train
 from unlora.recipes.who_saw import who_saw

@@ -10,6 +10,7 @@ import pytest
 from tiny import llama, tokenizer
 
 from unlora.cli import main as cli
+from unlora.runs.atomic_files import write_json, write_text
 from unlora.runs.redaction import (
     guard_logs,
     printable,
@@ -18,7 +19,7 @@ from unlora.runs.redaction import (
     without_secrets,
     without_setting,
 )
-from unlora.runs.run import Run, write_json, write_text
+from unlora.runs.run import Run
 
 SECRETS = {
     "HF_TOKEN": "hf_PLANTEDplantedPLANTEDplantedPLANTED",

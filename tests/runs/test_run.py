@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from unlora.errors import InputError
-from unlora.runs.run import Run, alone, set_aside, write_json
+from unlora.runs.atomic_files import write_json
+from unlora.runs.run import Run, alone, set_aside
 
 
 def test_an_earlier_run_is_kept_when_its_name_is_used_again(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import tiny
 from transformers import AutoConfig, GPT2Config, MixtralConfig
 
-from unlora.runs.run import GIB
+from unlora.runs.machine import GIB
 from unlora.trainer.checkpointing import SHARE, bound, decided, is_auto
 from unlora.trainer.largest_batch import Batch
 from unlora.trainer.memory_estimate import Estimate

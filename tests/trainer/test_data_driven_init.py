@@ -17,8 +17,8 @@ from unlora.data.pairs import Parts
 from unlora.errors import InputError
 from unlora.model import get_model
 from unlora.model.adapter_init import lora_layers, start_at
-from unlora.model.guards import Probe
 from unlora.model.lora import LoRAModelForCausalLM
+from unlora.model.probe import Probe
 from unlora.model.reference import POLICY, as_reference
 from unlora.trainer import (
     Guards,

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from unlora.data.pairs import Parts
 from unlora.errors import GuardError, InputError
-from unlora.model.guards import Probe
+from unlora.model.probe import Probe
 from unlora.trainer import Guards, Plugins, UnlearningLoss, UnlearningTrainer, start_adapter
 from unlora.trainer.plugins import BalDRO
 

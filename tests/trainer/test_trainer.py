@@ -16,8 +16,8 @@ from transformers import TrainerCallback, TrainingArguments
 
 from unlora.data.pairs import Parts
 from unlora.errors import GuardError, InputError
-from unlora.model.guards import Probe
 from unlora.model.lineage import Lineage
+from unlora.model.probe import Probe
 from unlora.model.reference import as_reference
 from unlora.trainer import (
     Guards,

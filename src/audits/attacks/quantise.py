@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from unlora.audits.attack import MergedModel, attack
-from unlora.forward.outputs import output_embedding
+from unlora.forward.architecture import output_embedding
 from unlora.registry import AtLeastOne
 
 # NormalFloat, arXiv:2305.14314, appendix E

@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unlora.errors import is_out_of_memory
+from unlora.forward.architecture import output_embedding
 from unlora.forward.modes import agree, device_of, in_full, takes
-from unlora.forward.outputs import output_embedding
 
 CACHES = ("cache", "past_key_values", "cache_params")
 PROMPTS, STEPS = (7, 5), 4  # tokens of the two rows that are tried, and steps; the first row leaves

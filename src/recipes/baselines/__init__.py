@@ -21,7 +21,7 @@ from unlora.config.schema import Config
 from unlora.errors import InputError
 from unlora.evals import check
 from unlora.evals.passes.batching import gathered, rank_and_size
-from unlora.evals.suite import KINDS
+from unlora.evals.suite_checks import KINDS
 from unlora.model.lineage import FILE, Lineage, looks_local
 from unlora.recipes.baselines.advice import how_to_make_gold
 from unlora.recipes.baselines.doubts import doubts

@@ -16,7 +16,8 @@ from unlora.evals.eval_model import NO_ADAPTERS
 from unlora.evals.passes.batching import rank_and_size
 from unlora.model import ResolvedModel, get_model, load_tokenizer, resolve_model
 from unlora.model.fingerprints import identities
-from unlora.model.guards import Probe, evaluation_is_pure
+from unlora.model.guards import evaluation_is_pure
+from unlora.model.probe import Probe
 from unlora.results.baseline_log import KEYS
 from unlora.runs.run import Run
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from unlora.config.schema import Config
 from unlora.errors import InputError
-from unlora.evals.suite import KINDS
+from unlora.evals.suite_checks import KINDS
 from unlora.model import resolve_model
 from unlora.recipes.baselines.evaluation import RETAIN, TARGET, build
 from unlora.recipes.baselines.retain_model import RUN_CONFIG

@@ -20,8 +20,8 @@ from unlora.evals.datasets import ReadRows
 from unlora.model.lineage import Lineage
 from unlora.recipes.history import RUN_CONFIG, History, data_sets, same, same_origin
 from unlora.recipes.trained_rows import Wanted, trained_rows
+from unlora.runs.atomic_files import files_below
 from unlora.runs.row_hashes import RowHashes
-from unlora.runs.run import files_below
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from unlora.data.chat import Encoded
 from unlora.errors import InputError
 from unlora.evals.passes import gradient_norm
 from unlora.evals.passes import gradient_norm as module
-from unlora.forward.outputs import decoder_layers
+from unlora.forward.architecture import decoder_layers
 
 ROWS = [*tiny.rows([5, 1, 9, 2]), *tiny.rows([4], prompt=7, seed=1)]
 ROUNDING = 1e-6  # a loss is summed over the vocabulary in float32
