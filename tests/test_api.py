@@ -57,7 +57,7 @@ def test_the_page_works(root, elsewhere, capsys):
     for block in BLOCKS:
         # short answers: a random model never comes to an end
         exec(block.replace('Who keeps the bees?")', 'Who keeps the bees?", 4)'), said)
-    run, found = said["run"], said["found"]
+    run, found = said["run"], said["figures"]
     assert run.folder == Path("saves/unlearn/bees") and "forget_Q_A_Prob" in run.summary
     assert json.loads((run.folder / "lineage.json").read_text())["links"]
     assert run.summary["forget_Q_A_Prob"] == pytest.approx(found["forget_Q_A_Prob"], abs=1e-6)
