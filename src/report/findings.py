@@ -141,16 +141,10 @@ def find(rows: Sequence[Row], kind: str) -> Findings:
     main = [name for name in suite.main if name in valued]
     target, gold = (next((r for r in rows if r.role == role), None) for role in ("target", "gold"))
     scale = "raw" if target is None else "target" if gold is None else "gold"
-    forget = [name for name in suite.forget if name in valued]
     # an attack has no zero: what it reaches on a model that never saw the data is gold's to say
-    forget = [name for name in forget if scale == "gold" or not name.startswith("mia_")]
-    alike = []
-    if target:
-        far = Cell(suite.rule.chance, interval=(suite.rule.chance, suite.rule.chance))
-        of = {n: (cells[target.name][n], cells[gold.name][n] if gold else far) for n in forget}
-        alike = [n for n, pair in of.items() if None not in (pair[0].mean, pair[1].mean)]
-        alike = [n for n in alike if not _apart(*of[n])]
-        forget = [n for n in forget if n not in alike and (not gold or _apart(*of[n]))]
+    forget = [n for n in suite.forget if n in valued and (scale == "gold" or n[:4] != "mia_")]
+    forget, alike = _telling(forget, cells, target, gold, suite.rule.chance)
+    way = _Way(kind, suite, cells, target, gold, tuple(forget))
     config = _suite_config(rows, kind)
     aims = {
         name: _without_gold(name, aim(name, config)) if gold is None else aim(name, config)
@@ -163,36 +157,12 @@ def find(rows: Sequence[Row], kind: str) -> Findings:
     best = _best(rows, cells, {n: None if n in silent else a for n, a in aims.items()}, of_gold,
                  broken)  # fmt: skip
 
-    def point(row: Row, seed: int | None = None) -> Point:
-        number_of = None if seed is None else row.results[seed].entry.seed
-
-        def value(of: Row | None, metric: str) -> float | None:
-            """Of the same seed where there is one, else the mean."""
-            if of is None:
-                return None
-            for i, result in enumerate(of.results):
-                if seed is not None and (
-                    i == seed if of is row else result.entry.seed == number_of
-                ):
-                    return result.run.entry(kind, metric).value
-            return cells[of.name].get(metric, Cell()).mean
-
-        ends = [(value(target, m), value(gold, m) if gold else suite.rule.chance) for m in forget]
-        shares = [_share(value(row, m), *both) for m, both in zip(forget, ends, strict=True)]
-        known = [share for share in shares if share is not None]
-        utility, before = value(row, suite.utility), value(target, suite.utility)
-        if target is not None:
-            utility = _kept(utility, before, suite.rule.chance)
-        if not known or len(known) < len(shares):
-            return Point(None, None, utility, number_of)
-        return Point(fmean(known), fmean(min(share, 1.0) for share in known), utility, number_of)
-
     lines = [
         Line(
             row,
             cells[row.name],
-            point(row),
-            tuple(point(row, i) for i in range(len(row.results)) if len(row.results) > 1),
+            way.point(row),
+            tuple(way.point(row, i) for i in range(len(row.results)) if len(row.results) > 1),
             broken[row.name],
             frozenset(name for name in names if row.name in best[name]),
             verdicts[row.name].unknown,
@@ -205,6 +175,60 @@ def find(rows: Sequence[Row], kind: str) -> Findings:
         kind, suite, tuple(lines), tuple(main), others, aims, scale, tuple(forget), tuple(alike),
         scale == "target" and target is not None and _is_weak(target, kind),
     )  # fmt: skip
+
+
+def _telling(
+    forget: Sequence[str],
+    cells: Mapping[str, Mapping[str, Cell]],
+    target: Row | None,
+    gold: Row | None,
+    chance: float,
+) -> tuple[list[str], list[str]]:
+    """The forget figures that tell the target from gold, and those that do not."""
+    if target is None:
+        return [*forget], []
+    far = Cell(chance, interval=(chance, chance))
+    of = {n: (cells[target.name][n], cells[gold.name][n] if gold else far) for n in forget}
+    alike = [n for n, pair in of.items() if None not in (pair[0].mean, pair[1].mean)]
+    alike = [n for n in alike if not _apart(*of[n])]
+    return [n for n in forget if n not in alike and (not gold or _apart(*of[n]))], alike
+
+
+@dataclass(frozen=True)
+class _Way:
+    """The way from target to gold, along which a run is placed by the ``forget`` figures."""
+
+    kind: str
+    suite: Suite
+    cells: Mapping[str, Mapping[str, Cell]]
+    target: Row | None
+    gold: Row | None
+    forget: tuple[str, ...]
+
+    def point(self, row: Row, seed: int | None = None) -> Point:
+        """Place a run, or one seed of it."""
+        number = None if seed is None else row.results[seed].entry.seed
+
+        def value(of: Row | None, metric: str) -> float | None:
+            """Of the same seed where there is one, else the mean."""
+            if of is None:
+                return None
+            for i, result in enumerate(of.results):
+                if seed is not None and (i == seed if of is row else result.entry.seed == number):
+                    return result.run.entry(self.kind, metric).value
+            return self.cells[of.name].get(metric, Cell()).mean
+
+        target, chance, utility = self.target, self.suite.rule.chance, self.suite.utility
+        ends = [(value(target, m), value(self.gold, m) if self.gold else chance)
+                for m in self.forget]  # fmt: skip
+        shares = [_share(value(row, m), *both) for m, both in zip(self.forget, ends, strict=True)]
+        known = [share for share in shares if share is not None]
+        kept = value(row, utility)
+        if target is not None:
+            kept = _kept(kept, value(target, utility), chance)
+        if not known or len(known) < len(shares):
+            return Point(None, None, kept, number)
+        return Point(fmean(known), fmean(min(share, 1.0) for share in known), kept, number)
 
 
 def _apart(target: Cell, gold: Cell) -> bool:

@@ -1,10 +1,8 @@
 """Run one stage, unless it is finished."""
 
 import contextlib
-import json
 import logging
 import os
-import re
 import shutil
 import sys
 import time
@@ -15,8 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from unlora.cli.command_words import as_command
-from unlora.cli.overrides import quoted
+from unlora.cli.command_words import as_command, word
 from unlora.errors import GuardError, InputError
 from unlora.runs.atomic_files import write_json, write_text
 from unlora.runs.redaction import guard_logs, safe, traceback_of
@@ -161,14 +158,8 @@ def _command(stage: Stage) -> list[str]:
     if stage.model:
         set_here["model.model_args.pretrained_model_name_or_path"] = stage.model
     name = "unlearn" if stage.config == "unlearn" else "train"
-    words = [f"{key}={_typed(value)}" for key, value in set_here.items()]
+    words = [word(key, value) for key, value in set_here.items()]
     return ["unlora", name, *stage.overrides, *words]
-
-
-def _typed(value: Any) -> str:
-    """A value as Hydra reads it back."""
-    plain = isinstance(value, str) and re.fullmatch(r"[\w./-]+", value)
-    return value if plain else quoted(value) if isinstance(value, str) else json.dumps(value)
 
 
 @contextlib.contextmanager
