@@ -13,7 +13,7 @@ from unlora.evals import build_suites
 from unlora.evals.eval_model import LazyModel
 from unlora.evals.passes import (
     generation,
-    gradient_norm,
+    gradient_norms,
     hidden_states,
     loglikelihood,
     score_passes,
@@ -78,7 +78,7 @@ def test_every_question_is_asked_exactly_once(suite, model, asked, tmp_path):
 @pytest.mark.slow
 def test_each_pass_is_one_call_whatever_the_number_of_its_data(suite, model, monkeypatch):
     calls = []
-    modules = {"score": score_passes, "generate": generation, "gradient_norm": gradient_norm,
+    modules = {"score": score_passes, "generate": generation, "gradient_norm": gradient_norms,
                "hidden": hidden_states, "fluency_prob": text_classifier}  # fmt: skip
     for name, module in modules.items():
         original = getattr(module, name)

@@ -16,7 +16,7 @@ from unlora.cli.compose import composed
 from unlora.config.metrics import shipped_metrics
 from unlora.errors import InputError
 from unlora.evals import LazyModel, build_suites, check
-from unlora.evals.passes import generation, gradient_norm, hidden_states, score_passes
+from unlora.evals.passes import generation, gradient_norms, hidden_states, score_passes
 from unlora.evals.passes.decoding import decoding_of
 from unlora.evals.suite_checks import check_suite
 
@@ -109,7 +109,7 @@ def test_the_log_has_the_published_names_and_shape(folder, tokenizer, adapted, t
 @pytest.mark.slow
 def test_each_question_reaches_the_model_once(folder, tokenizer, adapted, monkeypatch):
     seen = []
-    modules = {"score": score_passes, "generate": generation, "gradient_norm": gradient_norm,
+    modules = {"score": score_passes, "generate": generation, "gradient_norm": gradient_norms,
                "hidden": hidden_states}  # fmt: skip
     for name, module in modules.items():
         original = getattr(module, name)

@@ -17,7 +17,7 @@ not depend on the number of processes, so that changes nothing at all.
 """
 
 from unlora.evals.passes.generation import Sampling, generate
-from unlora.evals.passes.gradient_norm import gradient_norm
+from unlora.evals.passes.gradient_norms import gradient_norm
 from unlora.evals.passes.hidden_states import hidden
 from unlora.evals.passes.loglikelihood import score
 from unlora.evals.passes.text_classifier import fluency_prob, identity_of

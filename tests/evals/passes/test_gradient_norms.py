@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from unlora.data.chat import Encoded
 from unlora.errors import InputError
 from unlora.evals.passes import gradient_norm
-from unlora.evals.passes import gradient_norm as module
+from unlora.evals.passes import gradient_norms as module
 from unlora.forward.architecture import decoder_layers
 
 ROWS = [*tiny.rows([5, 1, 9, 2]), *tiny.rows([4], prompt=7, seed=1)]
