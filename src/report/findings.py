@@ -223,12 +223,12 @@ class _Way:
                 for m in self.forget]  # fmt: skip
         shares = [_share(value(row, m), *both) for m, both in zip(self.forget, ends, strict=True)]
         known = [share for share in shares if share is not None]
-        kept = value(row, utility)
+        left = value(row, utility)
         if target is not None:
-            kept = _kept(kept, value(target, utility), chance)
+            left = _kept(left, value(target, utility), chance)
         if not known or len(known) < len(shares):
-            return Point(None, None, kept, number)
-        return Point(fmean(known), fmean(min(share, 1.0) for share in known), kept, number)
+            return Point(None, None, left, number)
+        return Point(fmean(known), fmean(min(share, 1.0) for share in known), left, number)
 
 
 def _apart(target: Cell, gold: Cell) -> bool:
