@@ -10,10 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
-from annotated_types import Ge
-
 from unlora.errors import InputError
-from unlora.registry import check_settings, out_of_range
+from unlora.registry import Index, NotNegative, check_settings
 
 InnerStep = Callable[[float], float]  # learning rate -> the retain loss before that step
 
@@ -34,9 +32,9 @@ class PrimalDual:
         multiplier: lambda.
     """
 
-    retain_loss_eps: float = 0.3
-    dual_step_size: float = 5.0
-    dual_warmup_epochs: float = 5.0
+    retain_loss_eps: NotNegative = 0.3
+    dual_step_size: NotNegative = 5.0
+    dual_warmup_epochs: NotNegative = 5.0
     primal_dual: bool = True
     dual_update_upon: str = "step"
     multiplier: float = field(init=False, default=0.0)
@@ -90,11 +88,11 @@ class AugmentedLagrangian:
         multiplier: lambda; starts at ``alpha``.
     """
 
-    inner_steps: int = 3
-    inner_lr: float = 2e-4
-    eps_factor: float = 0.85
-    rho: float = 0.1
-    patience: int = 8
+    inner_steps: Index = 3
+    inner_lr: NotNegative = 2e-4
+    eps_factor: NotNegative = 0.85
+    rho: NotNegative = 0.1
+    patience: Index = 8
     multiplier: float = field(init=False, default=1.0)
     eps: float = field(init=False, default=math.nan)
     retain_loss: float = field(init=False, default=math.nan)
@@ -180,10 +178,7 @@ def build(handler: str, values: Mapping[str, object], alpha: float) -> Constrain
         InputError: a setting of the wrong type or out of range.
     """
     kind: Any = CONSTRAINTS[handler]
-    settings = check_settings(handler, settings_of(kind), values)
-    for name, value in settings.items():
-        if isinstance(value, (int, float)) and (wanted := out_of_range(value, [Ge(0)])):
-            raise InputError(f"{name} of {handler} is {value}; it must be {wanted}.")
+    settings = check_settings(handler, settings_of(kind), values, declared=kind)
     constraint: Constraint = kind(**settings)
     constraint.multiplier = float(alpha)
     return constraint

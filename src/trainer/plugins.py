@@ -6,10 +6,19 @@ them from ``configs/plugin``. Any two go together, but for two that start the ad
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from unlora.errors import InputError
-from unlora.registry import check_settings, unknown
+from unlora.registry import (
+    AtLeastOne,
+    Index,
+    NotNegative,
+    Positive,
+    Share,
+    UpToOne,
+    check_settings,
+    unknown,
+)
 from unlora.trainer.loss import SUBTRACTED, UnlearningLoss
 
 
@@ -25,7 +34,7 @@ class SAM:
         rho: how far the weights are moved, as a Euclidean distance over all trained ones.
     """
 
-    rho: float = 0.01
+    rho: Positive = 0.01
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class GRU:
             step's own.
     """
 
-    moving_avg: float = 0.8
+    moving_avg: Share = 0.8
 
 
 @dataclass(frozen=True)
@@ -60,9 +69,9 @@ class BalDRO:
         share: the share of rows that counts, of G.
     """
 
-    variant: str = "DV"
-    beta: float = 2.0
-    share: float = 0.5
+    variant: Literal["DV", "G"] = "DV"
+    beta: Positive = 2.0
+    share: Share = 0.5
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ class LoRAPlus:
         ratio: learning rate of lora_B over that of lora_A, which has the configured one.
     """
 
-    ratio: float = 16.0
+    ratio: Positive = 16.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ class FILA:
         num_rows: rows of each part from which the Fisher information is estimated.
     """
 
-    num_rows: int = 256
+    num_rows: AtLeastOne = 256
 
 
 @dataclass(frozen=True)
@@ -102,10 +111,10 @@ class ReGLU:
         orthogonal_weight: lambda, the weight of || B^T P_retain || ** 2 in the loss; 0 for none.
     """
 
-    beta: float = 0.7
-    num_rows: int = 256
-    orthogonal_rank: int = 128
-    orthogonal_weight: float = 0.5
+    beta: UpToOne = 0.7
+    num_rows: AtLeastOne = 256
+    orthogonal_rank: Index = 128
+    orthogonal_weight: NotNegative = 0.5
 
 
 @dataclass(frozen=True)
@@ -149,7 +158,7 @@ class Plugins:
                     "can start in one place only. Choose one of them."
                 )
             defaults = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
-            checked = check_settings(f"plug-in {name}", defaults, settings or {})
+            checked = check_settings(f"plug-in {name}", defaults, settings or {}, declared=kind)
             chosen[slot] = kind(**checked)
             if reason := _refused(name, chosen[slot], loss, use_lora):
                 raise InputError(f"The plug-in {name} {reason}")
@@ -165,14 +174,8 @@ def _refused(name: str, plugin: Any, loss: UnlearningLoss, use_lora: bool) -> st
     """Why this plug-in cannot go with this loss, and what to do."""
     if isinstance(plugin, (LoRAPlus, FILA, ReGLU)) and not use_lora:
         return "is about the adapter, but model.use_lora is false. Set model.use_lora=true."
-    if isinstance(plugin, (FILA, ReGLU)) and plugin.num_rows < 1:
-        return f"has num_rows {plugin.num_rows}; it must be 1 or more."
-    if isinstance(plugin, ReGLU) and not 0 <= plugin.beta <= 1:
-        return f"has beta {plugin.beta}; it must be between 0 and 1."
-    if isinstance(plugin, ReGLU) and min(plugin.orthogonal_rank, plugin.orthogonal_weight) < 0:
-        return "needs an orthogonal_rank and orthogonal_weight of 0 or more."
     if isinstance(plugin, LoRAPlus):
-        return None if plugin.ratio > 0 else f"has ratio {plugin.ratio}; it must be above 0."
+        return None
     if loss.forget is None:
         return "works on the forget loss, and there is none. Use it to unlearn."
     if isinstance(plugin, GRU) and loss.retain is None:
@@ -190,18 +193,9 @@ def _refused(name: str, plugin: Any, loss: UnlearningLoss, use_lora: bool) -> st
             f"starts the adapter from the weights, but {loss.handler} subtracts what a new adapter "
             "learns from nothing. Leave one of them out."
         )
-    if isinstance(plugin, SAM) and plugin.rho <= 0:
-        return f"has rho {plugin.rho}; it must be above 0."
-    if isinstance(plugin, GRU) and not 0 < plugin.moving_avg <= 1:
-        return f"has moving_avg {plugin.moving_avg}; it must be above 0 and up to 1."
-    if isinstance(plugin, BalDRO):
-        if plugin.variant not in ("DV", "G"):
-            return f"has variant {plugin.variant!r}; it must be DV or G."
-        if plugin.beta <= 0 or not 0 < plugin.share <= 1:
-            return "needs a beta above 0 and a share above 0 and up to 1."
-        if loss.forget.unit == "batches":
-            return (
-                f"weighs the rows of the forget loss, and {loss.forget.name} has none: it is one "
-                "number for a batch. Choose the variant without _upstream."
-            )
+    if isinstance(plugin, BalDRO) and loss.forget.unit == "batches":
+        return (
+            f"weighs the rows of the forget loss, and {loss.forget.name} has none: it is one "
+            "number for a batch. Choose the variant without _upstream."
+        )
     return None

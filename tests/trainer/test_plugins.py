@@ -175,19 +175,31 @@ REFUSED = [
     ({"SAMM": {}}, "Unknown plug-in 'SAMM'. Did you mean 'SAM'?"),
     ({"SAM": {"roh": 0.1}}, "Unknown parameter of plug-in SAM 'roh'. Did you mean 'rho'?"),
     ({"SAM": {"rho": "far"}}, "rho of plug-in SAM is 'far'; it must be a number."),
-    ({"SAM": {"rho": 0}}, "The plug-in SAM has rho 0; it must be above 0."),
-    ({"GRU": {"moving_avg": 1.5}}, "moving_avg 1.5; it must be above 0 and up to 1."),
-    ({"GRU": {"moving_avg": 0}}, "moving_avg 0; it must be above 0 and up to 1."),
-    ({"BalDRO": {"variant": "KL"}}, "has variant 'KL'; it must be DV or G."),
-    ({"BalDRO": {"beta": 0.0}}, "needs a beta above 0 and a share above 0 and up to 1."),
-    ({"BalDRO": {"share": 1.1}}, "needs a beta above 0 and a share above 0 and up to 1."),
-    ({"LoRAPlus": {"ratio": -1}}, "has ratio -1; it must be above 0."),
-    ({"FILA": {"num_rows": 0}}, "The plug-in FILA has num_rows 0; it must be 1 or more."),
+    ({"SAM": {"rho": 0}}, "rho of plug-in SAM is 0; it must be above 0."),
+    (
+        {"GRU": {"moving_avg": 1.5}},
+        "moving_avg of plug-in GRU is 1.5; it must be above 0 and 1 or less.",
+    ),
+    (
+        {"GRU": {"moving_avg": 0}},
+        "moving_avg of plug-in GRU is 0; it must be above 0 and 1 or less.",
+    ),
+    ({"BalDRO": {"variant": "KL"}}, "Unknown variant of plug-in BalDRO 'KL'. Known: DV, G."),
+    ({"BalDRO": {"beta": 0.0}}, "beta of plug-in BalDRO is 0.0; it must be above 0."),
+    (
+        {"BalDRO": {"share": 1.1}},
+        "share of plug-in BalDRO is 1.1; it must be above 0 and 1 or less",
+    ),
+    ({"LoRAPlus": {"ratio": -1}}, "ratio of plug-in LoRAPlus is -1; it must be above 0."),
+    ({"FILA": {"num_rows": 0}}, "num_rows of plug-in FILA is 0; it must be 1 or more."),
     ({"FILA": {"num_rows": 2.5}}, "num_rows of plug-in FILA is 2.5; it must be a whole number."),
-    ({"ReGLU": {"num_rows": -8}}, "The plug-in ReGLU has num_rows -8; it must be 1 or more."),
-    ({"ReGLU": {"beta": 1.2}}, "has beta 1.2; it must be between 0 and 1."),
-    ({"ReGLU": {"orthogonal_rank": -1}}, "orthogonal_rank and orthogonal_weight of 0 or more."),
-    ({"ReGLU": {"orthogonal_weight": -1}}, "orthogonal_rank and orthogonal_weight of 0 or more."),
+    ({"ReGLU": {"num_rows": -8}}, "num_rows of plug-in ReGLU is -8; it must be 1 or more."),
+    ({"ReGLU": {"beta": 1.2}}, "beta of plug-in ReGLU is 1.2; it must be 0 or more and 1 or less."),
+    ({"ReGLU": {"orthogonal_rank": -1}}, "orthogonal_rank of plug-in ReGLU is -1; it must be 0 or"),
+    (
+        {"ReGLU": {"orthogonal_weight": -1}},
+        "orthogonal_weight of plug-in ReGLU is -1; it must be 0",
+    ),
 ]
 
 
