@@ -5,14 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from deletion_runs import MODEL, QUICK, ROWS, make_model, train, write_rows
+from deletion_runs import MODEL, QUICK, ROWS, train, write_rows
 
 from unlora.cli.main import main
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = make_model(tmp_path_factory.mktemp("made"))
+def made(trained, tmp_path_factory):
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("made") / "home")
     write_rows(folder / "rows.jsonl", ROWS[:6])
     write_rows(folder / "all.jsonl", ROWS)
     write_rows(folder / "others.jsonl", [{"question": "Who is Zed?", "answer": "Nobody."}])

@@ -5,20 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from deletion_runs import MODEL, QUICK, ROWS, facts, forget, make_model, train, weights, write_rows
+from deletion_runs import MODEL, QUICK, ROWS, facts, forget, train, weights, write_rows
 
 from unlora.cli.main import main
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("made"))
-
-
 @pytest.fixture
-def home(made, tmp_path, monkeypatch):
+def home(trained, tmp_path, monkeypatch):
     """A copy of the model and its rows, in which a user types."""
-    folder = shutil.copytree(made, tmp_path / "home")
+    folder = shutil.copytree(trained, tmp_path / "home")
     monkeypatch.chdir(folder)
     return folder
 
@@ -43,6 +38,7 @@ def test_the_exact_route_gives_the_very_model_that_never_saw_the_rows(home, caps
     main(["verify", "saves/requests/mine"])
 
 
+@pytest.mark.slow
 @pytest.mark.budget(2)
 def test_rows_are_unlearned_on_top_of_the_model(home, capsys):
     forget("--where", "customer=2", "--model", MODEL, "--route", "approximate", *QUICK,

@@ -11,7 +11,6 @@ from deletion_runs import (
     TRAINING,
     facts,
     forget,
-    make_model,
     train,
     weights,
     write_rows,
@@ -25,8 +24,8 @@ TEXTS = [{"text": f"Owl {n} lives in mill {n * 7}, where Ada keeps {n} bees."} f
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    folder = make_model(tmp_path)
+def home(trained, tmp_path, monkeypatch):
+    folder = shutil.copytree(trained, tmp_path / "home")
     monkeypatch.chdir(folder)
     return folder
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from deletion_runs import MODEL, QUICK, ROWS, make_model, write_rows
+from deletion_runs import MODEL, QUICK, ROWS, write_rows
 
 from unlora.cli.main import main
 from unlora.deletion.evidence import as_text, entry
@@ -16,9 +16,9 @@ from unlora.errors import GuardError
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written(trained, tmp_path_factory):
     """The evidence of a request with attacks, far from its models."""
-    folder = make_model(tmp_path_factory.mktemp("made"))
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("made") / "home")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("UNLORA_CACHE", str(folder / "cache"))
