@@ -59,11 +59,15 @@ def fuse_lora(model: nn.Module, adapter: str) -> None:
         adapter: name of the only one that is trained.
     """
     for group in layers_by_input(model):
-        plain = [layer for layer in group if type(layer) is LoraLinear]
+        plain = [
+            layer
+            for layer in group
+            if type(layer) is LoraLinear
+            and "forward" not in vars(layer)  # else it is another's, or fused already
+        ]
         fused = FusedLayers(plain, adapter)
         for layer in plain:
-            if "forward" not in vars(layer):  # else it is another's, or fused already
-                layer.forward = partial(fused.forward, layer)
+            layer.forward = partial(fused.forward, layer)
 
 
 class FusedLayers:
