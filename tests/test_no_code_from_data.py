@@ -3,7 +3,9 @@
 import ast
 import functools
 import json
+import re
 import sys
+from collections.abc import Container
 from pathlib import Path
 
 import pytest
@@ -35,12 +37,13 @@ FORBIDDEN = {
 }  # fmt: skip
 # calls of a function that may import what a name says, with what they are given
 IMPORTS = {
-    "main.py": {"'importlib.metadata'", "module", "f'unlora.cli.{command}'"},
-    "audit.py": {"'unlora.recipes.audit'"},
+    "main.py": {
+        "'importlib.metadata'",
+        "module",
+        "f\"unlora.cli.{command.replace('-', '_')}\"",
+    },
     "chat.py": {"'readline'"},
-    "dial.py": {"'unlora.recipes.dial_run'"},
     "doctor.py": {"'torch'"},
-    "export.py": {"'unlora.api'", "'unlora.model.standalone'"},
     "quantised.py": {"PACKAGE", "f'{PACKAGE}.nn'"},
     "registry.py": {"self.package", "f'{self.package}.{module.name}'"},
 }
@@ -71,12 +74,12 @@ def called(text: str) -> list[tuple[str, ast.Call]]:
     return found
 
 
-def wrong_in(text: str) -> list[str]:
+def wrong_in(text: str, allowed: Container[str] = ()) -> list[str]:
     wrong = []
     for name, call in called(text):
         given = {word.arg: word.value for word in call.keywords}
         shell = given.get("shell")
-        if name in FORBIDDEN:
+        if name in FORBIDDEN and name not in allowed:
             wrong.append(name)
         if shell is not None and not (isinstance(shell, ast.Constant) and shell.value is False):
             wrong.append(f"{name} with shell")
@@ -90,7 +93,12 @@ def wrong_in(text: str) -> list[str]:
 
 
 def test_no_code_of_ours_runs_what_it_reads():
-    assert not {file: wrong for file in FILES if (wrong := wrong_in(file.read_text("utf-8")))}
+    allowed = {"packaged.py": {"zipfile.ZipFile"}}  # one member, of a wheel whose hash is ours
+    assert not {
+        file: wrong
+        for file in FILES
+        if (wrong := wrong_in(file.read_text("utf-8"), allowed.get(file.name, ())))
+    }
 
 
 @pytest.mark.parametrize(
@@ -109,18 +117,23 @@ def test_modules_are_imported_by_names_of_ours_alone():
     for file in FILES:
         for name, call in called(file.read_text("utf-8")):
             if name == "importlib.import_module":
-                allowed = IMPORTS.get(file.name, set())
-                assert ast.unparse(call.args[0]) in allowed, f"{file}: {ast.unparse(call)}"
+                module = ast.unparse(call.args[0])
+                is_ours = re.fullmatch(r"'unlora\.[a-z_.]+'", module)
+                assert is_ours or module in IMPORTS.get(file.name, set()), f"{file}: {module}"
 
 
-def test_a_process_is_started_with_fixed_words_alone():
-    words = [
-        ast.unparse(call.args[0])
+def test_a_process_is_started_with_words_that_are_known():
+    words = {
+        (file.name, ast.unparse(call.args[0]))
         for file in FILES
         for name, call in called(file.read_text("utf-8"))
         if name.startswith("subprocess.")
-    ]
-    assert words == ["['git', 'rev-parse', 'HEAD']"]
+    }
+    assert words == {
+        ("machine.py", "['git', 'rev-parse', 'HEAD']"),
+        ("gguf_export.py", "command"),  # Python, a converter of the user's own, paths; no shell
+        ("packaged.py", "[*command, '-r', str(needed)]"),  # pip, a package of ours by its hash
+    }
 
 
 # --- configs -------------------------------------------------------------------------------------

@@ -190,7 +190,7 @@ COMMANDS = {
             "export saves/unlearn/forgot --adapter",
             "export saves/unlearn/forgot --serve --llama-cpp ~/llama.cpp",
         ),
-        "RUN (--merged | --adapter | --serve) [--output FOLDER] [--dtype DTYPE] [--base FOLDER]",
+        "RUN --merged|--adapter|--serve [--output FOLDER] [--dtype TYPE] [--base FOLDER]",
         (
             "--merged           full weights, for plain transformers",
             "--adapter          one adapter on the root model, for plain peft",
@@ -199,7 +199,7 @@ COMMANDS = {
             "--rank N           with --serve: of the adapter; 64 if not given",
             "--llama-cpp FOLDER with --serve: a checkout of llama.cpp; else its converters on PATH",
             "--output FOLDER    a new folder; RUN/exported/<form> if not given",
-            "--dtype DTYPE      of merged weights: float32, bfloat16, float16; else the root's",
+            "--dtype TYPE      of merged weights: float32, bfloat16, float16; else the root's",
             "--base FOLDER      the model that an adapter is on, where the one it names is gone",
         ),
     ),

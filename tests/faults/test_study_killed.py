@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from studies.test_run import REPOSITORY, llama, run_study, tokenizer, write_config
+from studies.test_run_study import REPOSITORY, llama, run_study, tokenizer, write_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 KILLS = 5

@@ -4,7 +4,7 @@ import importlib.util
 import json
 
 import pytest
-from studies.test_run import llama, run_study, tokenizer, write_config
+from studies.test_run_study import llama, run_study, tokenizer, write_config
 
 SMALLER = ("gold=null", "~methods.GradDiff")
 LAUNCHERS = {

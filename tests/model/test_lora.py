@@ -133,7 +133,8 @@ def test_the_saved_adapter_holds_lora_tensors_only(finetuned, root):
 
     folder, said = finetuned
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-        assert file.keys() and all("lora_" in key for key in file)
+        keys = file.keys()
+    assert keys and all("lora_" in key for key in keys)
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(root), folder)
     assert said.difference(plain)[0] < 1e-5
 
