@@ -11,7 +11,7 @@ set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet torch==2.13.0 transformers==5.24.0 gguf==0.19.0
+"$folder/venv/bin/python" -m pip install --quiet torch==2.13.0 transformers==5.24.0 gguf==0.19.0
 cd "$folder"
 cat > check.py <<'PYTHON'
 import gguf
