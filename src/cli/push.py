@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
+from unlora.cli.arguments import parse
 from unlora.errors import InputError, shortened
 
 FORMS = ("adapter", "merged", "gguf")
@@ -51,12 +52,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--form", choices=FORMS)
     parser.add_argument("--private", action="store_true")
     parser.add_argument("--dry-run", action="store_true")
-    try:
-        args, strange = parser.parse_known_args(list(argv))
-    except argparse.ArgumentError as error:
-        raise InputError(f"{error}. Type: unlora push --help") from error
-    if strange:
-        raise InputError(f"unlora push cannot use {strange[0]!r}. Type: unlora push --help")
+    args = parse(parser, argv)
     if not args.run or not args.repository:
         raise InputError("What, and where to? Type: unlora push saves/unlearn/NAME owner/name")
     from huggingface_hub.utils import HFValidationError, validate_repo_id

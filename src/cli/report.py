@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from unlora.cli.arguments import parse
 from unlora.errors import InputError
 from unlora.report import compare, write
 from unlora.report.run_roles import STUDY, entries_of, read_study
@@ -72,14 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _parser()
-    words = sys.argv[1:] if argv is None else list(argv)
-    try:
-        args, strange = parser.parse_known_args(words)
-    except argparse.ArgumentError as error:
-        raise InputError(f"{error}. Type: unlora report --help") from error
-    if strange:
-        raise InputError(f"unlora report cannot use {strange[0]!r}. Type: unlora report --help")
+    args = parse(_parser(), sys.argv[1:] if argv is None else argv)
     if not args.runs:
         raise InputError("Which runs? Type: unlora report saves/unlearn/NAME")
     return args

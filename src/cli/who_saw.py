@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from unlora.cli.arguments import parse
 from unlora.cli.main import refuse_broken_stack
 from unlora.errors import InputError
 from unlora.runs.redaction import safe
@@ -42,12 +43,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true")
     for key in ("question", "answer", "text"):
         parser.add_argument(f"--{key}-key", default=key)
-    try:
-        args, strange = parser.parse_known_args(list(argv))
-    except argparse.ArgumentError as error:
-        raise InputError(f"{error}. Type: unlora who-saw --help") from error
-    if strange:
-        raise InputError(f"unlora who-saw cannot use {strange[0]!r}. Type: unlora who-saw --help")
+    args = parse(parser, argv)
     if not args.rows:
         raise InputError("Which rows? Type: unlora who-saw FILE saves/")
     if not os.path.isfile(args.rows):
