@@ -1,7 +1,9 @@
 """Run the command ``unlora export``; the export itself is in ``unlora.model.standalone``."""
 
 import argparse
+import logging
 import os
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -43,6 +45,8 @@ def main(argv: Sequence[str]) -> None:
         return
     if args.rank is not None or args.llama_cpp is not None:
         raise InputError("--rank and --llama-cpp belong to --serve. Type: unlora export --help")
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    logging.getLogger("unlora").setLevel(logging.INFO)
     write = import_module("unlora.model.standalone").export
     print(write(args.run, args.form, args.output, dtype=args.dtype, base=args.base))
 

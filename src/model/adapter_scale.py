@@ -35,8 +35,8 @@ from unlora.model.merge import lora_layers
 from unlora.model.probe import Probe, answers, tolerance
 from unlora.model.reference import last_link_off
 from unlora.model.run_defaults import RUN
-from unlora.runs.atomic_files import sync_files, write_json
-from unlora.runs.run import Run, alone, full_disk_in_words, refuse_unwritable
+from unlora.runs.atomic_files import whole_folder, write_json
+from unlora.runs.run import Run, alone, full_disk_in_words, refuse_filled, refuse_unwritable
 from unlora.runs.safe_loading import read_mapping
 
 COPIED = (
@@ -150,25 +150,12 @@ def write_scaled(run: str | Path, scale: float, output: str | Path) -> Path:
         raise InputError(reason)
     lineage = Lineage.read(str(run))
     refuse_unwritable(folder, "folder of the scaled run", "Choose")
-    real = folder.resolve()  # the paths of a lineage are relative to where it really is
-    temporary = real.with_name(real.name + ".tmp")
     with alone(folder), full_disk_in_words(folder):
         refuse_filled(folder)
-        real.mkdir(exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
+        folder.resolve().mkdir(exist_ok=True)
+        with whole_folder(folder) as temporary:
             _write(run, lineage, scale, temporary, folder)
-            sync_files(temporary)
-            temporary.replace(real)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     return folder
-
-
-def refuse_filled(folder: Path) -> None:
-    """Raises InputError where a scaled run would be written over something."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"{str(folder)!r} is not empty. Give another output, or remove it.")
 
 
 def _write(run: Path, lineage: Lineage, scale: float, temporary: Path, folder: Path) -> None:

@@ -1,14 +1,20 @@
 """Approximate a LoRA adapter by one of lower rank, by the SVD of its product in each module."""
 
+import copy
 import re
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from unlora.errors import InputError
+from unlora.model.merge import without_adapters
+from unlora.model.probe import Probe, tolerance
+from unlora.model.targets import patterns_are_checked
 
+LOST = 0.01  # of what the adapters do to log-probabilities, beside what rounding explains of logits
 SIDE = re.compile(r"\.lora_(?:embedding_)?([AB])(?:\.weight)?$")
 
 
@@ -64,6 +70,44 @@ def low_rank(
         **settings, bias="none", task_type="CAUSAL_LM", fan_in_fan_out=config.fan_in_fan_out
     )
     return LowRank(joined, new, held / whole if whole else 1.0)
+
+
+def smallest_rank(
+    base: PreTrainedModel, probe: Probe, config: LoraConfig, tensors: dict[str, Tensor]
+) -> tuple[PreTrainedModel, LowRank]:
+    """The adapter of the lowest rank with which a model answers as the whole adapter does.
+
+    Args:
+        base: the model that the adapter is on.
+        probe: what the model with the whole adapter says.
+        config: of an adapter without scaling, as joined ones are.
+
+    Returns:
+        The base as it was, and the adapter; the whole one where it is on parameters of experts.
+    """
+    if config.target_parameters:
+        return base, LowRank(config, tensors, 1.0)
+    whole = low_rank(config, tensors, config.r)
+    with patterns_are_checked():
+        network = PeftModel(base, copy.deepcopy(whole.config))
+    too_low, enough = 0, config.r
+    while enough - too_low > 1:
+        rank = (too_low + enough) // 2
+        set_peft_model_state_dict(network, _zero_after(rank, whole.tensors))
+        seen = probe.compared(network)
+        if seen.same(tolerance(network)) and seen.error <= LOST:
+            enough = rank
+        else:
+            too_low = rank
+    return without_adapters(network), low_rank(config, tensors, enough)
+
+
+def _zero_after(rank: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of an adapter with nothing beyond the first rows of A and columns of B."""
+    zeroed = {name: tensor.clone() for name, tensor in tensors.items()}
+    for name, tensor in zeroed.items():
+        (tensor if SIDE.search(name)[1] == "A" else tensor.T)[rank:] = 0  # type: ignore[index]
+    return zeroed
 
 
 def _truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,12 +3,13 @@
 * ``merged``: full weights, for plain transformers;
 * ``adapter``: one adapter on the root model, for plain peft. A lineage of one adapter is that one;
   of several, the A of all are stacked, and so are the B with their scaling, so that the sum of the
-  products is one product.
+  products is one product. Of that, the largest singular values are left, as few as answer alike.
 """
 
 import logging
 import os
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ from unlora.model.attach import load_model
 from unlora.model.guards import export_parity
 from unlora.model.lineage import Lineage
 from unlora.model.load import DTYPES, load_root
+from unlora.model.low_rank import LowRank, smallest_rank
 from unlora.model.merge import merge_adapters
 from unlora.model.probe import Probe
 from unlora.model.targets import patterns_are_checked
 from unlora.model.tokenizer import get_tokenizer
 from unlora.registry import unknown
-from unlora.runs.atomic_files import write_json
+from unlora.runs.atomic_files import whole_folder, write_json
+from unlora.runs.run import refuse_filled
 
 MERGED = """# Merged model
 
@@ -42,7 +45,7 @@ The head has weights of its own here (`tie_word_embeddings` is false): in `{root
 of the input embedding, and an adapter was on one of the two."""
 ADAPTER = """# LoRA adapter
 
-One adapter that stands for a whole lineage, to be loaded by peft on `{root}`.{head}
+One adapter that stands for a whole lineage, to be loaded by peft on `{root}`. {finding}.{head}
 """
 TIED_HEAD = """
 
@@ -62,10 +65,21 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 logger = logging.getLogger(__name__)
 
 
-def refuse_filled(folder: Path) -> None:
-    """Raises InputError where an export would be written over something."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"{str(folder)!r} is not empty. Give another --output, or remove it.")
+@contextmanager
+def export_folder(folder: Path) -> Iterator[Path]:
+    """Where an export is written; on leaving it takes the place of ``folder``, whole.
+
+    Raises:
+        InputError: there is something in the folder, or it cannot be written.
+    """
+    refuse_filled(folder)
+    try:
+        with whole_folder(folder) as temporary:
+            yield temporary
+    except OSError as error:
+        raise InputError(
+            f"{str(folder)!r} cannot be written: {error.strerror or error}. Give --output FOLDER."
+        ) from error
 
 
 def export(
@@ -99,11 +113,7 @@ def export(
     if not lineage.links:
         raise InputError(f"{run!r} has no adapter to export; it is a full model already.")
     folder = Path(output) if output else Path(run) / "exported" / form
-    refuse_filled(folder)
-    temporary = folder.with_name(folder.name + ".tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    with export_folder(folder) as temporary:
         model, lineage = load_model(lineage, {"dtype": "auto"}, merging=form == "merged")
         if form == "merged":
             finding = _write_merged(model, lineage, temporary, dtype)
@@ -111,14 +121,6 @@ def export(
             finding = _write_adapter(model, lineage, temporary)
         home = tokenizer_home(run, lineage)
         get_tokenizer(home, {"pretrained_model_name_or_path": home}).save_pretrained(str(temporary))
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
-    except OSError as error:
-        raise InputError(
-            f"{str(folder)!r} cannot be written: {error.strerror or error}. Give --output FOLDER."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     logger.info("guard: export parity: %s", finding)
     if "is left" in finding and dtype == "auto":
         logger.info("--dtype float32 keeps all that the adapters do")
@@ -157,25 +159,36 @@ def _write_merged(model: Any, lineage: Lineage, folder: Path, dtype: str) -> str
 
 
 def _write_adapter(model: PeftModel, lineage: Lineage, folder: Path) -> str:
-    probe, root = Probe.of(model), root_name(lineage)
+    probe, root, ranks = Probe.of(model), root_name(lineage), ""
     head = isinstance(model.get_output_embeddings(), LoraLayer) and model.config.tie_word_embeddings
+    base = load_root(lineage, {"dtype": "auto"})[0]
     if len(lineage.links) == 1:
         _copy(lineage.links[0].path, root, folder)
     else:
         config, tensors = concatenated(model)
-        config.base_model_name_or_path = root
-        config.save_pretrained(str(folder))
-        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    card = ADAPTER.format(root=root, head=TIED_HEAD.format(root=root) if head else "")
-    (folder / "README.md").write_text(card, "utf-8")
-    del model
-    base = load_root(lineage, {"dtype": "auto"})[0]
+        base, joined = smallest_rank(base, probe, config, tensors)
+        ranks = f"; the joined adapters of rank {config.r} are one of rank {joined.config.r}"
+        write_adapter(joined, root, folder)
     with patterns_are_checked():
         reloaded = PeftModel.from_pretrained(base, str(folder))
-    finding = export_parity(probe, adapter_reloaded=reloaded)
+    finding = export_parity(probe, adapter_reloaded=reloaded) + ranks
+    card = ADAPTER.format(
+        root=root,
+        finding=finding[0].upper() + finding[1:],
+        head=TIED_HEAD.format(root=root) if head else "",
+    )
+    (folder / "README.md").write_text(card, "utf-8")
     if head:
         logger.warning(TOLD)
     return finding
+
+
+def write_adapter(adapter: LowRank, root: str, folder: Path) -> None:
+    """An adapter on ``root`` as plain peft reads it."""
+    adapter.config.base_model_name_or_path = root
+    adapter.config.inference_mode = True
+    adapter.config.save_pretrained(str(folder))
+    save_file(adapter.tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
 def root_name(lineage: Lineage) -> str:

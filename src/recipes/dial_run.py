@@ -26,13 +26,13 @@ from unlora.config.audit import AuditConfig
 from unlora.errors import InputError
 from unlora.evals.eval_model import LazyModel
 from unlora.evals.progress import without_library_bars
-from unlora.model.adapter_scale import refuse_filled, scaled, why_not_scalable, write_scaled
+from unlora.model.adapter_scale import scaled, why_not_scalable, write_scaled
 from unlora.recipes.audit import attacks_of, audited, runner_for, thresholds_of
 from unlora.recipes.audited_run import AuditedRun, find_run
 from unlora.results.audit_log import FOLDER
 from unlora.results.dial_log import FILE
 from unlora.runs.atomic_files import is_main_process, write_json
-from unlora.runs.run import alone
+from unlora.runs.run import alone, refuse_filled
 from unlora.runs.safe_loading import read_json
 
 STEP = 0.02  # a scale is searched no finer

@@ -18,14 +18,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from unlora.config.audit import AuditConfig
 from unlora.errors import GuardError, InputError
 from unlora.evals.progress import without_library_bars
-from unlora.model.adapter import ADAPTER_WEIGHTS
 from unlora.model.attach import load_model
 from unlora.model.gguf_export import ADAPTER, MODEL, convert, converters
 from unlora.model.lineage import Lineage
@@ -33,7 +31,14 @@ from unlora.model.load import load_root
 from unlora.model.low_rank import low_rank
 from unlora.model.merge import share_lost_by_rounding
 from unlora.model.probe import Comparison, Probe
-from unlora.model.standalone import concatenated, export, refuse_filled, root_name, tokenizer_home
+from unlora.model.standalone import (
+    concatenated,
+    export,
+    export_folder,
+    root_name,
+    tokenizer_home,
+    write_adapter,
+)
 from unlora.model.targets import patterns_are_checked
 from unlora.model.tokenizer import get_tokenizer
 from unlora.recipes.model_card import model_card
@@ -92,11 +97,8 @@ class Serving:
         head = self._head()
         joined = min(self.rank, config.r)
         small = low_rank(config, tensors, joined, without=head)
-        small.config.base_model_name_or_path = self.root
-        small.config.inference_mode = True
-        folder.mkdir(parents=True)
-        small.config.save_pretrained(str(folder))
-        save_file(small.tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        folder.mkdir()
+        write_adapter(small, self.root, folder)
         home = tokenizer_home(self.run, self.lineage)
         get_tokenizer(home, {"pretrained_model_name_or_path": home}).save_pretrained(str(folder))
         base = load_root(self.lineage, {"dtype": "auto"})[0]
@@ -162,27 +164,15 @@ def serve(
         GuardError: every form was refused.
     """
     folder = Path(output or Path(run, "exported", "serve"))
-    refuse_filled(folder)
     scripts = converters(llama_cpp)
-    temporary = folder.with_name(folder.name + ".tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with export_folder(folder) as temporary:
         with without_library_bars():
             serving = Serving(run, config, rank, base)
             forms = [_tried(serving.adapter, temporary / "adapter"),
                      _tried(serving.merged, temporary / "merged")]  # fmt: skip
         _refuse_where_all_are(forms, run)
         files = _to_gguf(scripts, serving, temporary)
-        text = _finish(serving, forms, files, temporary, folder)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
-    except OSError as error:
-        raise InputError(
-            f"{str(folder)!r} cannot be written: {error.strerror or error}. Give --output FOLDER."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return text
+        return _finish(serving, forms, files, temporary, folder)
 
 
 def _refuse_where_all_are(forms: list[Form], run: str) -> None:

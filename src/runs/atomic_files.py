@@ -69,6 +69,24 @@ def whole_files(folder: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into; on leaving, it takes the place of ``folder``, missing or empty.
+
+    Where something is raised, nothing of it stays.
+    """
+    real = folder.resolve()
+    temporary = real.with_name(real.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        sync_files(temporary)
+        temporary.replace(real)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def files_below(folder: Path, pattern: str) -> list[Path]:
     """The files of this name, in order; folders may come and go meanwhile, as runs write theirs."""
     names = [Path(at, name) for at, _, files in os.walk(folder) for name in files]

@@ -115,6 +115,12 @@ def refuse_unwritable(folder: Path, what: str, instead: str) -> None:
             pass
 
 
+def refuse_filled(folder: Path) -> None:
+    """Raises InputError where something new would be written over something."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{str(folder)!r} is not empty. Give another --output, or remove it.")
+
+
 @contextmanager
 def _unwritable_in_words(folder: Path, what: str, instead: str) -> Iterator[None]:
     try:

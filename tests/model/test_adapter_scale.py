@@ -385,6 +385,6 @@ def test_a_folder_with_something_in_it_is_left_alone(runs, tmp_path):
     (tmp_path / "half" / "mine.txt").write_text("mine")
     for taken in (tmp_path / "half", runs / "npo"):
         before = {file: file.read_bytes() for file in Path(taken).rglob("*") if file.is_file()}
-        with pytest.raises(InputError, match="is not empty. Give another output"):
+        with pytest.raises(InputError, match="is not empty. Give another --output"):
             write_scaled(runs / "npo", 0.5, taken)
         assert {f: f.read_bytes() for f in Path(taken).rglob("*") if f.is_file()} == before

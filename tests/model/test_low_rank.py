@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict
+from tiny import adapted, llama
 
 from unlora.errors import InputError
-from unlora.model.low_rank import low_rank
+from unlora.model.low_rank import low_rank, smallest_rank
+from unlora.model.probe import Probe
 
 NAME = "base_model.model.{}.lora_{}.weight"
 
@@ -54,3 +56,23 @@ def test_what_is_left_out_with_a_module_is_lost():
     assert not any("lm_head" in name for name in small.tensors)
     with pytest.raises(InputError, match="on the output head alone"):
         low_rank(*adapter(lm_head=[1.0]), 1, without="lm_head")
+
+
+@pytest.mark.parametrize("sizes, rank", [
+    ([1.0, 1.0, 1e-6, 1e-6], 2),
+    ([1.0, 1.0, 0.1, 1e-6], 3),  # a little of what the adapter does is not nothing
+    ([0.0, 0.0, 0.0, 0.0], 1),
+    ([1.0, 1.0, 1.0, 1.0], 4),
+])  # fmt: skip
+def test_the_smallest_rank_is_the_one_that_the_answers_need(sizes, rank):
+    model = adapted(lora_alpha=4)  # of rank 4, so its scale is 1
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data *= torch.tensor(sizes)
+    config, tensors = (
+        model.peft_config["default"],
+        get_peft_model_state_dict(model, save_embedding_layers=False),
+    )
+    base, small = smallest_rank(llama(), Probe.of(model), config, tensors)
+    assert small.config.r == small.config.lora_alpha == rank
+    torch.testing.assert_close(dict(base.named_parameters()), dict(llama().named_parameters()))

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
-from plain_adapters import make_adapter, make_root
+from plain_adapters import edit, make_adapter, make_root
 from tiny import LORA, llama, tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -181,6 +181,41 @@ def test_an_adapter_beside_the_head_has_no_such_note(adapter, caplog):
     out = export(str(folder), "adapter")
     assert "lm_eval" not in caplog.text + (out / "README.md").read_text()
     assert "weights of its own" not in (export(str(folder), "merged") / "README.md").read_text()
+
+
+JOINED = {
+    "plain": {},
+    "rsLoRA and patterns": {"use_rslora": True, "rank_pattern": {"q_proj": 2, "down_proj": 7},
+                            "alpha_pattern": {"v_proj": 20}},
+    "other modules": {"target_modules": ["k_proj", "lm_head"]},
+    "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+}  # fmt: skip
+
+
+@pytest.mark.default_cases(2)
+@pytest.mark.filterwarnings("ignore:.*(tied|tie_word)")
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("name", JOINED)
+def test_joined_adapters_have_no_more_ranks_than_the_answers_need(adapter, caplog, name, tied):
+    """The second and third link learn in the direction of the first, as later requests may."""
+    if tied and name == "embedding":
+        pytest.skip("an adapter on an embedding that is the head, too, is refused")
+    links = [adapter(tied=tied, **JOINED[name])]
+    for number in (2, 3):
+        copy = shutil.copytree(links[0], links[0].with_name(f"ad{number}"))
+        edit(copy, base_model_name_or_path=str(links[-1]))
+        links.append(copy)
+    whole = answers_of(links[-1])
+    with caplog.at_level(logging.INFO):
+        out = export(str(links[-1]), "adapter")
+    settings = json.loads((out / "adapter_config.json").read_text())
+    rank = 7 if "patterns" in name else 4
+    assert settings["r"] == settings["lora_alpha"] <= rank and not settings["use_rslora"]
+    assert f"rank {3 * rank} are one of rank {settings['r']}" in caplog.text
+    assert f"of rank {3 * rank}" in (out / "README.md").read_text()
+    root = AutoModelForCausalLM.from_pretrained(links[0].parent / "root")
+    seen = whole.compared(PeftModel.from_pretrained(root, out))
+    assert seen.relative < 1e-3 and seen.error < 0.01
 
 
 def test_what_was_saved_is_read_back_and_compared(tmp_path):
