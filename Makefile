@@ -9,7 +9,7 @@ AUDIT = .venv-tools/bin/pip-audit --strict --disable-pip --no-deps --progress-sp
 PARALLEL = --numprocesses auto --dist worksteal
 INSTALL_SELF = $(PIP) --no-build-isolation --no-deps --editable .
 
-.PHONY: demo real picture request methods memory bench bench-gpu bench-more bench-eval test test-floor test-newest test-slow test-qlora faults fuzz lint docs check lock audit clean
+.PHONY: demo real picture request methods memory bench bench-gpu bench-more bench-eval test test-floor test-newest test-slow test-qlora faults fuzz lint docs check lock dist version-of-tag audit clean
 
 demo: .venv/.run  ## the whole main job on the embedded benchmark
 	.venv/bin/python src/study.py --config-name=study experiment=study/pocket/lora
@@ -96,6 +96,17 @@ lock:  ## the hashes anew, of all files of the versions that requirements/*.txt 
 			--generate-hashes --no-header --no-annotate $$file.versions -o $$file.hashes; \
 		{ sed -n '/^#/p' $$file; cat $$file.hashes; } > $$file.new; \
 		mv $$file.new $$file; rm $$file.versions $$file.hashes; \
+	done
+
+dist: version-of-tag .venv-tools/.all  ## wheel and sdist, in dist/
+	rm -rf dist
+	.venv-tools/bin/uv build --quiet
+
+version-of-tag:  # v0.2.0 on a commit is the version that its pyproject.toml has
+	@version=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml); \
+	for tag in $$(git tag --points-at HEAD 'v*'); do \
+		[ "$$tag" = "v$$version" ] || { echo "The tag is $$tag, and pyproject.toml has version" \
+			"$$version. Set the version, commit, and move the tag."; exit 2; }; \
 	done
 
 audit: .venv-tools/.all  ## known holes in what is installed, and what our own code must not do
