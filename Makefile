@@ -14,12 +14,13 @@ INSTALL_SELF = $(PIP) --no-build-isolation --no-deps --editable .
 demo: .venv/.run  ## the whole main job on the embedded benchmark
 	.venv/bin/python src/study.py --config-name=study experiment=study/pocket/lora
 
-# make real DATA=FOLDER  takes TOFU from FOLDER/TOFU/*.json where there is no hub; SEEDS=[0,1,2] runs three seeds.
+# make real DATA=FOLDER  takes TOFU from FOLDER/TOFU/*.json where there is no hub; SEEDS=[0,1,2] runs three seeds;
+# SIZE=full takes 200 retain rows, all of holdout01, and 50 rows of each set of utility.
 SEEDS ?= [0]
 real: .venv/.run  ## a real chat model forgets real TOFU authors, without a GPU: docs/real_model.md
 	.venv/bin/python $(LOCKED) -r requirements/gguf.txt
 	.venv/bin/python -m unlora fetch-model smollm2
-	OMP_NUM_THREADS=1 .venv/bin/python -m unlora study experiment=study/tofu/smollm2 model=saves/models/smollm2 \
+	OMP_NUM_THREADS=1 .venv/bin/python -m unlora study experiment=study/tofu/smollm2$(if $(filter full,$(SIZE)),_full) model=saves/models/smollm2 \
 		"seeds=$(SEEDS)" workers=2 $(if $(DATA),"paths.datasets_dir=$(DATA)")
 
 picture: .venv/.run  ## docs/report.png: the top of the demo's page, by Chromium (needs `make demo` before)

@@ -130,7 +130,7 @@ class TestFromNothing:
             else:
                 assert word in ("FROM", "ARG", "ENTRYPOINT", "CMD"), word
         [entry], [arguments] = lines_of("ENTRYPOINT"), lines_of("CMD")
-        assert "unlora demo" in run(json.loads(entry) + json.loads(arguments), folder, where)
+        assert "usage: unlora COMMAND" in run(json.loads(entry) + json.loads(arguments), folder, where)
         shutil.rmtree(root / "opt")  # it needs nothing of what it was made from
         assert "seed0-NPO" in run([*json.loads(entry), *DEMO, "--dry-run"], folder, where)
 

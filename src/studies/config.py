@@ -146,6 +146,15 @@ class OwnFinetune(TypedDict, total=False):
     learning_rate: Positive
 
 
+@with_config(STRICT)
+class OwnRows(TypedDict, total=False):
+    """How many rows of each data set there are, which the lists of a study name."""
+
+    retain: Count
+    holdout: Count
+    utility: Count
+
+
 class Study(Section):
     """A whole config of ``study``."""
 
@@ -166,6 +175,7 @@ class Study(Section):
     model: OwnModel | None = None
     data: OwnFiles | None = None
     finetune: OwnFinetune | None = None
+    rows: OwnRows | None = None
     question_key: str | None = None
     answer_key: str | None = None
     dry_run: bool = False
@@ -173,7 +183,7 @@ class Study(Section):
 
 
 def _named_once(study: Study) -> Iterator[tuple[str, Any]]:
-    for part in ("model", "data", "finetune"):
+    for part in ("model", "data", "finetune", "rows"):
         yield from ((f"{part}.{key}", v) for key, v in (getattr(study, part) or {}).items())
     yield from ((key, getattr(study, key)) for key in ("question_key", "answer_key"))
 

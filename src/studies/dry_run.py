@@ -1,7 +1,8 @@
 """Print the plan of a study with its cost in memory and time; run none of it.
 
 Time is measured: of stages of the same kind that were run in this study before, and else of the
-first steps of one training, which are taken in a folder that is gone afterwards.
+first steps of one training, which are taken in a folder that is gone afterwards. Memory is
+estimated, from the settings and the tokenised rows: where weights are missing it is said all the same.
 """
 
 import json
@@ -203,14 +204,15 @@ def _training(study: Study, stage: Stage, state: str, times: "Times", sizes: Siz
     config = checked(_from_the_start(study, stage))
     rows = _num_rows(config)
     steps = num_steps(config.trainer.args, rows) if rows else None
+    size = seconds = note = None
     try:
-        size, seconds = sizes.of(config), times.of_step(stage)
+        size = sizes.of(config)
+        seconds = times.of_step(stage)
     except (InputError, GuardError) as error:
         reached = "cannot be reached" not in str(error)
         note = f"{stage.name}: {error}" if reached else str(error)
-        return Forecast(stage, state, rows, steps, note=note)
-    return Forecast(stage, state, rows, steps, size.trained, size.total_bytes,
-                    steps * seconds if steps and seconds else None)  # fmt: skip
+    return Forecast(stage, state, rows, steps, size and size.trained, size and size.total_bytes,
+                    steps * seconds if steps and seconds else None, note)  # fmt: skip
 
 
 def _from_the_start(study: Study, stage: Stage) -> dict[str, Any]:

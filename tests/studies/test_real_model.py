@@ -57,3 +57,30 @@ def test_a_stage_takes_no_more_threads_than_it_is_given(monkeypatch):
 def test_a_study_says_at_once_that_its_folder_of_data_is_not_there():
     with pytest.raises(InputError, match="nowhere"):
         study_of("paths.datasets_dir=nowhere")
+
+
+@pytest.mark.parametrize("name", ["smollm2_full", "qwen2.5-1.5b", "qwen2.5-3b", "llama-3.2-1b"])
+@pytest.mark.default_cases(2)
+@pytest.mark.budget(2)
+def test_the_larger_studies_are_the_same_but_for_model_and_rows(name):
+    small, study = study_of(), read(composed("study", [f"experiment=study/tofu/{name}"]))
+    assert study.task_name == name
+    assert study.methods == small.methods and study.audit == small.audit
+    words = {
+        "data.retain.TOFU_QA_retain.args.hf_args.split='train[:200]'",
+        "eval.tofu.data.holdout.hf_args.split='train[:40]'",
+        "eval.tofu.data.retain.hf_args.split='train[:50]'",
+        "eval.tofu.data.real_authors.hf_args.split='train[:50]'",
+        "eval.tofu.data.world_facts.hf_args.split='train[:50]'",
+    }
+    if name != "smollm2_full":
+        words |= {f"model={study.model['path']}", "model.model_args.torch_dtype=bfloat16"}
+    assert set(study.unlearn) - set(small.unlearn) == words
+    assert len(study.target) == len(small.target)
+
+
+def test_a_number_of_rows_that_no_list_uses_is_refused():
+    with pytest.raises(InputError, match="rows.retain is set, but no list of this study uses it"):
+        read(composed("study", ["experiment=study/pocket/lora", "+rows.retain=3"]))
+    with pytest.raises(InputError, match="rows.retain"):
+        study_of("rows.retain=0")
