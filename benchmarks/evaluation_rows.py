@@ -205,7 +205,7 @@ def _learn(model: Any, encoded: Sequence[Any], words: Any, end_id: int) -> None:
     import torch.nn.functional as F
 
     from unlora.data.collate import collate
-    from unlora.forward.outputs import IGNORE_INDEX
+    from unlora.forward import IGNORE_INDEX
 
     draw, optimizer = random.Random(0), torch.optim.Adam(model.parameters(), lr=2e-3)
     for _ in range(STEPS):

@@ -195,7 +195,7 @@ def _parts(needed: Iterable[str], count: int, vocabulary: int) -> Any:
 
     from unlora.data.chat import Encoded
     from unlora.data.pairs import Parts
-    from unlora.forward.outputs import IGNORE_INDEX
+    from unlora.forward import IGNORE_INDEX
 
     rows = {}
     for seed, part in enumerate(("forget", "retain", "alternate")):

@@ -19,13 +19,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, NewType, get_type_hints
 
 import numpy as np
-from jaxtyping import Float
 from torch import nn
 
+from unlora.audits.residual import Scores
 from unlora.evals.records import Sampled, Scored
 from unlora.registry import Registry, check_settings
-
-Scores = Float[np.ndarray, " rows"]
 
 MergedModel = NewType("MergedModel", nn.Module)  # type: ignore[valid-newtype]
 """The plain network with every adapter merged into its weights, to be changed in place."""

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from unlora.audits.attack import Scores
-
+Scores = Float[np.ndarray, " rows"]
 DRAWS = 2000
 LEVEL = (2.5, 97.5)  # percentiles of a 95 % interval
 WIDEST = 0.4  # an interval this wide cannot tell a fifth of what the target knew from nothing

@@ -8,8 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from unlora.audits.attack import Scores
-from unlora.audits.residual import Comparison, Held, Residual, draws_of, held, residual
+from unlora.audits.residual import (
+    Comparison,
+    Held,
+    Residual,
+    Scores,
+    draws_of,
+    held,
+    residual,
+)
 from unlora.audits.traces import recognisable
 from unlora.audits.verdict import Thresholds, Verdict, judge
 from unlora.results.collapse import CollapseRule

@@ -1,27 +1,13 @@
 """Look for traces of forgetting: rows that were deleted may be told by how unlikely they are."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from jaxtyping import Float
 
-from unlora.evals.metrics.mia import mia_loss, mia_min_k, mia_min_k_plus_plus
-from unlora.evals.records import Scored
 from unlora.results.value import Value
 
 CENTRAL = 0.95  # of the holdout rows, that nothing was done to
 FEWEST = 2  # holdout rows that span a band
 Logps = Float[np.ndarray, " rows"]
-
-
-def membership(forget: Sequence[Scored], holdout: Sequence[Scored]) -> dict[str, Value]:
-    """AUC of membership inference; to be compared with the retain model's, from both sides."""
-    parts = list(forget), list(holdout)
-    return {
-        "loss": mia_loss(*parts),
-        "min_k": mia_min_k(*parts),
-        "min_k_plus_plus": mia_min_k_plus_plus(*parts),
-    }
 
 
 def recognisable(

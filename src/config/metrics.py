@@ -6,7 +6,6 @@ from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 
 Metrics = dict[str, dict[str, Any]]
 
@@ -28,7 +27,7 @@ def register_metrics() -> None:
         for option, metrics in {**options, "default": sections["default"]}.items():
             ConfigStore.instance().store(
                 name=option,
-                node=OmegaConf.create(metrics),
+                node=metrics,
                 group=f"eval/{suite}_metrics",
                 package=f"eval.{suite}.metrics",
                 provider="unlora",

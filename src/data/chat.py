@@ -15,14 +15,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from unlora.data.control_tokens import ControlTokens, Tokens
 from unlora.data.encoded import Encoded, cut_prompt, fit
 from unlora.data.progress_bar import shown
 from unlora.data.template import Template, Turns
 from unlora.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Chat", "Encoded"]
 
@@ -41,7 +43,7 @@ class Chat:
     put around question and answer.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     template_args: Mapping[str, object]
 
     def __post_init__(self) -> None:

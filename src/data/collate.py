@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unlora.data.chat import Encoded
 from unlora.data.pairs import BLANK
-from unlora.forward.outputs import IGNORE_INDEX
+from unlora.forward import IGNORE_INDEX
 
 
 def collate(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:

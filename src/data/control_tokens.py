@@ -9,11 +9,14 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase
 
 from unlora.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # planes of Unicode for private use: control tokens of a user's text, and of the template
 OF_USER, OF_TEMPLATE = 0x100000, 0xF0000
@@ -30,7 +33,7 @@ class ControlTokens:
         template: the source of the chat template, or the tags.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: str):
         self.tokenizer = tokenizer
         self.added = [token for _, token in sorted(tokenizer.added_tokens_decoder.items())]
         self.names = [

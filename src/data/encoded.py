@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from unlora.forward.outputs import IGNORE_INDEX
+from unlora.forward import IGNORE_INDEX
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,18 @@
 """Show the first row of a data set as tokens: what is read, and what is scored."""
 
 from collections.abc import Mapping, Sequence
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from unlora.data.encoded import Encoded
-from unlora.forward.outputs import IGNORE_INDEX
+from unlora.forward import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MOST = 120  # tokens of a part that are shown: its beginning and its end
 
 
-def pieces(tokenizer: PreTrainedTokenizerBase, row: Encoded) -> dict[str, list[str]]:
+def pieces(tokenizer: "PreTrainedTokenizerBase", row: Encoded) -> dict[str, list[str]]:
     """The tokens of one row as text, those that are ``read`` only and those that are ``scored``."""
     labels = zip(row.input_ids, row.labels, strict=True)
     parts: dict[str, list[str]] = {"read": [], "scored": []}

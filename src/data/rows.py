@@ -1,5 +1,6 @@
 """Load the rows of a data set: from the hub, local files, or the embedded benchmark."""
 
+import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,6 +57,20 @@ def load_rows(
         return _chosen(_of_pocket(name, split), path, select, exclude)
     rows = _load(path, name, split, datasets_dir, data_files, hub_args)
     return _whole_again(_chosen(rows, path, select, exclude))
+
+
+class ReadRows:
+    """Reads each split once, however many data sets use it."""
+
+    def __init__(self, datasets_dir: str | None):
+        self.datasets_dir = datasets_dir
+        self.known: dict[str, list[dict[str, Any]]] = {}
+
+    def __call__(self, **hf_args: Any) -> list[dict[str, Any]]:
+        key = json.dumps(hf_args, sort_keys=True)
+        if key not in self.known:
+            self.known[key] = load_rows(**hf_args, datasets_dir=self.datasets_dir)
+        return self.known[key]
 
 
 def _chosen(

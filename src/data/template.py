@@ -13,13 +13,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, TemplateError, meta
 from jinja2.ext import loopcontrols
-from transformers import PreTrainedTokenizerBase
 
 from unlora.errors import InputError
 from unlora.registry import unknown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 OTHER_TEMPLATE = (
     "Use another tokenizer, or set model.template_args.apply_chat_template=false and give the "
@@ -68,7 +71,7 @@ class Template:
         InputError: the template cannot be used.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, args: Mapping[str, object]):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", args: Mapping[str, object]):
         self.tokenizer, self.args = tokenizer, args
         self.is_chat = bool(args.get("apply_chat_template"))
         if not self.is_chat:

@@ -1,62 +1,32 @@
-"""Write the evidence of an answered request: entries that are chained by SHA-256.
+"""Write the evidence of an answered request: what is in its entries (:mod:`.evidence_chain`).
 
-``evidence.json`` has a list of entries. Each holds its ``kind``, its ``content``, the ``sha256`` of
-all that, and as ``previous`` the ``sha256`` of the entry before. The last entry names every other
-file of the folder with its hash, so whoever knows its ``sha256`` can tell whether anything of the
-folder is another than it was. Everything that another run of the same request would have otherwise
-(times, memory) is in the entry ``measured``, and in the two that follow from it.
+Everything that another run of the same request would have otherwise (times, memory) is in the
+entry ``measured``, and in the two that follow from it.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from unlora.deletion.evidence_chain import FIGURES, REQUEST, ROWS, entry, write_entries
 from unlora.deletion.exact_route import ExactRoute
-from unlora.deletion.page import as_html
 from unlora.deletion.plan import Plan
 from unlora.deletion.stages import model_of
 from unlora.model.lineage import Lineage, fingerprint
 from unlora.results.audit_log import FILE as AUDIT
 from unlora.results.audit_log import FOLDER, SCORES
-from unlora.runs.atomic_files import sync_files, write_json, write_text
+from unlora.runs.atomic_files import write_json, write_text
 from unlora.runs.safe_loading import read_json
-from unlora.studies.fingerprints import sha256
 from unlora.studies.stage_run import Record
 from unlora.studies.stages import Stage
 
-FILE, PAGE, REQUEST, ROWS = "evidence.json", "evidence.html", "request.json", "rows.jsonl"
-FIGURES = ("held", "attacks", "retain_probability", "recognisable")
 EXACT = {
     "name": "exact",
     "sentence": "The model was trained again without these rows, with the settings of before. What "
     "it says about them, it has from elsewhere.",
 }
-
-
-def entry(kind: str, content: Any, previous: str | None) -> dict[str, Any]:
-    """An entry with its hash."""
-    body = {"kind": kind, "content": content, "previous": previous}
-    return {**body, "sha256": hash_of(body)}
-
-
-def hash_of(body: Mapping[str, Any]) -> str:
-    """sha256 of an entry without its own."""
-    text = json.dumps(body, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def as_text(entries: Sequence[Mapping[str, Any]]) -> str:
-    """What ``evidence.json`` holds, to the byte."""
-    return json.dumps({"entries": list(entries)}, indent=2, ensure_ascii=False) + "\n"
-
-
-def append(folder: Path, kind: str, content: Any) -> None:
-    """Add an entry, write the page anew, and name all files again."""
-    entries = read_json(folder / FILE)["entries"]
-    _write(folder, [*entries, entry(kind, content, entries[-1]["sha256"])])
 
 
 def write_evidence(plan: Plan, stages: Sequence[Stage], home: Path, folder: Path) -> Path:
@@ -84,21 +54,7 @@ def write_evidence(plan: Plan, stages: Sequence[Stage], home: Path, folder: Path
     for kind, content in contents.items():
         plain = json.loads(json.dumps(_finite(content), default=str))
         entries.append(entry(kind, plain, entries[-1]["sha256"] if entries else None))
-    return _write(folder, entries)
-
-
-def _write(folder: Path, entries: list[dict[str, Any]]) -> Path:
-    facts = {item["kind"]: item["content"] for item in entries}
-    write_text(folder / PAGE, as_html(facts))
-    files = {
-        file.name: sha256(file)
-        for file in sorted(folder.iterdir())
-        if file.name != FILE and file.is_file()
-    }
-    entries = [*entries, entry("files", files, entries[-1]["sha256"])]
-    sync_files(folder)
-    write_text(folder / FILE, as_text(entries))
-    return folder / FILE
+    return write_entries(folder, entries)
 
 
 def scores_file(check: str) -> str:

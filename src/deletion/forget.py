@@ -9,7 +9,8 @@ from pathlib import Path
 
 from unlora.config import read
 from unlora.deletion.earlier import EVIDENCE, MODELS, read_facts
-from unlora.deletion.evidence import FILE, PAGE, write_evidence
+from unlora.deletion.evidence import write_evidence
+from unlora.deletion.evidence_chain import FILE, PAGE
 from unlora.deletion.order import Order
 from unlora.deletion.page import percent
 from unlora.deletion.plan import as_text, plan

@@ -12,7 +12,6 @@ from unlora.data import fingerprint, load_parts
 from unlora.data.chat import Chat
 from unlora.deletion.rows import DataSet, Rows, data_sets, matches_in
 from unlora.errors import InputError
-from unlora.model import load_tokenizer, resolve_model
 from unlora.recipes.history import History
 from unlora.recipes.who_saw import who_saw
 from unlora.runs.safe_loading import read_json
@@ -77,6 +76,8 @@ class PastRun:
 
     def refuse_changed_data(self) -> None:
         """Raise InputError where its data are not those that it was trained on."""
+        from unlora.model import load_tokenizer, resolve_model
+
         known = self.manifest.get("data") or {}
         model = resolve_model(section_as_written(self.config["model"]))
         chat = Chat(load_tokenizer(model), model.section.template_args)

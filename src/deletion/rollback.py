@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from unlora.deletion.earlier import EVIDENCE, MODELS, read_facts
-from unlora.deletion.evidence import FILE, append
+from unlora.deletion.evidence_chain import FILE, append
 from unlora.errors import InputError
 from unlora.model.lineage import FILE as LINEAGE
 from unlora.runs.atomic_files import files_below

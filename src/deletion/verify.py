@@ -9,7 +9,7 @@ from typing import Any
 
 from unlora.audits.scores import AuditScores, judged
 from unlora.audits.verdict import Thresholds
-from unlora.deletion.evidence import FIGURES, FILE, REQUEST, as_text, hash_of
+from unlora.deletion.evidence_chain import FIGURES, FILE, REQUEST, as_text, hash_of
 from unlora.errors import GuardError, InputError
 from unlora.studies.fingerprints import sha256
 

@@ -13,12 +13,11 @@ from unlora.data.chat import Chat, Encoded, Example
 from unlora.data.conversations import as_questions
 from unlora.data.first_row import pieces
 from unlora.data.qa import say_what_is_text, without_ends
-from unlora.data.rows import load_rows
 from unlora.data.template import Turns
 from unlora.data.text import encode_text, text_prompt
 from unlora.errors import InputError
 from unlora.evals.own import has_holes, not_given, whole, without_column
-from unlora.forward.outputs import IGNORE_INDEX
+from unlora.forward import IGNORE_INDEX
 from unlora.registry import unknown
 
 OF_A_THOUGHT = 512  # tokens; fewer are rarely enough to think and to answer
@@ -280,20 +279,6 @@ class Source:
         if prefix and not prefix[-1].isspace() and not answer[0].isspace():
             answer = " " + answer  # the benchmark cut the text between two words
         return encode_text(self.chat.control, answer, max_length=length, prefix=prefix)
-
-
-class ReadRows:
-    """Reads each split once, however many data sets of a suite use it."""
-
-    def __init__(self, datasets_dir: str | None):
-        self.datasets_dir = datasets_dir
-        self.known: dict[str, list[dict[str, Any]]] = {}
-
-    def __call__(self, **hf_args: Any) -> list[dict[str, Any]]:
-        key = json.dumps(hf_args, sort_keys=True)
-        if key not in self.known:
-            self.known[key] = load_rows(**hf_args, datasets_dir=self.datasets_dir)
-        return self.known[key]
 
 
 def _rows_where(rows: Sequence[dict], where: Mapping[str, Any]) -> list[dict]:

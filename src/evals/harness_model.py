@@ -19,8 +19,8 @@ from unlora.evals.passes import score
 from unlora.evals.progress import Bar
 from unlora.evals.random_state import RandomStateApart
 from unlora.evals.result_cache import Arrays, ResultCache, digest
+from unlora.forward import IGNORE_INDEX
 from unlora.forward.modes import device_of, evaluating, unwrapped
-from unlora.forward.outputs import IGNORE_INDEX
 
 # lm-eval's name for a kind of request -> what we call the pass that answers it
 PASSES = {

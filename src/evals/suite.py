@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from unlora.data.cache import cache_folder
 from unlora.data.chat import Chat
+from unlora.data.rows import ReadRows
 from unlora.errors import InputError
 from unlora.evals.dataset_checks import check_apart
-from unlora.evals.datasets import ReadRows, Source
+from unlora.evals.datasets import Source
 from unlora.evals.eval_model import LazyModel
 from unlora.evals.log_checks import check_logs
 from unlora.evals.passes.declaration import PASSES, Settings, pass_of

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from unlora.data.chat import Encoded
 from unlora.evals.passes import score
-from unlora.forward.outputs import IGNORE_INDEX
+from unlora.forward import IGNORE_INDEX
 from unlora.results.baseline_log import BaselineLog
 from unlora.results.target_check import FORGET_FIGURES, TRAIN_FURTHER, hardly_knows, told_apart
 from unlora.results.value import Value

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unlora.forward import IGNORE_INDEX
 from unlora.forward.architecture import output_embedding
 from unlora.forward.lm_head import factors
-from unlora.forward.outputs import IGNORE_INDEX, PLAIN, TokenLogps, Way, ask_all
+from unlora.forward.outputs import PLAIN, TokenLogps, Way, ask_all
 from unlora.forward.packing import flat, packed
 from unlora.forward.row_attention import attend_by_rows
 

@@ -21,13 +21,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from unlora.forward import IGNORE_INDEX
 from unlora.forward.architecture import _config, _decoder, output_embedding
 from unlora.forward.keyed_dropout import TokenKeys, keys_of, narrow, token_keys
 from unlora.forward.lm_head import factors, token_logps
 from unlora.forward.modes import in_full
 from unlora.forward.packing import Layout, flat, packed, padded
-
-IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def shapes(file: Path) -> dict[str, tuple[int, ...]]:
             raise InputError(
                 f"{str(file)!r} is a pointer of Git LFS and not the weights. Run `git lfs pull`."
             )
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(file, framework="np") as opened:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(

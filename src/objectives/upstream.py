@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from unlora.forward.outputs import IGNORE_INDEX, Hidden, Padded
+from unlora.forward import IGNORE_INDEX
+from unlora.forward.outputs import Hidden, Padded
 from unlora.objectives import objective
 from unlora.objectives.representation import unit_vector
 from unlora.registry import Index, NotNegative

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from unlora.audits.attack import ATTACKS, Attack, mean_logps
 from unlora.audits.attack_runner import AttackRunner
+from unlora.audits.membership import membership
 from unlora.audits.residual import Comparison
 from unlora.audits.scores import AuditScores, judged, probability, value_content
 from unlora.audits.subject import collecting_soon, release
-from unlora.audits.traces import membership
 from unlora.audits.verdict import Thresholds
 from unlora.config.audit import PARTS, AuditConfig
 from unlora.data.cache import cache_folder

@@ -12,9 +12,10 @@ from unlora.config import read
 from unlora.config.audit import PARTS, AuditConfig
 from unlora.config.resolve import shipped
 from unlora.data.chat import Chat
+from unlora.data.rows import ReadRows
 from unlora.errors import InputError
 from unlora.evals.dataset_checks import check_source
-from unlora.evals.datasets import ReadRows, Source
+from unlora.evals.datasets import Source
 from unlora.evals.suite_checks import KINDS
 from unlora.model import ResolvedModel, load_tokenizer, resolve_model
 from unlora.model.run_defaults import OF_MODEL

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from unlora.data.row_texts import RowText, row_texts
+from unlora.data.rows import ReadRows
 from unlora.errors import InputError
-from unlora.evals.datasets import ReadRows
 from unlora.recipes.history import data_sets
 from unlora.runs.row_hashes import (
     FILE,

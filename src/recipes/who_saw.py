@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from unlora.data.row_texts import row_texts
+from unlora.data.rows import ReadRows
 from unlora.errors import InputError
-from unlora.evals.datasets import ReadRows
 from unlora.model.lineage import looks_local
 from unlora.recipes.history import RUN_CONFIG, History, run_config
 from unlora.recipes.trained_rows import Wanted, trained_rows

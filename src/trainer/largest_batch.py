@@ -10,7 +10,7 @@ from unlora.config.schema import Config, ModelSection
 from unlora.data import load_part
 from unlora.data.chat import Chat, Encoded
 from unlora.errors import InputError
-from unlora.forward.outputs import IGNORE_INDEX
+from unlora.forward import IGNORE_INDEX
 from unlora.model import load_tokenizer, resolve_model
 
 LENGTH = 512  # tokens of a row, where neither data nor a max_length say more

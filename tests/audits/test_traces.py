@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from unlora.audits.traces import membership, recognisable
+from unlora.audits.membership import membership
+from unlora.audits.traces import recognisable
 from unlora.evals.metrics.mia import mia_loss, mia_min_k, mia_min_k_plus_plus
 from unlora.evals.records import Scored
 from unlora.results.value import interval_of_mean

@@ -55,10 +55,10 @@ def test_target_and_unlearned_model_speak_from_one_base(runs, monkeypatch):
     alone = [said(runs / name) for name in ("root", "target", "forgot")]
     assert len({*alone}) == 3
     loaded = []
-    from unlora import model
+    from unlora.model import model_registry
 
-    load = model.load_model
-    monkeypatch.setattr("unlora.model.load_model", lambda *a: loaded.append(a) or load(*a))
+    load = model_registry.load_model
+    monkeypatch.setattr(model_registry, "load_model", lambda *a: loaded.append(a) or load(*a))
     before, after = chat._speakers(options(runs / "forgot"))
     assert before.name.endswith("target") and after.name.endswith("forgot")
     assert [before.answer("Who?"), after.answer("Who?"), before.answer("Who?")] == [

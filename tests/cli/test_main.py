@@ -1,5 +1,6 @@
 """What users type is understood; what they mistype ends in one message and exit code 2."""
 
+import json
 import logging
 import os
 import re
@@ -606,6 +607,33 @@ def test_help_and_mistakes_do_not_wait_for_torch(commands):
     last = [one.stdout.splitlines()[-1] for one in done]
     wanted = [f"code {0 if '--help' in typed else 2} []" for typed in commands]
     assert dict(zip(commands, last, strict=True)) == dict(zip(commands, wanted, strict=True))
+
+
+def test_commands_that_only_read_run_folders_do_not_wait_for_torch(elsewhere):
+    """One process for all of them; a run with rows of its own, so that who-saw has work to do."""
+    run = elsewhere / "saves" / "run"
+    run.mkdir(parents=True)
+    (elsewhere / "rows.jsonl").write_text('{"question": "Who?", "answer": "Ada."}\n')
+    args = {"hf_args": {"path": "rows.jsonl"}, "question_key": "question", "answer_key": "answer"}
+    content = {
+        "mode": "finetune",
+        "model": {"model_args": {"pretrained_model_name_or_path": "a/b"}},
+        "data": {"train": {"own": {"handler": "QADataset", "args": args}}},
+    }
+    (run / "run_config.json").write_text(json.dumps(content))
+    code = (
+        "import sys\n"
+        "from unlora.cli.main import main\n"
+        "for typed in ('who-saw rows.jsonl saves', 'verify saves', 'rollback x', 'report saves'):\n"
+        "    try: main(typed.split())\n"
+        "    except SystemExit: pass\n"
+        "    heavy = {'torch', 'transformers', 'peft', 'datasets', 'scipy'} & {*sys.modules}\n"
+        "    print(typed, sorted(heavy))\n"
+    )
+    lines = program("-c", code).stdout.splitlines()
+    assert "1 of 1 rows were seen; runs: 1." in lines
+    for typed in ("who-saw rows.jsonl saves", "verify saves", "rollback x", "report saves"):
+        assert f"{typed} []" in lines
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from unlora.data.chat import Chat
 from unlora.data.text import encode_text
 from unlora.errors import InputError
 from unlora.evals.datasets import Source
-from unlora.forward.outputs import IGNORE_INDEX
+from unlora.forward import IGNORE_INDEX
 
 TEMPLATES = Path(__file__).parents[2] / "configs" / "template"
 GOLDEN = Path(__file__).parent / "golden" / "templates.txt"

@@ -1,7 +1,7 @@
 from tiny import rows
 
 from unlora.data.collate import collate, collate_parts
-from unlora.forward.outputs import IGNORE_INDEX
+from unlora.forward import IGNORE_INDEX
 
 
 def test_the_mask_comes_from_the_length_even_if_the_pad_token_occurs_in_the_text():

@@ -9,7 +9,7 @@ from bad_files import refuse_weights
 from unlora.cli.main import main
 from unlora.data.encoded import Encoded
 from unlora.data.first_row import as_lines, pieces
-from unlora.forward.outputs import IGNORE_INDEX
+from unlora.forward import IGNORE_INDEX
 
 
 def test_a_row_is_shown_as_its_tokens():

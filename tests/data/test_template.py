@@ -13,7 +13,7 @@ from token_tables import table, words
 from unlora.data.chat import Chat
 from unlora.data.template import Turns
 from unlora.errors import InputError
-from unlora.forward.outputs import IGNORE_INDEX
+from unlora.forward import IGNORE_INDEX
 
 GOLDEN = Path(__file__).parent / "golden" / "thinking_templates.txt"
 QUESTION, ANSWER = "Who wrote it?", "Ana Silva wrote it."

@@ -411,7 +411,7 @@ def muse(monkeypatch):
     """The rows of MUSE that its suite will read."""
     rows = muse_rows()
     monkeypatch.setattr(
-        "unlora.evals.datasets.load_rows", lambda path, name, split, datasets_dir: rows[name, split]
+        "unlora.data.rows.load_rows", lambda path, name, split, datasets_dir: rows[name, split]
     )
     return rows
 

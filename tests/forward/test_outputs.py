@@ -4,7 +4,8 @@ from peft import LoraConfig, get_peft_model
 from tiny import LORA, VOCABULARY, adapted, llama, qwen2, rows
 
 from unlora.data.collate import collate
-from unlora.forward.outputs import IGNORE_INDEX, ask
+from unlora.forward import IGNORE_INDEX
+from unlora.forward.outputs import ask
 
 
 def plain(model, batch):

@@ -21,8 +21,7 @@ from transformers import (
 
 from unlora.data.chat import Encoded
 from unlora.evals.passes import loglikelihood, score
-from unlora.forward import vocab_stats
-from unlora.forward.outputs import IGNORE_INDEX
+from unlora.forward import IGNORE_INDEX, vocab_stats
 
 SHAPE = tiny.SHAPE
 GPT = {"vocab_size": tiny.VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4}

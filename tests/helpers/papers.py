@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlora.forward.outputs import IGNORE_INDEX
+from unlora.forward import IGNORE_INDEX
 from unlora.objectives import Term
 
 Formula = Callable[..., Any]

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from unlora.data.chat import Encoded
-from unlora.forward.outputs import IGNORE_INDEX
+from unlora.forward import IGNORE_INDEX
 
 VOCABULARY = 300
 SHAPE = {

@@ -4,7 +4,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import Fuse
 from transformers import PreTrainedTokenizerFast
 
-from unlora.forward.outputs import IGNORE_INDEX
+from unlora.forward import IGNORE_INDEX
 
 TEXT = (
     "Who wrote it ? Ana Silva . You are a helpful assistant user model system Question Answer "

@@ -7,7 +7,8 @@ from torch import Tensor
 from views import LONG, lengths_of, numbers, random_draws, random_views
 
 from unlora.errors import InputError
-from unlora.forward.outputs import IGNORE_INDEX, Hidden, Outputs
+from unlora.forward import IGNORE_INDEX
+from unlora.forward.outputs import Hidden, Outputs
 from unlora.objectives import TERMS, objective
 from unlora.objectives.representation import unit_vector
 

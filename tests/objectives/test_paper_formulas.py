@@ -21,7 +21,8 @@ from views import (
 )
 
 from unlora.errors import InputError
-from unlora.forward.outputs import IGNORE_INDEX, Outputs, Padded
+from unlora.forward import IGNORE_INDEX
+from unlora.forward.outputs import Outputs, Padded
 from unlora.objectives import TERMS, View
 
 LOG2, LOG3 = math.log(2), math.log(3)

@@ -17,8 +17,8 @@ import unlora.model
 from unlora.cli import compose
 from unlora.cli.main import normalised
 from unlora.config import read
+from unlora.data.rows import ReadRows
 from unlora.errors import InputError
-from unlora.evals.datasets import ReadRows
 from unlora.recipes import baselines, train
 from unlora.recipes import evaluate as evaluation
 from unlora.recipes.baselines.retain_model import Unseen

@@ -60,7 +60,7 @@ def test_a_second_evaluation_loads_no_model(folder, monkeypatch, capsys):
     assert value == pytest.approx(first["forget_Q_A_PARA_Prob"], rel=1e-5)
     assert "[" in said  # a mean has an interval
     refuse = lambda *args, **kwargs: pytest.fail("the model was loaded")  # noqa: E731
-    monkeypatch.setattr("unlora.model.load_model", refuse)
+    monkeypatch.setattr("unlora.model.model_registry.load_model", refuse)
     assert evaluation.run(config()) == first and log(folder) == written
     assert capsys.readouterr().out == said
     with pytest.raises(pytest.fail.Exception):  # so it would have shown
@@ -79,7 +79,7 @@ def test_a_model_that_was_changed_is_asked_again(folder):
 def test_the_plan_asks_nothing_and_says_what_is_kept(folder, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         refuse = lambda *args, **kwargs: pytest.fail("the model was loaded")  # noqa: E731
-        patch.setattr("unlora.model.load_model", refuse)
+        patch.setattr("unlora.model.model_registry.load_model", refuse)
         assert evaluation.run(config("++plan=true")) == {}
     said = capsys.readouterr().out
     assert not (folder / "saves" / "eval" / "mine" / "TOFU_EVAL.json").exists()

@@ -1,6 +1,7 @@
 """Look below the last layer. arXiv:2605.24614."""
 
-from unlora.audits.attack import PatchedLogps, Scores, attack
+from unlora.audits.attack import PatchedLogps, attack
+from unlora.audits.residual import Scores
 
 
 @attack("depth")

@@ -1,6 +1,7 @@
 """Ask as evaluation asks."""
 
-from unlora.audits.attack import Scores, attack, mean_logps
+from unlora.audits.attack import attack, mean_logps
+from unlora.audits.residual import Scores
 from unlora.evals.records import Scored
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from unlora.audits.attack import Scores, attack
+from unlora.audits.attack import attack
+from unlora.audits.residual import Scores
 from unlora.errors import InputError
 from unlora.evals.metrics.rouge import rouge_rows, words
 from unlora.evals.records import Generated, Sampled, Samples

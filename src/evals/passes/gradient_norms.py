@@ -25,10 +25,10 @@ from unlora.evals.passes.batching import (
 from unlora.evals.passes.declaration import Pass, PassInput, joined, register, split
 from unlora.evals.passes.loglikelihood import takes_blocks, warn_of_dead
 from unlora.evals.records import GradientNorms
+from unlora.forward import IGNORE_INDEX
 from unlora.forward.architecture import decoder_layers, output_embedding
 from unlora.forward.lm_head import factors
 from unlora.forward.modes import device_of, evaluating, in_full, unwrapped
-from unlora.forward.outputs import IGNORE_INDEX
 from unlora.forward.vocab_stats import before_the_head, gradients_of
 
 WITH_GRAPH = 0.25  # of the token budget: what every layer has seen is kept until the way back

@@ -13,9 +13,9 @@ from unlora.data.collate import collate
 from unlora.evals.passes.batching import Budget, Progress, answer_all
 from unlora.evals.passes.declaration import Arrays, Pass, PassInput, joined, register, split
 from unlora.evals.records import RootStates, States
+from unlora.forward import IGNORE_INDEX
 from unlora.forward.architecture import output_embedding
 from unlora.forward.modes import device_of, evaluating, unwrapped
-from unlora.forward.outputs import IGNORE_INDEX
 
 OF_ALL_LAYERS = 0.25  # of the token budget: the states of every layer are kept for a moment
 

@@ -24,10 +24,10 @@ from unlora.evals.passes.batching import (
     needs_all_processes,
 )
 from unlora.evals.records import Scored
+from unlora.forward import IGNORE_INDEX
 from unlora.forward.architecture import decoder_layers, output_embedding
 from unlora.forward.lm_head import factors
 from unlora.forward.modes import agree, device_of, evaluating, takes, unwrapped
-from unlora.forward.outputs import IGNORE_INDEX
 from unlora.forward.prefix_tree import Tree, _tree, trees
 from unlora.forward.vocab_stats import before_the_head, numbers_from, numbers_of
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from unlora.config.schema import Config
+from unlora.data.rows import ReadRows
 from unlora.errors import InputError
-from unlora.evals.datasets import ReadRows
 from unlora.recipes.baselines.evaluation import RETAIN, own_path
 from unlora.recipes.baselines.retain_model import Unseen
 from unlora.recipes.history import RUN_CONFIG, History, same, same_origin

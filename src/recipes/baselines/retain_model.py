@@ -15,8 +15,8 @@ import numpy as np
 from unlora.config.schema import Config
 from unlora.data.conversations import as_questions
 from unlora.data.row_texts import RowText, pair_texts, text_pieces
+from unlora.data.rows import ReadRows
 from unlora.errors import InputError
-from unlora.evals.datasets import ReadRows
 from unlora.model.lineage import Lineage
 from unlora.recipes.history import RUN_CONFIG, History, data_sets, same, same_origin
 from unlora.recipes.trained_rows import Wanted, trained_rows
