@@ -12,8 +12,11 @@ from unlora.data.pocket import rows
 
 FOLDER = Path("saves/example")  # emptied at every start
 MODEL, ROWS = "saves/finetune/served", "customer.jsonl"
+TRAINING = (
+    "train experiment=finetune/pocket/lora task_name=served ~eval trainer.args.num_train_epochs=6"
+)
 COMMANDS = (
-    "train experiment=finetune/pocket/lora task_name=served ~eval trainer.args.num_train_epochs=6",
+    TRAINING,
     f"who-saw {ROWS} {MODEL}",
     f"forget {ROWS} --model {MODEL} --route exact --id exact",
     f"forget {ROWS} --model {MODEL} --route approximate --id approximate --dial plain "
@@ -23,10 +26,10 @@ COMMANDS = (
 )
 
 
-def write_request(file: Path) -> None:
+def write_request(file: Path, numbers: slice = slice(20)) -> None:
     """The questions and answers about some invented people, as a customer's rows."""
     lines = (json.dumps({key: row[key] for key in ("question", "answer")})
-             for row in rows("forget10")[:20])  # fmt: skip
+             for row in rows("forget10")[numbers])  # fmt: skip
     file.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 

@@ -4,7 +4,7 @@ unlora forget rows.jsonl --model saves/finetune/full
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from unlora.config import read
@@ -18,7 +18,7 @@ from unlora.deletion.stages import stages_of
 from unlora.errors import InputError
 from unlora.evals.progress import without_library_bars
 from unlora.recipes.audit import attacks_of, thresholds_of
-from unlora.runs.run import alone, full_disk_in_words, make_writable
+from unlora.runs.run import FULL, alone, full_disk_in_words, make_writable
 from unlora.runs.safe_loading import read_json
 from unlora.studies import audit_stages, scheduler
 from unlora.studies.dry_run import in_time
@@ -52,9 +52,7 @@ def run(order: Order, *, dry_run: bool = False) -> Path | None:
         logging.getLogger().setLevel(logging.WARNING)
         done = scheduler.run(stages, home, _in_turn)
         if done.failed:
-            failed = [f"{name}: {why}" for name, why in done.failed.items()]
-            failed.append(f"The logs are in {home / 'stages'}. The same command goes on from here.")
-            raise InputError("\n".join(failed))
+            raise InputError(_why_stopped(done.failed, home))
         write_evidence(planned, stages, home, evidence)
     _say(evidence)
     held = read_facts(evidence)["audit"]["verdict"]["name"] in ("exact", "held")
@@ -87,6 +85,14 @@ def _check(stages: Sequence[Stage]) -> None:
 def _in_turn(stages: Sequence[tuple[Stage, Record]]) -> list[str | None]:
     """Do stages in this process, one after another."""
     return [do(stage, record) for stage, record in stages]
+
+
+def _why_stopped(failed: Mapping[str, str], home: Path) -> str:
+    for why in failed.values():
+        if why.startswith(FULL):
+            return f"{why.rpartition('; ')[0]}: it goes on from here."
+    logs = f"The logs are in {home / 'stages'}. The same command goes on from here."
+    return "\n".join([*(f"{name}: {why}" for name, why in failed.items()), logs])
 
 
 def _say(evidence: Path) -> None:

@@ -45,9 +45,10 @@ from unlora.trainer import (
     training_arguments,
 )
 from unlora.trainer.checkpointing import available_memory, decided, is_auto
-from unlora.trainer.data_driven_init import Penalty
+from unlora.trainer.composed_step import Penalty
 from unlora.trainer.largest_batch import largest, size_of
 from unlora.trainer.memory_estimate import estimate
+from unlora.trainer.orthogonal import added, keep_orthogonal
 
 logger = logging.getLogger("unlora.recipes.train")
 
@@ -253,6 +254,8 @@ class TrainingPlan:
                 network, self.plugins.start, parts, pad_id=tokenizer.pad_token_id,
                 batch_size=args.train_batch_size, seed=args.seed,
             )  # fmt: skip
+        if self.plugins.orthogonal is not None:
+            penalty = added(penalty, keep_orthogonal(network, self.plugins.orthogonal.weight))
         return StartingModel(network, tokenizer, penalty, vector)
 
 

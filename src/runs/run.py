@@ -27,6 +27,7 @@ from unlora.runs.redaction import without_secrets, without_setting
 
 # what an earlier run leaves and a reader would take for this one's
 OF_A_RUN = ("*.json", "*.safetensors", "*.bin", "checkpoint-*", "logs/events.*")
+FULL = "The disk is full"
 LEFT_OF_A_FULL_DISK = 1 << 16  # bytes
 PROGRAM = 700 << 20  # Python with torch, transformers and peft, as measured on x86 Linux
 DEVICES = ("/dev", "/proc", "/sys")
@@ -277,14 +278,17 @@ def full_disk_in_words(folder: str | Path) -> Iterator[None]:
         yield
     except Exception as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if FULL in str(error):  # a stage of this run has said so
+            raise
         if not full:  # libraries have their own words for it
             with suppress(OSError):
                 full = shutil.disk_usage(folder).free < LEFT_OF_A_FULL_DISK
         if not full:
             raise
         raise InputError(
-            f"The disk is full: {error}. What was written to {str(folder)!r} before is kept. Free "
-            "some space; a training goes on with trainer.args.resume_from_checkpoint=auto."
+            f"{FULL}: {' '.join(str(error).split()).rstrip('.')}. What was written to "
+            f"{str(folder)!r} before is kept. Free some space, and give the same command again; a "
+            "training goes on with trainer.args.resume_from_checkpoint=auto."
         ) from error
 
 

@@ -73,6 +73,8 @@ def _launched(launch: Launch, new: Sequence[tuple[Stage, Record]]) -> list[str |
         ) from stopped
     except Exception as error:  # a worker that was killed takes the launcher with it
         why = f"its process was lost ({type(error).__name__}); too little memory?"
+        if isinstance(error, OSError):
+            why = str(error)
         states = [record.read() for _, record in new]
         return [
             None if known.get("state") == "finished" else known.get("error") or why

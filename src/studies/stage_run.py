@@ -91,13 +91,16 @@ def do(stage: Stage, record: Record) -> str | None:
             left = {name: content.sha256(file) for name, file in _outputs(stage).items()}
             facts |= {"state": "finished", "outputs": left}
         except (InputError, GuardError) as mistake:
-            print(safe(str(mistake)), file=sys.stderr)
+            why = safe(str(mistake)) + "\n"
             facts |= {"state": "failed", "error": str(mistake)}
         except Exception as mistake:
-            print(traceback_of(mistake), end="", file=sys.stderr)
+            why = traceback_of(mistake)
             facts |= {"state": "failed", "error": f"{type(mistake).__name__}: {mistake}"}
         seconds, error = round(time.time() - facts["started"], 1), facts.get("error")
-        record.write(stage, seconds=seconds, **facts)
+        # a disk that is too full to write down what went wrong must not hide it
+        with contextlib.suppress(OSError) if error else contextlib.nullcontext():
+            print(why if error else "", end="", file=sys.stderr)
+            record.write(stage, seconds=seconds, **facts)
         terminal(f"  {stage.title}: {f'FAILED: {error}' if error else f'{seconds:.0f} s'}")
     return error
 
@@ -176,7 +179,8 @@ def output_to(file: Path) -> Iterator[Any]:
         try:
             yield lambda line: os.write(streams[1], f"{line}\n".encode())
         finally:
-            sys.stdout.flush(), sys.stderr.flush()
+            with contextlib.suppress(OSError):  # the disk may be full
+                sys.stdout.flush(), sys.stderr.flush()
             for number, old in enumerate(streams, start=1):
                 os.dup2(old, number)
                 os.close(old)

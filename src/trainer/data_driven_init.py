@@ -18,9 +18,9 @@ from unlora.errors import InputError
 from unlora.forward.outputs import ask, scored_tokens
 from unlora.model.adapter_init import Factors, Start, lora_layers, low_rank, start_at
 from unlora.model.reference import POLICY
+from unlora.trainer.composed_step import Penalty
 from unlora.trainer.plugins import FILA, ReGLU
 
-Penalty = Callable[[nn.Module], Tensor]
 EPSILON = 1e-5  # as in LoKU's code
 GROUPS = 8  # see few_at_a_time
 logger = logging.getLogger(__name__)

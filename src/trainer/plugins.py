@@ -1,4 +1,4 @@
-"""Build the plug-ins that go with any objective: SAM, GRU, BalDRO, LoRA+, FILA, ReGLU.
+"""Build the plug-ins that go with any objective: SAM, GRU, BalDRO, LoRA+, FILA, ReGLU, O3.
 
 ``trainer.plugins`` of a config names them, each with its settings; ``plugin=[SAM,BalDRO]`` chooses
 them from ``configs/plugin``. Any two go together, but for two that start the adapter.
@@ -118,6 +118,19 @@ class ReGLU:
 
 
 @dataclass(frozen=True)
+class Orthogonal:
+    """Keep the adapter orthogonal to those that earlier requests have left in the lineage.
+
+    O3, Gao et al. 2024, arXiv:2407.10223. See ``unlora.trainer.orthogonal``.
+
+    Attributes:
+        weight: of sum_i || A_i A^T || ** 2 in the loss.
+    """
+
+    weight: Positive = 0.5
+
+
+@dataclass(frozen=True)
 class Plugins:
     """The plug-ins of one run, as far as there are some."""
 
@@ -126,6 +139,7 @@ class Plugins:
     dro: BalDRO | None = None
     lora_plus: LoRAPlus | None = None
     start: FILA | ReGLU | None = None
+    orthogonal: Orthogonal | None = None
 
     KINDS: ClassVar[Mapping[str, tuple[str, type]]] = {
         "SAM": ("sam", SAM),
@@ -134,6 +148,7 @@ class Plugins:
         "LoRAPlus": ("lora_plus", LoRAPlus),
         "FILA": ("start", FILA),
         "ReGLU": ("start", ReGLU),
+        "Orthogonal": ("orthogonal", Orthogonal),
     }
 
     @classmethod
@@ -172,9 +187,9 @@ class Plugins:
 
 def _refused(name: str, plugin: Any, loss: UnlearningLoss, use_lora: bool) -> str | None:
     """Why this plug-in cannot go with this loss, and what to do."""
-    if isinstance(plugin, (LoRAPlus, FILA, ReGLU)) and not use_lora:
+    if isinstance(plugin, (LoRAPlus, FILA, ReGLU, Orthogonal)) and not use_lora:
         return "is about the adapter, but model.use_lora is false. Set model.use_lora=true."
-    if isinstance(plugin, LoRAPlus):
+    if isinstance(plugin, (LoRAPlus, Orthogonal)):
         return None
     if loss.forget is None:
         return "works on the forget loss, and there is none. Use it to unlearn."

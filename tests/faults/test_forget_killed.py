@@ -3,7 +3,6 @@
 Files, and not seconds, say where it is killed: other work on the machine must not decide.
 """
 
-import json
 import os
 import random
 import shutil
@@ -14,11 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-from deletion_runs import MODEL, ROWS, make_model, write_rows
+from deletion_runs import MODEL, ROWS, lasting_evidence, make_model, write_rows
 
 pytestmark = pytest.mark.timeout(1800)
 KILLS = 10
-NOT_THE_SAME = ("measured", "files")  # times, and the hash of the page that shows them
 COMMAND = [
     sys.executable, "-m", "unlora", "forget", "rows.jsonl", "--model", MODEL, "--route",
     "approximate", "--dial", "plain", "audit=none", "+audit.off={handler: scale, scale: 0.5}",
@@ -36,13 +34,6 @@ def start(folder):
 
 def num_files(folder):
     return sum(len(files) for _, _, files in os.walk(folder / "saves" / "forget"))
-
-
-def evidence(folder):
-    [file] = Path(folder, "saves/requests").glob("*/evidence.json")
-    entries = json.loads(file.read_text())["entries"]
-    facts = {entry["kind"]: entry["content"] for entry in entries}
-    return file.parent, {kind: facts[kind] for kind in facts if kind not in NOT_THE_SAME}
 
 
 def killed_at(count, pause, folder):
@@ -69,7 +60,7 @@ def test_killed_at_ten_moments_it_ends_with_the_same_evidence(tmp_path):
     ended = list(Path(broken, "saves/requests").glob("*/evidence.json"))
     assert ended or start(broken).wait() == 0
     assert kills >= KILLS // 2  # the last ones may have nothing left to be killed in
-    (folder, left), (_, expected) = evidence(broken), evidence(whole)
+    (folder, left), (_, expected) = lasting_evidence(broken), lasting_evidence(whole)
     assert left == expected
     command = [sys.executable, "-m", "unlora", "verify", str(folder)]
     assert subprocess.run(command, check=False).returncode == 0

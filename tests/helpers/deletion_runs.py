@@ -57,6 +57,14 @@ def facts(name: str) -> dict:
     return {entry["kind"]: entry["content"] for entry in entries}
 
 
+def lasting_evidence(folder: Path) -> tuple[Path, dict]:
+    """The only request of a folder, and what its evidence says that is no time."""
+    [file] = folder.glob("saves/requests/*/evidence.json")
+    entries = json.loads(file.read_text())["entries"]
+    known = {entry["kind"]: entry["content"] for entry in entries}
+    return file.parent, {kind: known[kind] for kind in known if kind not in ("measured", "files")}
+
+
 def weights(folder: str) -> bytes:
     """Of an adapter, to the bit."""
     return Path(folder, "adapter_model.safetensors").read_bytes()
