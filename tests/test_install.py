@@ -15,8 +15,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PIPX = "pipx==1.18.4"
 # a demo that is as small as it can be: gold, target, one method, nothing of them attacked
-DEMO = ["demo", "seeds=[0]", "~audit", "dial=null", "~methods.GradAscent", "~methods.GradDiff",
-        "~methods.SimNPO"]
+DEMO = [
+    "demo",
+    "seeds=[0]",
+    "~audit",
+    "dial=null",
+    "~methods.GradAscent",
+    "~methods.GradDiff",
+    "~methods.SimNPO",
+]
 install = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
@@ -130,7 +137,9 @@ class TestFromNothing:
             else:
                 assert word in ("FROM", "ARG", "ENTRYPOINT", "CMD"), word
         [entry], [arguments] = lines_of("ENTRYPOINT"), lines_of("CMD")
-        assert "usage: unlora COMMAND" in run(json.loads(entry) + json.loads(arguments), folder, where)
+        assert "usage: unlora COMMAND" in run(
+            json.loads(entry) + json.loads(arguments), folder, where
+        )
         shutil.rmtree(root / "opt")  # it needs nothing of what it was made from
         assert "seed0-NPO" in run([*json.loads(entry), *DEMO, "--dry-run"], folder, where)
 
