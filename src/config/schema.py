@@ -113,7 +113,6 @@ class DatasetArgs(TypedDict, total=False):
     answer_key: str
     text_key: str
     max_length: Annotated[int, Field(gt=1)]
-    score_end: bool
     idk_path: str | None
 
 

@@ -166,7 +166,7 @@ def _encode(
     record: Callable[[list[RowText]], object] | None,
 ) -> list[Encoded]:
     known = {
-        "QADataset": ("question_key", "answer_key", "max_length", "score_end"),
+        "QADataset": ("question_key", "answer_key", "max_length"),
         "QAwithIdkDataset": ("question_key", "answer_key", "max_length", "idk_path"),
         "PretrainingDataset": ("text_key", "max_length"),
     }[handler]
@@ -188,8 +188,8 @@ def _encode(
         if record:
             record([piece for text in texts for piece in text_pieces(text)])
         return chunks(chat.control, texts, max_length=args.get("max_length", 2048))
-    idk_path, score_end = args.pop("idk_path", None), args.pop("score_end", True)
+    idk_path = args.pop("idk_path", None)
     if idk_seed is None:
         on_pairs = (lambda pairs: record(pair_texts(pairs))) if record else None
-        return answers(rows, chat, score_end=score_end, of=of, on_pairs=on_pairs, **args)
+        return answers(rows, chat, of=of, on_pairs=on_pairs, **args)
     return refusals(rows, chat, seed=idk_seed, idk_path=idk_path, of=of, **args)

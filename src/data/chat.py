@@ -18,7 +18,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from unlora.data.control_tokens import ControlTokens, Tokens
-from unlora.data.encoded import Encoded, cut_prompt, fit, without_end
+from unlora.data.encoded import Encoded, cut_prompt, fit
 from unlora.data.progress_bar import shown
 from unlora.data.template import Template, Turns
 from unlora.errors import InputError
@@ -107,13 +107,11 @@ class Chat:
         *,
         max_length: int = 512,
         examples: Sequence[Example] = (),
-        score_end: bool = True,
         of: str = "",
     ) -> list[Encoded]:
         """:meth:`encode` of many questions and answers, which is faster than one by one.
 
         Args:
-            score_end: false leaves the end token in the row, but out of what is scored.
             of: what a progress bar calls them; none is shown without it.
         """
         for question, answer in pairs:
@@ -132,8 +130,7 @@ class Chat:
                     f"to {_words(question)}. Leave the row out, or use another tokenizer."
                 )
             scored.append(self.end_id)
-            row = fit(prompt, scored, room, self.tokenizer.bos_token_id)
-            encoded.append(row if score_end else without_end(row, self.end_id))
+            encoded.append(fit(prompt, scored, room, self.tokenizer.bos_token_id))
         return encoded
 
     def prompt(self, question: str | Turns, *, examples: Sequence[Example] = ()) -> list[int]:

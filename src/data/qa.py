@@ -22,15 +22,12 @@ def answers(
     question_key: str = "question",
     answer_key: str = "answer",
     max_length: int = 512,
-    score_end: bool = True,
     of: str = "",
     on_pairs: Callable[[list[Example]], object] | None = None,
 ) -> list[Encoded]:
     """Every question with its answer; a list of answers gives one row for each.
 
     Args:
-        score_end: false leaves the token that ends an answer out of the loss, so that what is done
-            to the answers is not done to ending them.
         of: what messages call the data.
         on_pairs: is given the questions and answers as the data have them.
 
@@ -45,7 +42,7 @@ def answers(
     told = without_ends([answer for _, answer in pairs], chat, of=of)
     say_what_is_text([question for question, _ in pairs], told, chat, of=of)
     pairs = [(question, answer) for (question, _), answer in zip(pairs, told, strict=True)]
-    return chat.encode_all(pairs, max_length=max_length, score_end=score_end, of=of)
+    return chat.encode_all(pairs, max_length=max_length, of=of)
 
 
 def read_pairs(

@@ -8,7 +8,6 @@ from tiny import tokenizer
 from unlora.data.chat import Chat
 from unlora.data.qa import answers, refusals
 from unlora.errors import InputError
-from unlora.forward.outputs import IGNORE_INDEX
 
 ROW = {"question": "Who?", "answer": "Ana"}
 
@@ -73,17 +72,3 @@ def test_a_file_of_refusals_that_cannot_be_read_is_refused(chat, tmp_path):
             file.write_bytes(content)
         with pytest.raises(InputError, match=said):
             refusals([ROW], chat, seed=0, idk_path=str(file))
-
-
-def test_an_end_that_is_not_scored_stays_in_the_row_and_nothing_else_changes(chat):
-    [scored], [unscored] = answers([ROW], chat), answers([ROW], chat, score_end=False)
-    assert scored.labels[-1] == chat.end_id
-    assert unscored.input_ids == scored.input_ids
-    assert unscored.labels == [*scored.labels[:-1], IGNORE_INDEX]
-
-
-def test_a_row_that_was_cut_before_its_end_keeps_its_last_token(chat):
-    rows, room = [{"question": "Who?", "answer": "Ana " * 40}], 20
-    [cut] = answers(rows, chat, max_length=room)
-    assert cut.cut and cut.labels[-1] not in (chat.end_id, IGNORE_INDEX)
-    assert answers(rows, chat, max_length=room, score_end=False) == [cut]
