@@ -219,6 +219,7 @@ class TrainerSection(Section):
     method_args: dict[str, Any] = Field(default_factory=dict)
     plugins: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
     needs_alternates: bool = False  # refusals will not do
+    score_forget_end: bool = True  # the end token of forget answers counts in the loss
     on_divergence: Literal["stop", "skip", "rollback"] = "stop"
     on_change: Literal["stop", "resume"] = "stop"  # of settings, where a run is resumed
 

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from unlora.data.chat import Chat, Encoded
+from unlora.data.encoded import without_end
 from unlora.data.pairs import Parts
 from unlora.data.qa import answers, refusals, say_what_is_text, text_of
 from unlora.data.row_texts import RowText, pair_texts, text_pieces
@@ -74,6 +75,7 @@ def load_parts(
     *,
     seed: int,
     datasets_dir: str | None = None,
+    score_forget_end: bool = True,
     record: Callable[[str, list[RowText]], object] | None = None,
 ) -> Parts:
     """The parts of the data that an objective needs, and no others.
@@ -83,6 +85,8 @@ def load_parts(
     Args:
         data: the section ``data`` of a config: part -> data sets, and ``anchor``.
         needed: of ``forget``, ``retain``, ``alternate``.
+        score_forget_end: false leaves the token that ends a forget answer out of the loss: ending
+            an answer is nothing to forget.
         record: is given the name of each part in the config, and the texts of its rows.
 
     Raises:
@@ -105,6 +109,13 @@ def load_parts(
             source, chat, of=f"data.{named}", datasets_dir=datasets_dir, idk_seed=idk_seed,
             record=partial(record, named) if record else None,
         )  # fmt: skip
+    if not score_forget_end:
+        if "forget" not in loaded:
+            raise InputError(
+                "trainer.score_forget_end is false, but there are no forget data here, whose end "
+                "tokens it leaves out of the loss. Leave it out."
+            )
+        loaded["forget"] = [without_end(row, chat.end_id) for row in loaded["forget"]]
     _check_not_the_same(loaded)
     if "alternate" in loaded and len(loaded["alternate"]) % len(loaded["forget"]):
         raise InputError(

@@ -1,6 +1,6 @@
 """Hold one example as token ids, truncated to what a model reads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unlora.forward import IGNORE_INDEX
 
@@ -40,3 +40,10 @@ def fit(prompt: list[int], answer: list[int], max_length: int, bos: int | None) 
     fitting = answer[: max_length - len(before.input_ids)]
     cut = before.cut + len(answer) - len(fitting)
     return Encoded([*before.input_ids, *fitting], [*before.labels, *fitting], cut)
+
+
+def without_end(row: Encoded, end_id: int) -> Encoded:
+    """Leave the end token in the row, unscored; a row that was cut before it stays as it is."""
+    if row.labels[-1] != end_id:
+        return row
+    return replace(row, labels=[*row.labels[:-1], IGNORE_INDEX])

@@ -83,7 +83,10 @@ class PastRun:
         chat = Chat(load_tokenizer(model), model.section.template_args)
         folder = (self.config.get("paths") or {}).get("datasets_dir")
         seed = self.manifest.get("seed") or 0
-        parts = load_parts(self.config["data"], chat, tuple(known), seed=seed, datasets_dir=folder)
+        parts = load_parts(
+            self.config["data"], chat, tuple(known), seed=seed, datasets_dir=folder,
+            score_forget_end=self.config["trainer"].get("score_forget_end", True),
+        )  # fmt: skip
         for part, rows in parts.rows.items():
             if fingerprint(rows) != known[part]:
                 raise InputError(

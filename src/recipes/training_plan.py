@@ -166,7 +166,10 @@ class TrainingPlan:
         """Read and tokenise these parts of the data; ``record`` is given the texts."""
         config, chat = self.config, Chat(tokenizer, self.config.model.template_args)
         folder, seed = config.paths.datasets_dir, self.args.seed
-        return load_parts(config.data, chat, parts, seed=seed, datasets_dir=folder, record=record)
+        return load_parts(
+            config.data, chat, parts, seed=seed, datasets_dir=folder,
+            score_forget_end=config.trainer.score_forget_end, record=record,
+        )  # fmt: skip
 
     def load_data(self) -> TrainingData:
         """Read the data; what they alone tell is filled into ``args``.
