@@ -2,7 +2,7 @@
 
 Time is measured: of stages of the same kind that were run in this study before, and else of the
 first steps of one training, which are taken in a folder that is gone afterwards. Memory is
-estimated, from the settings and the tokenised rows: where weights are missing it is said all the same.
+estimated from settings and tokenised rows, so it is said where there are no weights, too.
 """
 
 import json
