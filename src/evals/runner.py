@@ -93,7 +93,11 @@ class PassRunner:
     def _input(self, name: str, data: str) -> PassInput:
         after = PASSES[name].after
         generated = self.answers[after, data] if after else None
-        return PassInput(self.sources[data], self.chosen[data], self.settings, generated)
+        rows, scored = self.chosen[data], self.answers.get(("score", data), [])
+        each = [record if isinstance(record, list) else [record] for record in scored]
+        # without a single answer in the data there is no record either
+        known = each if len(each) == len(rows) else None
+        return PassInput(self.sources[data], rows, self.settings, generated, known)
 
     def _content(self, name: str, data: str) -> Any:
         """Hash of the data that the answer depends on, and of the answers that the pass reads."""

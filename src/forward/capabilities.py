@@ -32,7 +32,7 @@ def found_way(model: nn.Module, device: torch.device) -> Way:
         chunks = _tried(lambda: _head_is_last(model, batch) and _agree(
             alone, _logps(model, batch, Way(chunks=True)), model
         ))  # fmt: skip
-        rows = _attends_alike(model) and _tried(
+        rows = attends_by_rows(model) and _tried(
             lambda: _tells_rows_apart(model, batch, alone, Way(flat=True))
         )
         packs = rows or _tried(lambda: _tells_rows_apart(model, batch, alone, Way(packs=True)))
@@ -49,7 +49,7 @@ def _tried(does: Callable[[], bool]) -> bool:
         return False  # some take no positions, or have their head elsewhere
 
 
-def _attends_alike(model: nn.Module) -> bool:
+def attends_by_rows(model: nn.Module) -> bool:
     """Whether all layers attend to the whole row, by torch's attention."""
     config: Any = model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config

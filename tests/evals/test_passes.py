@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from unlora.data.chat import Chat, Encoded
-from unlora.evals.passes import Sampling, generate, generation, loglikelihood, score
+from unlora.evals.passes import Sampling, generate, loglikelihood, score, writing
 from unlora.forward import vocab_stats
 
 PAIRS = [
@@ -261,14 +261,14 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_model(
     expected = {token: float(p[token] / p[inside].sum()) for token in inside}
     seen = []
 
-    class Watch(generation._Draw):
+    class Watch(writing._Draw):
         def __call__(self, logits, rows, step):
             chosen = super().__call__(logits, rows, step)
             seen.extend(chosen.tolist())
             return chosen
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation, "_Draw", Watch)
+        patch.setattr(writing, "_Draw", Watch)
         keys = [(0, i) for i in range(draws)]
         drawn(model, [prompts[0]] * draws, chat, keys, temperature=temperature, top_p=top_p,
               max_new_tokens=1, batch_size=500)  # fmt: skip

@@ -23,7 +23,9 @@ SEED = 0
 
 def moment(moments, phase, draw):
     """A random moment of a phase: as the fault that happens there."""
-    steps = [i for i, (kind, _) in enumerate(moments) if kind == "step"]
+    begin = next(i for i, (kind, _) in enumerate(moments) if kind == "forward")
+    # an optimiser is tried before weights are loaded; that is no step of the training
+    steps = [i for i, (kind, _) in enumerate(moments) if kind == "step" and i > begin]
     last = steps[-1]
     if phase == "cut":  # a file that cannot grow further, at or after some step
         step = draw.randint(1, sum(kind == "step" for kind, _ in moments))

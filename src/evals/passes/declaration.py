@@ -13,7 +13,7 @@ import numpy as np
 
 from unlora.data.chat import Encoded
 from unlora.evals.datasets import Source
-from unlora.evals.records import Generated
+from unlora.evals.records import Generated, Scored
 from unlora.registry import Registry
 
 if TYPE_CHECKING:  # it asks whether weights are split, as passes do
@@ -56,12 +56,14 @@ class PassInput:
         rows: the numbers of the examples.
         generated: what the model wrote on these rows, for a pass after ``generate``: the answers
             are those then.
+        scored: of each row, what the model is known to say to its answers.
     """
 
     source: Source
     rows: Sequence[int]
     settings: Settings
     generated: Sequence[Generated] | None = None
+    scored: Sequence[Sequence[Scored]] | None = None
 
     @property
     def answers(self) -> list[Encoded]:
@@ -69,6 +71,11 @@ class PassInput:
         if self.generated is not None:
             return self.source.encode(zip(self.rows, self.texts, strict=True))
         return [answer for i in self.rows for answer in self.source.answers[i]]
+
+    @property
+    def answers_each(self) -> list[list[Encoded]]:
+        """The data's answers of each row as tokens."""
+        return [self.source.answers[i] for i in self.rows]
 
     @property
     def texts(self) -> list[str]:

@@ -2,16 +2,22 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from unlora.evals.passes.batching import Budget, Progress, answer_all
+from unlora.data.encoded import Encoded
+from unlora.evals.passes.batching import (
+    Budget,
+    Progress,
+    answer_all,
+    found_budget,
+    needs_all_processes,
+    rank_and_size,
+)
 from unlora.evals.passes.declaration import (
     Arrays,
     Pass,
@@ -22,31 +28,15 @@ from unlora.evals.passes.declaration import (
     text_array,
     texts_of,
 )
-from unlora.evals.passes.decoding import decoding_of, select_rows
 from unlora.evals.passes.loglikelihood import warn_of_dead
-from unlora.evals.records import Generated
+from unlora.evals.passes.writing import AnswerOf, Sampling, Writer
+from unlora.evals.records import Generated, Scored
 from unlora.forward.modes import device_of, evaluating, unwrapped
+from unlora.forward.outputs import IGNORE_INDEX
 
 KEYS_AND_VALUES = 4.0  # a token that is only remembered needs less memory than one that is read
 LOGITS_ON_CPU, LOGITS_ON_GPU = 1 << 23, 1 << 27  # of all rows of a batch; draws take more
-AnswerOf = Callable[[list[int]], list[int] | None]
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn where not the likeliest is wanted.
-
-    Attributes:
-        keys: of each prompt, the numbers that seed its draws: equal keys draw alike, whatever
-            else is in the batch.
-        temperature: the logits are divided by it.
-        top_p: only the likeliest tokens that together have this probability are drawn.
-    """
-
-    keys: Sequence[Sequence[int]]
-    temperature: float = 1.0
-    top_p: float = 1.0
 
 
 @torch.no_grad()
@@ -61,15 +51,16 @@ def generate(
     sampling: Sampling | None = None,
     only_ended: bool = False,
     answer_of: AnswerOf = lambda written: written,
+    begins: Sequence[Sequence[int]] = (),
     batch_size: int | None = None,
     tokens: int | None = None,
     progress: Progress = lambda done: None,
 ) -> list[str | None]:
     """What the model writes after each prompt, up to an end token or a stop string.
 
-    A row that has come to its end leaves the batch. None where the logits were not finite, and a
-    warning counts such rows. The model's own generation settings (temperature, penalties, ...) have
-    no say.
+    A row that has come to its end leaves the batch, and one that waits takes its place. None where
+    the logits were not finite, and a warning counts such rows. The model's own generation settings
+    (temperature, penalties, ...) have no say.
 
     Args:
         stop: writing may end once one of these is in the text; what comes after is not cut.
@@ -77,6 +68,7 @@ def generate(
         only_ended: None, too, where the answer does not end within ``max_new_tokens``.
         answer_of: what of the tokens written is the answer, without the thought before it; where it
             is None, the text is None, and a warning counts such rows.
+        begins: of each prompt, tokens that are known to be the likeliest ones after it.
         batch_size: at most these rows at a time; fewer where the vocabulary is large.
         tokens: at most these tokens at a time; None finds a number.
         progress: told the number of tokens done, those that need not be written included.
@@ -86,18 +78,23 @@ def generate(
     lm = unwrapped(model)
     logits = LOGITS_ON_CPU if device_of(lm).type == "cpu" else LOGITS_ON_GPU
     most = max(1, logits // lm.config.get_text_config().vocab_size)
+    sizes = [len(prompt) + max_new_tokens for prompt in prompts]
+    rows = min(batch_size or most, most)
+    room = max(1, int((tokens or found_budget(lm)) * KEYS_AND_VALUES))
     with evaluating(lm):
-        writer = _Writer(lm, prompts, tokenizer, end_ids, max_new_tokens, stop, sampling, answer_of)
-        if not writer.decoding.padding:
-            most = 1
+        writer = Writer(
+            lm, prompts, tokenizer, end_ids, max_new_tokens, stop, sampling, answer_of, begins,
+            slots=max(1, min(rows, room // max(sizes))),
+            done=_counted(progress, sizes),
+        )  # fmt: skip
+        if writer.decoding.slots:  # all rows of a process wait for its slots
+            processes = 1 if needs_all_processes(lm) else rank_and_size()[1]
+            rows = -(-len(prompts) // processes)
+            room = max(sizes) * rows
+        elif not writer.decoding.padding:
+            rows = 1
         written = answer_all(
-            list(range(len(prompts))),
-            [len(prompt) + max_new_tokens for prompt in prompts],
-            writer.write,
-            lm,
-            budget=Budget(tokens, min(batch_size or most, most)),
-            share=KEYS_AND_VALUES,
-            progress=lambda rows: progress(sum(len(prompts[i]) + max_new_tokens for i in rows)),
+            list(range(len(prompts))), sizes, writer.write, lm, budget=Budget(room, rows)
         )
     dead = [row.tokens is None for row in written]
     warn_of_dead(sum(dead), len(prompts))
@@ -114,6 +111,17 @@ def generate(
     ]
 
 
+def _counted(progress: Progress, sizes: Sequence[int]) -> Callable[[list[int]], None]:
+    """Tell the progress of rows, each once, however often memory runs out on it."""
+    waiting = set(range(len(sizes)))
+
+    def done(rows: list[int]) -> None:
+        progress(sum(sizes[row] for row in waiting.intersection(rows)))
+        waiting.difference_update(rows)
+
+    return done
+
+
 def _warn_of_thoughts(without_end: int, total: int, most: int) -> None:
     if without_end:
         logger.warning(
@@ -121,118 +129,6 @@ def _warn_of_thoughts(without_end: int, total: int, most: int) -> None:
             "max_new_tokens higher, or chat_template_kwargs.enable_thinking=false",
             without_end, total, most,
         )  # fmt: skip
-
-
-@dataclass
-class _Written:
-    """One row: its tokens so far, None once the model is dead on it, and whether it has ended."""
-
-    tokens: list[int] | None
-    ended: bool = False
-
-
-class _Writer:
-    """Writes after some of the prompts at a time."""
-
-    def __init__(
-        self,
-        lm: Any,
-        prompts: Sequence[Sequence[int]],
-        tokenizer: PreTrainedTokenizerBase,
-        end_ids: Sequence[int],
-        steps: int,
-        stop: Sequence[str],
-        sampling: Sampling | None,
-        answer_of: AnswerOf,
-    ):
-        self.answer_of = answer_of
-        self.lm, self.prompts, self.tokenizer = lm, prompts, tokenizer
-        self.ends, self.steps, self.stop, self.sampling = set(end_ids), steps, stop, sampling
-        self.decoding = decoding_of(lm, tokenizer.pad_token_id)
-
-    def write(self, batch: list[int]) -> list[_Written]:
-        """What is written after these prompts."""
-        width = max(len(self.prompts[i]) for i in batch)
-        gaps = [width - len(self.prompts[i]) for i in batch]
-        device = device_of(self.lm)
-        pad = self.tokenizer.pad_token_id
-        pairs = list(zip(batch, gaps, strict=True))
-        ids = torch.tensor([[pad] * gap + list(self.prompts[i]) for i, gap in pairs], device=device)
-        mask = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps], device=device)
-        written = [_Written([]) for _ in batch]
-        going = list(range(len(batch)))
-        choose = _greedy if self.sampling is None else _Draw(self.sampling, batch, self.steps)
-        cache = None
-        for step in range(self.steps):
-            logits, cache = self.decoding.next_logits(self.lm, ids, mask, cache)
-            # NaN and +inf are the highest where they are; -inf is it only where all are -inf
-            alive = logits.amax(-1).isfinite().tolist()
-            chosen = choose(logits, going, step)
-            del logits  # else they are there beside the next ones
-            for k, row in enumerate(going):
-                self._append(written[row], int(chosen[k]), alive[k])
-            keep = [k for k, row in enumerate(going) if self._goes_on(written[row])]
-            if not keep or step == self.steps - 1:
-                break
-            # without a cache all tokens are read again
-            ids = torch.cat((ids, chosen[:, None]), dim=1) if cache is None else chosen[:, None]
-            if len(keep) < len(going) and (cache is None or self.decoding.selects):
-                rows_left = torch.tensor(keep, device=device)
-                if cache is not None:
-                    select_rows(cache, rows_left)
-                ids, mask = ids[rows_left], mask[rows_left]
-                going = [going[k] for k in keep]
-            mask = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
-        return written
-
-    def _append(self, row: _Written, token: int, alive: bool) -> None:
-        if row.tokens is None or row.ended:
-            return
-        if not alive:
-            row.tokens = None
-        elif token in self.ends:
-            row.ended = True
-        else:
-            row.tokens.append(token)
-
-    def _goes_on(self, row: _Written) -> bool:
-        if row.tokens is None or row.ended:
-            return False
-        if not self.stop:
-            return True
-        answer = self.answer_of(row.tokens) or []
-        text = self.tokenizer.decode(answer, clean_up_tokenization_spaces=False)
-        return not any(string in text for string in self.stop)
-
-
-def _greedy(
-    logits: Float[Tensor, "rows vocab"], rows: list[int], step: int
-) -> Int[Tensor, " rows"]:
-    return logits.argmax(-1)
-
-
-class _Draw:
-    """In each row, the token that the next number of its key falls on."""
-
-    def __init__(self, sampling: Sampling, batch: Sequence[int], steps: int):
-        draws = [np.random.default_rng(sampling.keys[i]).random(steps) for i in batch]
-        self.numbers = torch.tensor(np.array(draws), dtype=torch.float64)
-        self.sampling = sampling
-
-    def __call__(
-        self, logits: Float[Tensor, "rows vocab"], rows: list[int], step: int
-    ) -> Int[Tensor, " rows"]:
-        # sums over a whole vocabulary; only mps knows no float64
-        exact = torch.float32 if logits.device.type == "mps" else torch.float64
-        p = (logits.to(exact) / self.sampling.temperature).softmax(-1)
-        if self.sampling.top_p < 1:
-            falling = p.sort(descending=True).values
-            enough = falling.cumsum(-1) - falling < self.sampling.top_p
-            p = p.where(p >= falling.where(enough, 1).amin(-1, keepdim=True), 0)
-        below = p.cumsum(-1)
-        number = self.numbers[rows, step].to(below)[:, None] * below[:, -1:]
-        token = torch.searchsorted(below, number, right=True).clamp(max=p.shape[-1] - 1)
-        return token.squeeze(-1)
 
 
 def _run(model: nn.Module, inputs: Sequence[PassInput], **limits: Any) -> list[list[str | None]]:
@@ -243,14 +139,44 @@ def _run(model: nn.Module, inputs: Sequence[PassInput], **limits: Any) -> list[l
     results: dict[int, list[str | None]] = {}
     for (most, *stop), group in alike.items():
         prompts = [inputs[n].prompts for n in group]
+        begins = joined(_begins(inputs[n]) for n in group) if _exact(model) else []
         chat = inputs[group[0]].source.chat
         texts = generate(
             model, joined(prompts), chat.tokenizer,
             end_ids=inputs[group[0]].end_ids, max_new_tokens=most, stop=stop,
-            answer_of=chat.without_thought, **limits,
+            answer_of=chat.without_thought, begins=begins, **limits,
         )  # fmt: skip
         results |= zip(group, split(texts, prompts), strict=True)
     return [results[n] for n in range(len(inputs))]
+
+
+def _exact(model: nn.Module) -> bool:
+    """Whether rounding, which differs between passes, leaves the likeliest token what it is."""
+    return next(model.parameters()).dtype in (torch.float32, torch.float64)
+
+
+def _begins(data: PassInput) -> list[list[int]]:
+    """Of each row, how far the model is known to write one of its answers."""
+    prompts = data.prompts
+    if data.scored is None:
+        return [[] for _ in prompts]
+    rows = zip(prompts, data.answers_each, data.scored, strict=True)
+    return [
+        max((_beginning(prompt, *pair) for pair in zip(answers, records, strict=True)), key=len,
+            default=[])
+        for prompt, answers, records in rows
+    ]  # fmt: skip
+
+
+def _beginning(prompt: Sequence[int], answer: Encoded, scored: Scored) -> list[int]:
+    """The tokens of an answer before the first that is not the likeliest."""
+    ids, labels = answer.input_ids, answer.labels
+    border = len(prompt)
+    follows = list(ids[:border]) == list(prompt) and len(scored.hit) == len(ids) - border
+    if not follows or IGNORE_INDEX in labels[border:]:
+        return []
+    misses = np.flatnonzero(~scored.hit)
+    return list(ids[border : border + misses[0]] if len(misses) else ids[border:])
 
 
 def _pack(texts: Sequence[str | None], data: PassInput) -> Arrays:

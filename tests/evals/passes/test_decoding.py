@@ -121,6 +121,6 @@ def test_memory_that_runs_out_while_trying_is_not_taken_for_an_answer(tokenizer,
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(Decoding, "next_logits", full)
+    monkeypatch.setattr(Decoding, "_logits", full)
     with pytest.raises(torch.OutOfMemoryError):
         decoding_of(model, tokenizer.pad_token_id)

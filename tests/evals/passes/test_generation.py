@@ -1,7 +1,9 @@
 """Rows leave the batch when they have ended; what is written is the same."""
 
 import copy
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -12,8 +14,12 @@ from transformers import (
     MistralConfig,
 )
 
+from unlora.data.encoded import Encoded
 from unlora.evals.passes import Sampling, generate, generation
+from unlora.evals.passes.declaration import PassInput, Settings
 from unlora.evals.passes.decoding import decoding_of
+from unlora.evals.records import Scored
+from unlora.forward.outputs import IGNORE_INDEX
 
 STEPS = 10
 SHAPE = {"vocab_size": tiny.VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
@@ -67,9 +73,45 @@ def test_rows_leave_the_batch_when_they_have_ended(model, prompts, tokenizer):
     found = write(model, prompts, tokenizer, end_ids=list(ends))
     assert found == [text(tokenizer, tokens) for tokens in expected]
     going = [sum(length >= step for length in lengths) for step in range(STEPS)]
-    width = max(map(len, prompts))
-    # prompts are read once; then one token of each row that has not ended
-    assert seen == [(6, width)] + [(n, 1) for n in going[1:] if n]
+    # prompts are read once, one after another; then one token of each row that has not ended
+    assert seen == [(1, sum(map(len, prompts)))] + [(n, 1) for n in going[1:] if n]
+
+
+def test_a_row_that_waits_takes_the_slot_of_one_that_has_ended(model, prompts, tokenizer):
+    model.eval()
+    free = [alone(model, prompt, []) for prompt in prompts]
+    ends = {free[0][2], free[3][5], free[4][0]}
+    expected = [text(tokenizer, alone(model, prompt, ends)) for prompt in prompts]
+    seen = watch(model)
+    reported = []
+    found = write(
+        model, prompts, tokenizer, end_ids=list(ends), batch_size=2, progress=reported.append
+    )
+    assert found == expected
+    assert max(rows for rows, new in seen if new == 1) == 2  # slots
+    assert sum(new > 1 for _, new in seen) > 3  # prompts are read when a slot is free
+    assert sum(reported) == sum(len(prompt) + STEPS for prompt in prompts)
+
+
+def test_what_all_prompts_begin_with_is_read_once(model, prompts, tokenizer):
+    model.eval()
+    alike = [[7, 8, 9, 10, *prompt] for prompt in prompts]
+    expected = [text(tokenizer, alone(model, prompt, [])) for prompt in alike]
+    seen = watch(model)
+    assert write(model, alike, tokenizer) == expected
+    assert seen[0] == (1, 4 + sum(map(len, prompts)))
+
+
+def test_a_known_beginning_is_read_and_not_written(model, prompts, tokenizer):
+    model.eval()
+    free = [alone(model, prompt, []) for prompt in prompts]
+    ends = {free[0][2], free[3][5]}
+    expected = [text(tokenizer, alone(model, prompt, ends)) for prompt in prompts]
+    begins = [free[0][:3], [], free[2][:4], free[3][:2], free[4], free[5][:1]]
+    seen = watch(model)
+    assert write(model, prompts, tokenizer, end_ids=list(ends), begins=begins) == expected
+    known = [len(prompts[n]) + len(begins[n]) for n in (1, 2, 3, 5)]  # 0 has ended, 4 is whole
+    assert seen[0] == (1, sum(known))
 
 
 def test_a_row_ends_with_a_stop_string(model, prompts, tokenizer):
@@ -203,3 +245,34 @@ def test_other_architectures_write_as_they_do_alone(config, prompts, tokenizer):
     expected = [text(tokenizer, alone(model, prompt, ends)) for prompt in prompts]
     assert len(set(expected)) > 3
     assert write(model, prompts, tokenizer, end_ids=list(ends)) == expected
+
+
+def test_how_far_an_answer_is_what_the_model_writes():
+    prompt, answer = [5, 6], [7, 8, 9]
+    row = Encoded([*prompt, *answer], [IGNORE_INDEX, IGNORE_INDEX, *answer])
+
+    def beginning(hits, row=row):
+        numbers = np.zeros(len(hits), dtype=np.float32)
+        scored = Scored(numbers, np.array(hits, dtype=bool), numbers, numbers, "", True)
+        return generation._beginning(prompt, row, scored)
+
+    assert beginning([True, False, True]) == [7]
+    assert beginning([False, True, True]) == []
+    assert beginning([True, True, True]) == answer
+    assert beginning([]) == []  # the model was dead on it
+    other = Encoded([5, 4, *answer], row.labels)
+    assert beginning([True, True, True], other) == []  # it was asked something else
+
+
+def test_what_scoring_knows_of_several_answers_is_used(tokenizer):
+    row = Encoded([5, 6, 7, 8], [IGNORE_INDEX, IGNORE_INDEX, 7, 8])
+    other = Encoded([5, 6, 9, 9], [IGNORE_INDEX, IGNORE_INDEX, 9, 9])
+    source = SimpleNamespace(prompts=[[5, 6], [5, 6]], answers=[[row, other], []])
+    zeros = np.zeros(2, dtype=np.float32)
+    records = [
+        [Scored(zeros, np.array(hits), zeros, zeros, "", True) for hits in pair]
+        for pair in ([[True, False], [False, True]], [])
+    ]
+    data = PassInput(source, [0, 1], Settings(), scored=records)
+    assert generation._begins(data) == [[7], []]
+    assert generation._begins(PassInput(source, [0, 1], Settings())) == [[], []]
