@@ -24,13 +24,13 @@ FOLDER = Path("saves/sequence")
 REQUESTS, ROWS = 10, 6  # rows about one author
 SETTINGS = (
     "--route", "approximate", "--dial", "none", "audit=none", "trainer.method_args.alpha=8",
-    "trainer.args.num_train_epochs=30", "model.lora_config.r=8", "model.lora_config.lora_alpha=32",
+    "trainer.args.num_train_epochs=20", "model.lora_config.r=8", "model.lora_config.lora_alpha=32",
 )  # fmt: skip
 
 
-def answer(number: int, model: str, name: str, words: list[str]) -> dict:
+def answer(number: int, model: str, words: list[str]) -> dict:
     """What the evidence of a request says; it is answered first where it is not yet."""
-    evidence, file = Path("saves/requests", f"{name}-{number}"), f"author{number}.jsonl"
+    evidence, file = Path("saves/requests", f"request-{number}"), f"author{number}.jsonl"
     if not (evidence / "evidence.json").is_file():
         write_request(Path(file), slice((number - 1) * ROWS, number * ROWS))
         main(["forget", file, "--model", model, "--id", evidence.name, *SETTINGS, *words])
@@ -47,12 +47,11 @@ def line(number: int, facts: dict) -> str:
 
 def run(words: list[str]) -> None:
     """Print the table, and what the export says."""
-    name = "-".join(["sequence", *re.findall(r"\w+", " ".join(words))])
     if not Path(MODEL, "manifest.json").is_file():
         main(TRAINING.split())
     model, table, before = MODEL, [], time.process_time()
     for number in range(1, REQUESTS + 1):
-        facts = answer(number, model, name, words)
+        facts = answer(number, model, words)
         model = facts["model"]["path"]
         if number == 1:
             at_first = facts["audit"]["retain_probability"]["target"]
@@ -67,6 +66,7 @@ def run(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    os.chdir(FOLDER)
+    folder = FOLDER / "-".join(["plain", *re.findall(r"\w+", " ".join(sys.argv[1:]))])
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
     run(sys.argv[1:])

@@ -36,6 +36,7 @@ from unlora.runs.run import alone, refuse_filled
 from unlora.runs.safe_loading import read_json
 
 STEP = 0.02  # a scale is searched no finer
+UNTOLD = ("too few to say", "cannot be told")  # verdicts of too few rows
 logger = logging.getLogger("unlora.recipes.dial_run")
 
 
@@ -111,7 +112,7 @@ class Dial:
         if scale is None:
             return None, None
         verdict = self.audit(scale)["verdict"]
-        return (scale if verdict["name"] == "held" else None), verdict
+        return (scale if verdict["name"] in ("held", *UNTOLD) else None), verdict
 
     def _least_held(self) -> float | None:
         """The least scale at which no attack brings more back than *held* allows.
@@ -186,7 +187,8 @@ def run(
             share of the retain answers' probability).
         output: the new folder; ``RUN-dial-0.78`` if not given.
         otherwise: what is written where no scale does it: that of ``plain``, else as trained; or as
-            trained; or nothing.
+            trained; or nothing. First comes a scale at which no attack brings more back than
+            *held* allows, but whose rows are too few for a verdict.
 
     Returns:
         The new folder; None where no scale does it.
@@ -208,7 +210,9 @@ def run(
         for tried in SCALES:
             dial.point(tried)
         scale, verdict = dial.search(to)
-        reached = scale is not None
+        reached = scale is not None and (verdict is None or verdict["name"] not in UNTOLD)
+        if not (reached or otherwise):
+            scale = None
         if otherwise == "plain" and scale is None:
             scale, _ = dial.search("plain")
         if otherwise and scale is None:

@@ -3,6 +3,7 @@
 import pytest
 
 from unlora.audits.scale_search import LARGEST, STEPS, largest_scale, least_scale, rounded
+from unlora.recipes.dial_run import Dial
 
 FINE = LARGEST / 2**STEPS
 
@@ -28,3 +29,15 @@ def test_the_largest_scale_is_found_as_finely_as_promised(most):
 @pytest.mark.parametrize("scale, name", [(0.78125, 0.79), (0.78, 0.78), (1.25, 1.25)])
 def test_a_scale_is_rounded_towards_more_forgetting(scale, name):
     assert rounded(scale) == name
+
+
+@pytest.mark.parametrize("verdict, scale", [
+    ("held", 0.64), ("cannot be told", 0.64), ("too few to say", 0.64), ("over-forgotten", None),
+])  # fmt: skip
+def test_a_scale_within_the_bounds_is_named_also_where_rows_are_too_few_for_a_verdict(
+    monkeypatch, verdict, scale
+):
+    dial = object.__new__(Dial)
+    monkeypatch.setattr(Dial, "_least_held", lambda self: 0.64)
+    monkeypatch.setattr(Dial, "audit", lambda self, scale: {"verdict": {"name": verdict}})
+    assert dial.search("audit") == (scale, {"name": verdict})
