@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from unlora.model.hub import commit_of
 from unlora.model.lineage import fingerprint
-from unlora.model.load import commit_of, pinned
+from unlora.model.load import pinned
 from unlora.model.quantised import versions
 from unlora.model.resolved import ResolvedModel
 

