@@ -12,6 +12,7 @@ import numpy as np
 LARGEST = 1.25
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, LARGEST)
 STEPS = 6  # of a bisection: 1.25 / 2 ** 6 is 0.02
+STEPS_BETWEEN = 4  # two neighbours of SCALES: 0.25 / 2 ** 4 is 0.016
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,20 @@ def largest_scale(
     if enough(high):
         return high
     return _bisected(enough, low, high, steps) if enough(low) else None
+
+
+def least_on_curve(enough: Callable[[float], bool]) -> float | None:
+    """:func:`least_scale`, searched between the two of ``SCALES`` that are next to it."""
+    low = max((scale for scale in SCALES if not enough(scale)), default=0.0)
+    high = min((scale for scale in SCALES if scale > low), default=None)
+    return None if high is None else least_scale(enough, low=low, high=high, steps=STEPS_BETWEEN)
+
+
+def largest_on_curve(enough: Callable[[float], bool]) -> float | None:
+    """:func:`largest_scale`, searched between the two of ``SCALES`` that are next to it."""
+    high = min((scale for scale in SCALES if not enough(scale)), default=LARGEST)
+    low = max((scale for scale in SCALES if scale < high), default=high)
+    return largest_scale(enough, low=low, high=high, steps=STEPS_BETWEEN)
 
 
 def _bisected(enough: Callable[[float], bool], good: float, bad: float, steps: int) -> float:

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +19,15 @@ import numpy as np
 from unlora.audits.attack import mean_logps
 from unlora.audits.attack_runner import AttackRunner
 from unlora.audits.residual import Comparison, draws_of, residual
-from unlora.audits.scale_search import LARGEST, SCALES, Point, largest_scale, least_scale, rounded
+from unlora.audits.scale_search import (
+    LARGEST,
+    SCALES,
+    Point,
+    largest_on_curve,
+    least_on_curve,
+    least_scale,
+    rounded,
+)
 from unlora.audits.scores import probability
 from unlora.audits.subject import collecting_soon
 from unlora.config.audit import AuditConfig
@@ -30,7 +38,7 @@ from unlora.model.adapter_scale import scaled, why_not_scalable, write_scaled
 from unlora.recipes.audit import attacks_of, audited, runner_for, thresholds_of
 from unlora.recipes.audited_run import AuditedRun, find_run
 from unlora.results.audit_log import FOLDER
-from unlora.results.dial_log import FILE
+from unlora.results.dial_log import FILE, as_text
 from unlora.runs.atomic_files import is_main_process, write_json
 from unlora.runs.run import alone, refuse_filled
 from unlora.runs.safe_loading import read_json
@@ -48,36 +56,53 @@ class Dial:
         self.runner: AttackRunner = runner_for(config, audited_run)
         self.attacks, self.thresholds = attacks_of(config), thresholds_of(config)
         self.points: dict[float, Point] = {}
+        self.said: dict[tuple[float, str], np.ndarray] = {}
         self.audits: dict[tuple[float, frozenset[str]], Mapping[str, Any]] = {}
 
     def point(self, scale: float) -> Point:
-        """What the model says at a scale, asked plainly."""
+        """What the model says at a scale, asked plainly, of all its rows."""
         if scale not in self.points:
-            logger.info("scale %.2f", scale)
-            data, (forget, *others) = self.found.data, self._answers(scale)
-            target, retain = self.compared
-            plain = residual(
-                Comparison("plain", "plain", mean_logps(forget), target, retain),
-                draws_of(len(data.forget)),
-            )
-            values = (None if r is None else probability(mean_logps(r)) for r in others)
-            self.points[scale] = Point(scale, plain.value, *values)
+            retain, holdout = (self.probability(scale, part) for part in ("retain", "holdout"))
+            self.points[scale] = Point(scale, self.residual(scale), retain, holdout)
         return self.points[scale]
 
-    def _answers(self, scale: float) -> list[Any]:
-        """Records of the forget, retain and holdout rows; None where there are no such rows."""
-        data, model = self.found.data, self.found.unlearned
+    def residual(self, scale: float) -> float:
+        """What is left at a scale; of the forget rows alone, as a search needs no others."""
+        logps = self.logps(scale, "forget")
+        assert logps is not None
+        target, retain = self.compared
+        plain = Comparison("plain", "plain", logps, target, retain)
+        return residual(plain, draws_of(len(self.found.data.forget))).value
+
+    def probability(self, scale: float, part: str) -> float | None:
+        """Of the answers of retain or holdout rows; None where there are none."""
+        logps = self.logps(scale, part)
+        return None if logps is None else probability(logps)
+
+    def logps(self, scale: float, part: str) -> np.ndarray | None:
+        """What each answer of a part of the data is given at a scale; asked once."""
+        source, model = getattr(self.found.data, part), self.found.unlearned
+        if source is None or (scale, part) in self.said:
+            return self.said.get((scale, part))
+        logger.info("scale %.2f: %s rows", scale, part)
 
         def turned() -> Any:
             within.enter_context(scaled(self.network, model.last_adapter, scale))
             return self.network
 
         with ExitStack() as within:
-            lazy = LazyModel(turned, model.at(scale).key)
-            return [
-                None if source is None else self.runner.records(lazy, source)
-                for source in (data.forget, data.retain, data.holdout)
-            ]
+            key = self.target_key if scale == 0 else model.at(scale).key
+            lazy = LazyModel(turned, key)
+            self.said[scale, part] = mean_logps(self.runner.records(lazy, source))
+        return self.said[scale, part]
+
+    @cached_property
+    def target_key(self) -> str | None:
+        """By which answers at scale 0 are kept: the run without its last adapter is its target."""
+        ours, target = self.found.unlearned.resolved, self.found.target.resolved
+        without = dataclasses.replace(ours.lineage, links=ours.lineage.links[:-1])
+        is_target = without == target.lineage and ours.load_kwargs == target.load_kwargs
+        return self.found.target.key if is_target else self.found.unlearned.at(0).key
 
     @cached_property
     def network(self) -> Any:
@@ -103,10 +128,10 @@ class Dial:
         """The scale that does what is asked for, and its verdict where that was asked for."""
         share = utility_of(to)
         if share is not None:
-            largest = largest_scale(self.keeps(share))
+            largest = largest_on_curve(self.keeps(share))
             return (None if largest is None else math.floor(largest * 100 + 1e-9) / 100), None
         if to == "plain":
-            largest = least_scale(lambda scale: self.point(scale).residual <= 0)
+            largest = least_on_curve(lambda scale: self.residual(scale) <= 0)
             return (None if largest is None else rounded(largest)), None
         scale = self._least_held()
         if scale is None:
@@ -121,7 +146,7 @@ class Dial:
         at the scale that is found says whether another attack has become worse.
         """
         known = self.thresholds.known
-        low = least_scale(lambda scale: self.point(scale).residual <= known)
+        low = least_on_curve(lambda scale: self.residual(scale) <= known)
         if low is None:
             return None
         low, scale, tried = max(low - STEP, 0.0), 1.0, {"plain"}
@@ -169,7 +194,7 @@ class Dial:
             raise InputError("There are no retain rows to tell the utility by. Give data.retain.")
         records = self.runner.records(self.found.target.plain(), data.retain)
         before = probability(mean_logps(records))
-        return lambda scale: (self.point(scale).retain or 0.0) >= share * before
+        return lambda scale: (self.probability(scale, "retain") or 0.0) >= share * before
 
 
 def run(
@@ -217,6 +242,8 @@ def run(
             scale, _ = dial.search("plain")
         if otherwise and scale is None:
             scale = 1.0
+        if scale is not None:
+            dial.point(scale)
         written = None if scale is None else _write(audited_run, scale, output)
         content = {
             "to": to, "reached": reached, "scale": scale, "verdict": verdict,
@@ -268,41 +295,3 @@ def _finish(file: Path, content: Mapping[str, Any], output: str) -> None:
         print(json.dumps(read_json(file)))  # which has no NaN
     elif output == "lines":
         print(as_text(content))
-
-
-def as_text(content: Mapping[str, Any]) -> str:
-    """The curve, and what was chosen."""
-    show = "{:>6} {:>9} {:>8} {:>8}".format
-    lines = [show("scale", "residual", "retain", "holdout")]
-    lines += [_line(show, point) for point in content["curve"]]
-    lines += _audited_lines(content["audits"])
-    if content["run"]:
-        lines.append(f"\nThe model at scale {content['scale']:.2f} is in {content['run']}")
-        if content["verdict"]:
-            lines.append(content["verdict"]["sentence"])
-    else:
-        lines.append(
-            f"\nNo scale from 0 to {SCALES[-1]} does it (--to {content['to']}). Nothing was "
-            "written."
-        )
-    return "\n".join(lines)
-
-
-def _line(show: Any, point: Mapping[str, Any]) -> str:
-    retain, holdout = (
-        "" if point[name] is None else f"{point[name]:.3f}" for name in ("retain", "holdout")
-    )
-    return str(show(f"{point['scale']:.2f}", f"{point['residual']:.2f}", retain, holdout)).rstrip()
-
-
-def _audited_lines(audits: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = []
-    for audit in audits:
-        held = audit["held"]
-        bounds = "" if not held else " {:.2f} [{:.2f}, {:.2f}]".format(
-            held["value"], *held["interval95"]
-        )  # fmt: skip
-        which = audit["attacks"] if audit["attacks"] == "all" else ", ".join(audit["attacks"])
-        verdict = audit["verdict"]["name"]
-        lines.append(f"audit at {audit['scale']:.2f} ({which}): HELD{bounds}: {verdict}")
-    return lines

@@ -1,6 +1,6 @@
-"""Read ``DIAL.json``: what scaling a run's unlearning adapter comes to, for reports."""
+"""Read ``DIAL.json``, and show it: what scaling a run's unlearning adapter comes to."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -73,3 +73,41 @@ def read_dial(run: str | Path) -> DialLog | None:
     if verdict is not None and not (isinstance(verdict, Mapping) and "sentence" in verdict):
         raise InputError(f"{str(file)!r}: its verdict has no sentence. {REMEDY}")
     return DialLog(content)
+
+
+def as_text(content: Mapping[str, Any]) -> str:
+    """The curve, and what was chosen."""
+    show = "{:>6} {:>9} {:>8} {:>8}".format
+    lines = [show("scale", "residual", "retain", "holdout")]
+    lines += [_line(show, point) for point in content["curve"]]
+    lines += _audited_lines(content["audits"])
+    if content["run"]:
+        lines.append(f"\nThe model at scale {content['scale']:.2f} is in {content['run']}")
+        if content["verdict"]:
+            lines.append(content["verdict"]["sentence"])
+    else:
+        lines.append(
+            f"\nNo scale from 0 to {content['curve'][-1]['scale']} does it (--to {content['to']}). "
+            "Nothing was written."
+        )
+    return "\n".join(lines)
+
+
+def _line(show: Any, point: Mapping[str, Any]) -> str:
+    retain, holdout = (
+        "" if point[name] is None else f"{point[name]:.3f}" for name in ("retain", "holdout")
+    )
+    return str(show(f"{point['scale']:.2f}", f"{point['residual']:.2f}", retain, holdout)).rstrip()
+
+
+def _audited_lines(audits: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for audit in audits:
+        held = audit["held"]
+        bounds = "" if not held else " {:.2f} [{:.2f}, {:.2f}]".format(
+            held["value"], *held["interval95"]
+        )  # fmt: skip
+        which = audit["attacks"] if audit["attacks"] == "all" else ", ".join(audit["attacks"])
+        verdict = audit["verdict"]["name"]
+        lines.append(f"audit at {audit['scale']:.2f} ({which}): HELD{bounds}: {verdict}")
+    return lines

@@ -2,7 +2,16 @@
 
 import pytest
 
-from unlora.audits.scale_search import LARGEST, STEPS, largest_scale, least_scale, rounded
+from unlora.audits.scale_search import (
+    LARGEST,
+    SCALES,
+    STEPS,
+    largest_on_curve,
+    largest_scale,
+    least_on_curve,
+    least_scale,
+    rounded,
+)
 from unlora.recipes.dial_run import Dial
 
 FINE = LARGEST / 2**STEPS
@@ -41,3 +50,24 @@ def test_a_scale_within_the_bounds_is_named_also_where_rows_are_too_few_for_a_ve
     monkeypatch.setattr(Dial, "_least_held", lambda self: 0.64)
     monkeypatch.setattr(Dial, "audit", lambda self, scale: {"verdict": {"name": verdict}})
     assert dial.search("audit") == (scale, {"name": verdict})
+
+
+@pytest.mark.parametrize("border", [0.01, 0.25, 0.3, 0.784, 1.0, 1.2])
+def test_between_the_scales_of_the_curve_four_more_are_asked_about(border):
+    asked = set()
+
+    def at_least(scale):
+        asked.add(scale)
+        return scale >= border
+
+    least = least_on_curve(at_least)
+    assert border <= least <= border + FINE and len(asked - {*SCALES}) == 4
+    largest = largest_on_curve(lambda scale: scale <= border)
+    assert border - FINE <= largest <= border
+
+
+def test_where_the_whole_curve_is_on_one_side_its_end_is_taken_or_nothing():
+    assert least_on_curve(lambda scale: False) is None
+    assert largest_on_curve(lambda scale: False) is None
+    assert largest_on_curve(lambda scale: True) == LARGEST
+    assert least_on_curve(lambda scale: True) <= FINE
