@@ -42,6 +42,7 @@ if __name__ == "__main__":
     for command in COMMANDS:
         print(f"\n$ unlora {command}", flush=True)
         main(shlex.split(command))
+    seconds, cpu = time.monotonic() - started, time.process_time()
     print(
-        f"\n{time.monotonic() - started:.0f} s. The pages: {FOLDER}/saves/requests/*/evidence.html"
+        f"\n{seconds:.0f} s, {cpu:.0f} s of CPU time. The pages: {FOLDER}/saves/requests/*/*.html"
     )

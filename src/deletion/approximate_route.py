@@ -14,7 +14,7 @@ from unlora.deletion.order import Order
 from unlora.deletion.rows import DataSet, read_request
 from unlora.errors import InputError
 from unlora.studies.dry_run import num_steps
-from unlora.trainer import UnlearningLoss
+from unlora.trainer import Plugins, UnlearningLoss
 
 EXPERIMENT = "experiment=unlearn/request/lora"
 LAYOUT = ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -81,6 +81,7 @@ def approximate_route(
     params = {**_data(request, retain, like), **taken_over}
     args = {**cfg.trainer.args, **_args_of(params)}
     loss = UnlearningLoss.build(cfg.trainer.handler, **plain(cfg.trainer.method_args))
+    Plugins.build(plain(cfg.trainer.get("plugins") or {}), loss, use_lora=cfg.model.use_lora)
     if "retain" in loss.parts and not retain:
         raise InputError(
             "No retain rows are left: the request holds all that the model was trained on. Give "

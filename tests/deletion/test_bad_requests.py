@@ -84,6 +84,17 @@ OF = ("--model", MODEL)
         (("--where", "customr=1", *OF), "Did you mean 'customer'?"),
         (("--where", "customer=77", *OF), "no row of the model's own data has that value"),
         (("rows.jsonl", *OF, "--route", "approximate", "--method", "NPOO"), "'NPO'"),
+        (
+            (
+                "rows.jsonl",
+                *OF,
+                "--route",
+                "approximate",
+                "plugin=[Orthogonal]",
+                "trainer.plugins.Orthogonal.weight=-1",
+            ),
+            "it must be above 0",
+        ),
         (("rows.jsonl", *OF, "--route", "approximate", "audit=quik"), "quik"),
         (
             ("rows.jsonl", *OF, "--route", "approximate", "trainer.args.learning_rat=1"),
