@@ -5,7 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+import transformers
+from transformers import (
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from unlora.errors import InputError
 from unlora.model.lineage import looks_local
@@ -62,7 +69,7 @@ def get_tokenizer(
         )
     path = model_path if _brings_tokenizer(model_path) and not os.path.isdir(named) else named
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **args)
+        tokenizer = _from_files(path, args)
     except Exception as error:  # files of others fail in ways of their own
         if "trust_remote_code" in str(error):
             what = f"code of its own for the tokenizer {path!r} (auto_map in its files)"
@@ -88,6 +95,23 @@ def get_tokenizer(
                 "model.tokenizer_args.pretrained_model_name_or_path."
             )
     return tokenizer
+
+
+def _from_files(path: str, args: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """Load a tokenizer, by transformers 4 also from files that transformers 5 has written."""
+    try:
+        return AutoTokenizer.from_pretrained(path, **args)
+    except (AttributeError, ValueError):
+        written = get_tokenizer_config(path, **args)
+        special = written.get("extra_special_tokens")
+        if int(transformers.__version__.split(".")[0]) > 4 or not isinstance(special, list | None):
+            raise
+        unnamed = (
+            written.get("tokenizer_class") == "TokenizersBackend"
+        )  # its name in transformers 5
+        loader = PreTrainedTokenizerFast if unnamed else AutoTokenizer
+        renamed = {"extra_special_tokens": {}, "additional_special_tokens": special or []}
+        return loader.from_pretrained(path, **args, **renamed)
 
 
 def _resolved(tokenizer_args: Mapping[str, Any] | None) -> dict[str, Any]:
