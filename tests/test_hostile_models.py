@@ -25,7 +25,7 @@ from unlora.evals.passes.text_classifier import fluency_prob
 from unlora.evals.result_cache import ResultCache
 from unlora.model import get_model, load_tokenizer, resolve_model
 from unlora.model.lineage import Lineage
-from unlora.recipes.history import start_of
+from unlora.recipes.run_history import start_of
 from unlora.report.run_roles import entries_of, read_study
 from unlora.results.run_result import read_records
 from unlora.runs.safe_loading import near, read_mapping, refuse_pickle

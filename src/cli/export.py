@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from unlora.cli.arguments import parse_known
+from unlora.cli.argument_parsing import parse_known
 from unlora.cli.audit import read_words
 from unlora.errors import InputError, system_in_words
 from unlora.runs.run import refuse_unwritable

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from unlora.cli.arguments import parse
+from unlora.cli.argument_parsing import parse
 from unlora.errors import InputError
 from unlora.registry import unknown
 from unlora.runs.run import refuse_unwritable

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from unlora.cli.arguments import parse_known, unusable
+from unlora.cli.argument_parsing import parse_known, unusable
 from unlora.cli.main import refuse_broken_stack
 from unlora.errors import InputError, system_in_words
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from unlora.cli.arguments import parse
+from unlora.cli.argument_parsing import parse
 from unlora.errors import InputError, shortened
 
 FORMS = ("adapter", "merged", "gguf")

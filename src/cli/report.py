@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unlora.cli.arguments import parse
+from unlora.cli.argument_parsing import parse
 from unlora.errors import InputError
 from unlora.report import compare, write
 from unlora.report.run_roles import STUDY, entries_of, read_study

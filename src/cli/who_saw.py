@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from unlora.cli.arguments import parse
+from unlora.cli.argument_parsing import parse
 from unlora.cli.main import refuse_broken_stack
 from unlora.errors import InputError
 from unlora.runs.redaction import safe

@@ -6,7 +6,7 @@ from typing import Any
 
 from unlora.deletion.history import PARTS, PastRun, SeenBy, peak_memory
 from unlora.errors import InputError
-from unlora.recipes.history import start_of
+from unlora.recipes.run_history import start_of
 
 
 @dataclass(frozen=True)

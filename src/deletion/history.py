@@ -12,7 +12,7 @@ from unlora.data import fingerprint, load_parts
 from unlora.data.chat import Chat
 from unlora.deletion.rows import DataSet, Rows, data_sets, matches_in
 from unlora.errors import InputError
-from unlora.recipes.history import History
+from unlora.recipes.run_history import History
 from unlora.recipes.who_saw import who_saw
 from unlora.runs.safe_loading import read_json
 

@@ -3,7 +3,7 @@
     config -> requests -> questions (pass, data) -> records -> metrics -> log
 
 A metric declares by its signature what it needs (:mod:`unlora.evals.metrics`); the plan asks each
-question once (:mod:`unlora.evals.plan`); answers are kept on disk (:mod:`unlora.evals.runner`);
+question once (:mod:`unlora.evals.pass_plan`); answers are kept on disk (:mod:`unlora.evals.runner`);
 only the passes call a model (:mod:`unlora.evals.passes`).
 """
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from unlora.errors import InputError
 from unlora.evals.datasets import Source
-from unlora.evals.plan import LOGS, Request, needed, questions
+from unlora.evals.pass_plan import LOGS, Request, needed, questions
 from unlora.results.baseline_log import BaselineLog
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from unlora.evals.datasets import Source
 from unlora.evals.eval_model import LazyModel
+from unlora.evals.pass_plan import Question
 from unlora.evals.passes.declaration import NOT_CACHED, PASSES, Arrays, PassInput, Settings
-from unlora.evals.plan import Question
 from unlora.evals.result_cache import ResultCache, digest
 
 Progress = Callable[[str, int], Any]

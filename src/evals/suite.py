@@ -17,8 +17,7 @@ from unlora.evals.dataset_checks import check_apart
 from unlora.evals.datasets import Source
 from unlora.evals.eval_model import LazyModel
 from unlora.evals.log_checks import check_logs
-from unlora.evals.passes.declaration import PASSES, Settings, pass_of
-from unlora.evals.plan import (
+from unlora.evals.pass_plan import (
     LOGS,
     Question,
     Request,
@@ -27,6 +26,7 @@ from unlora.evals.plan import (
     not_computable,
     questions,
 )
+from unlora.evals.passes.declaration import PASSES, Settings, pass_of
 from unlora.evals.progress import Bar
 from unlora.evals.result_cache import ResultCache
 from unlora.evals.runner import PassRunner

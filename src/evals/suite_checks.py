@@ -7,13 +7,13 @@ from unlora.config.eval_schema import SuiteKeys
 from unlora.config.validation import checked
 from unlora.errors import InputError
 from unlora.evals.dataset_checks import check_source
-from unlora.evals.passes.declaration import pass_of
-from unlora.evals.plan import (
+from unlora.evals.pass_plan import (
     LOGS,
     Request,
     needed,
     read_request,
 )
+from unlora.evals.passes.declaration import pass_of
 from unlora.registry import unknown
 from unlora.results.baseline_log import BaselineLog
 

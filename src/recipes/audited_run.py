@@ -20,7 +20,7 @@ from unlora.evals.suite_checks import KINDS
 from unlora.model import ResolvedModel, load_tokenizer, resolve_model
 from unlora.model.run_defaults import OF_MODEL
 from unlora.recipes.baselines.retain_model import find_gold
-from unlora.recipes.history import RUN_CONFIG, History, run_config, same_origin, start_of
+from unlora.recipes.run_history import RUN_CONFIG, History, run_config, same_origin, start_of
 from unlora.registry import unknown
 from unlora.runs.safe_loading import read_json
 

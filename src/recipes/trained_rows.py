@@ -9,7 +9,7 @@ from typing import Any
 from unlora.data.row_texts import RowText, row_texts
 from unlora.data.rows import ReadRows
 from unlora.errors import InputError
-from unlora.recipes.history import data_sets
+from unlora.recipes.run_history import data_sets
 from unlora.runs.row_hashes import (
     FILE,
     Match,

@@ -14,7 +14,7 @@ from unlora.data.row_texts import row_texts
 from unlora.data.rows import ReadRows
 from unlora.errors import InputError
 from unlora.model.lineage import looks_local
-from unlora.recipes.history import RUN_CONFIG, History, run_config
+from unlora.recipes.run_history import RUN_CONFIG, History, run_config
 from unlora.recipes.trained_rows import Wanted, trained_rows
 from unlora.runs.atomic_files import files_below
 from unlora.runs.row_hashes import Match, RowHashes, key_file, make_key

@@ -25,6 +25,8 @@ def write(
     missing: Sequence[str] = (),
 ) -> Path:
     """Write ``report.html``, ``report.md`` and ``table.csv``; see :func:`page.write`."""
-    from unlora.report import page
+    from unlora.report import html_page
 
-    return page.write(folder, entries, title=title, trials=trials, budget=budget, missing=missing)
+    return html_page.write(
+        folder, entries, title=title, trials=trials, budget=budget, missing=missing
+    )

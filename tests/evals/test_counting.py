@@ -11,6 +11,7 @@ import torch
 
 from unlora.evals import build_suites
 from unlora.evals.eval_model import LazyModel
+from unlora.evals.pass_plan import questions
 from unlora.evals.passes import (
     generation,
     gradient_norms,
@@ -19,7 +20,6 @@ from unlora.evals.passes import (
     score_passes,
     text_classifier,
 )
-from unlora.evals.plan import questions
 from unlora.evals.runner import PassRunner
 from unlora.forward import vocab_stats
 from unlora.model.guards import evaluation_is_pure

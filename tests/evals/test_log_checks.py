@@ -6,7 +6,7 @@ import pytest
 
 from unlora.errors import InputError
 from unlora.evals.log_checks import check_logs
-from unlora.evals.plan import read_request
+from unlora.evals.pass_plan import read_request
 from unlora.results.baseline_log import BaselineLog
 from unlora.results.eval_log import write_log
 from unlora.results.value import Value

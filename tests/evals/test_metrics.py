@@ -25,7 +25,7 @@ from unlora.evals.metrics.tofu import (
     forget_quality_ks,
     forget_quality_log10,
 )
-from unlora.evals.plan import read_request
+from unlora.evals.pass_plan import read_request
 from unlora.evals.records import Generated, Scored
 from unlora.results.value import Value
 

@@ -15,8 +15,8 @@ from unlora.evals.metrics.privacy import privleak, privleak_bounded
 from unlora.evals.metrics.probability import probability_w_options, truth_ratio
 from unlora.evals.metrics.rouge import rouge, rouge_ascii
 from unlora.evals.metrics.tofu import forget_quality, forget_quality_ks, forget_quality_log10
+from unlora.evals.pass_plan import read_request
 from unlora.evals.passes.declaration import pass_of
-from unlora.evals.plan import read_request
 from unlora.evals.records import Generated, Scored
 from unlora.results.baseline_log import BaselineLog, find_log
 from unlora.results.value import Value

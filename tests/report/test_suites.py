@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from unlora.config.metrics import shipped_metrics
-from unlora.evals.plan import read_request
+from unlora.evals.pass_plan import read_request
 from unlora.report.suites import SUITES, aim, end
 
 METRICS = {suite: shipped_metrics(suite) for suite in ("tofu", "muse", "rwku", "own")}

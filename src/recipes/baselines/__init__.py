@@ -28,7 +28,7 @@ from unlora.recipes.baselines.doubts import doubts
 from unlora.recipes.baselines.evaluation import RETAIN, TARGET, evaluate, own_path, why_unusable
 from unlora.recipes.baselines.logs import fitting_log, log_in
 from unlora.recipes.baselines.retain_model import find_gold
-from unlora.recipes.history import RUN_CONFIG, History, same, start_of
+from unlora.recipes.run_history import RUN_CONFIG, History, same, start_of
 from unlora.results.baseline_log import WHOSE, BaselineLog
 from unlora.runs.safe_loading import near
 

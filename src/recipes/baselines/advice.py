@@ -8,7 +8,7 @@ from typing import Any
 
 from unlora.config.resolve import shipped
 from unlora.config.schema import Config
-from unlora.recipes.history import History
+from unlora.recipes.run_history import History
 
 TOFU = "locuslab/TOFU"
 

@@ -9,7 +9,7 @@ from unlora.data.rows import ReadRows
 from unlora.errors import InputError
 from unlora.recipes.baselines.evaluation import RETAIN, own_path
 from unlora.recipes.baselines.retain_model import Unseen
-from unlora.recipes.history import RUN_CONFIG, History, same, same_origin
+from unlora.recipes.run_history import RUN_CONFIG, History, same, same_origin
 from unlora.recipes.trained_rows import trained_rows
 from unlora.runs.safe_loading import read_json
 

@@ -18,7 +18,7 @@ from unlora.data.row_texts import RowText, pair_texts, text_pieces
 from unlora.data.rows import ReadRows
 from unlora.errors import InputError
 from unlora.model.lineage import Lineage
-from unlora.recipes.history import RUN_CONFIG, History, data_sets, same, same_origin
+from unlora.recipes.run_history import RUN_CONFIG, History, data_sets, same, same_origin
 from unlora.recipes.trained_rows import Wanted, trained_rows
 from unlora.runs.atomic_files import files_below
 from unlora.runs.row_hashes import RowHashes

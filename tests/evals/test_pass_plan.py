@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unlora.errors import InputError
-from unlora.evals.plan import Request, evaluate, needed, not_computable, questions
+from unlora.evals.pass_plan import Request, evaluate, needed, not_computable, questions
 from unlora.evals.records import Generated, Scored
 from unlora.results.value import Value
 
