@@ -158,7 +158,7 @@ def _model(size: Size, tokenizer: Any, splits: Splits) -> Any:
     """A random model that has learnt some of the answers, but not how one ends."""
     import torch
 
-    from unlora.data.chat import Chat
+    from unlora.data.chat_encoding import Chat
 
     torch.manual_seed(0)
     chat = Chat(tokenizer, template_args(tokenizer))

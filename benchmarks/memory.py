@@ -193,7 +193,7 @@ def _parts(needed: Iterable[str], count: int, vocabulary: int) -> Any:
     """The same random rows for every method."""
     import numpy as np
 
-    from unlora.data.chat import Encoded
+    from unlora.data.chat_encoding import Encoded
     from unlora.data.pairs import Parts
     from unlora.forward import IGNORE_INDEX
 

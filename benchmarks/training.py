@@ -384,7 +384,7 @@ def data(size: Size) -> tuple[Any, Mapping[str, Sequence[Any]]]:
     """How the model is asked, and the rows of both parts."""
     from transformers import AutoTokenizer
 
-    from unlora.data.chat import Chat
+    from unlora.data.chat_encoding import Chat
     from unlora.data.pocket.base import train_tokenizer
     from unlora.data.rows import read_file
 

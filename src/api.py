@@ -50,7 +50,7 @@ class Model:
         Raises:
             GuardError: the model is broken: its logits are not finite.
         """
-        from unlora.data.chat import Chat
+        from unlora.data.chat_encoding import Chat
         from unlora.evals.passes import generate
 
         check_arguments(question=question, max_new_tokens=max_new_tokens)

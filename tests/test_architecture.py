@@ -2,6 +2,7 @@
 
 import ast
 import functools
+from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -68,6 +69,8 @@ MAY_IMPORT = {
     "__init__": {"api", "results"},
 }
 CONFIG_LIBRARY = {"config", "cli", "recipes", "studies", "deletion", "api"}  # they know OmegaConf
+# users know both: the command, and the recipe of that name, in its log lines or the documentation
+SAME_NAME = {"audit.py", "train.py", "who_saw.py"}
 FILES = sorted(SRC.rglob("*.py"))
 
 
@@ -126,6 +129,12 @@ def test_few_modules_lie_loose():
         "__init__.py", "__main__.py", "alternates.py", "api.py", "errors.py", "eval.py",
         "registry.py", "study.py", "train.py",
     }  # fmt: skip
+
+
+def test_a_file_name_stands_once():
+    files = Counter(path.name for path in FILES if path.name != "__init__.py")
+    assert {name for name, count in files.items() if count > 1} <= SAME_NAME
+    assert len(SAME_NAME) <= 4
 
 
 def test_only_the_edge_knows_the_config_library():

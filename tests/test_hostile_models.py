@@ -19,7 +19,7 @@ from tiny import adapted, llama, tokenizer
 
 from unlora.cli import main
 from unlora.config.resolve import model_section
-from unlora.data.chat import Chat
+from unlora.data.chat_encoding import Chat
 from unlora.errors import InputError
 from unlora.evals.passes.text_classifier import fluency_prob
 from unlora.evals.result_cache import ResultCache

@@ -9,7 +9,7 @@ from unlora.cli.compose import composed
 from unlora.cli.main import normalised
 from unlora.config import read
 from unlora.data import load_parts
-from unlora.data.chat import Chat
+from unlora.data.chat_encoding import Chat
 from unlora.recipes import train
 
 ROWS = {

@@ -8,7 +8,7 @@ from importlib import import_module
 
 from unlora.cli.compose import composed
 from unlora.cli.main import refuse_broken_stack
-from unlora.config.audit import AuditConfig, read_audit
+from unlora.config.audit_config import AuditConfig, read_audit
 from unlora.errors import InputError, system_in_words
 
 FLAGS = {"--json": "output=json", "--quiet": "output=quiet"}

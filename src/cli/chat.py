@@ -101,7 +101,7 @@ def _refuse_absent(run: str) -> None:
 def _speakers(args: argparse.Namespace) -> Iterator[Speaker]:
     import torch
 
-    from unlora.data.chat import Chat
+    from unlora.data.chat_encoding import Chat
     from unlora.model import get_model, resolve_model
     from unlora.model.quantised import placed
 

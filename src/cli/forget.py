@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
         columns={key: getattr(args, key) for key in COLUMNS}, words=tuple(args.words),
     )  # fmt: skip
     with system_in_words():
-        import_module("unlora.deletion.forget").run(order, dry_run=args.dry_run)
+        import_module("unlora.deletion.deletion_request").run(order, dry_run=args.dry_run)
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:

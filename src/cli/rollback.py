@@ -1,4 +1,4 @@
-"""Run the command ``unlora rollback``; what it does is in ``unlora.deletion.rollback``."""
+"""Run the command ``unlora rollback``; what it does is in ``unlora.deletion.request_rollback``."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -18,4 +18,4 @@ def main(argv: Sequence[str]) -> None:
         which = "One request at a time" if argv else "Which request?"
         raise InputError(f"{which} Type: unlora rollback ID")
     with system_in_words():
-        print(import_module("unlora.deletion.rollback").run(argv[0]))
+        print(import_module("unlora.deletion.request_rollback").run(argv[0]))

@@ -1,4 +1,4 @@
-"""Run the command ``unlora verify``; what it checks is in ``unlora.deletion.verify``."""
+"""Run the command ``unlora verify``; what it checks is in ``unlora.deletion.verification``."""
 
 import logging
 import os
@@ -28,5 +28,5 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"There is no folder {folders[0]!r}.")
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     with system_in_words():
-        check = import_module("unlora.deletion.verify").run
+        check = import_module("unlora.deletion.verification").run
         print(check(folders[0], with_model=WITH_MODEL in argv))

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from unlora.data.chat import Chat, Encoded
+from unlora.data.chat_encoding import Chat, Encoded
 from unlora.data.encoded import without_end
 from unlora.data.pairs import Parts
 from unlora.data.qa import answers, refusals, say_what_is_text, text_of

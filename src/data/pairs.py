@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unlora.data.chat import Encoded
+from unlora.data.chat_encoding import Encoded
 
 BLANK = -1  # number of a row that stands where there is none, and has no loss
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from unlora.data.chat import Chat, Encoded, Example
+from unlora.data.chat_encoding import Chat, Encoded, Example
 from unlora.data.conversations import as_questions
 from unlora.data.template import Turns
 from unlora.errors import InputError

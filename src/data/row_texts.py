@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from unlora.data.chat import Example
+from unlora.data.chat_encoding import Example
 from unlora.data.conversations import as_questions
 from unlora.data.qa import read_pairs, text_of
 from unlora.data.template import Turns

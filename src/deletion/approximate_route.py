@@ -11,7 +11,7 @@ from unlora.config.resolve import plain
 from unlora.deletion.check_price import checking_rows
 from unlora.deletion.history import LEARNT, PastRun, SeenBy, peak_memory
 from unlora.deletion.order import Order
-from unlora.deletion.rows import DataSet, read_request
+from unlora.deletion.request_rows import DataSet, read_request
 from unlora.errors import InputError
 from unlora.studies.dry_run import num_steps
 from unlora.trainer import Plugins, UnlearningLoss

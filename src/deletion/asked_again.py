@@ -6,9 +6,9 @@ from typing import Any
 
 from unlora.audits.scores import AuditScores
 from unlora.cli.compose import composed
-from unlora.config.audit import read_audit
-from unlora.deletion.rows import DataSet
-from unlora.deletion.stages import as_asked
+from unlora.config.audit_config import read_audit
+from unlora.deletion.request_rows import DataSet
+from unlora.deletion.request_stages import as_asked
 from unlora.errors import InputError
 from unlora.recipes import audit
 from unlora.recipes.audited_run import ROOT

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unlora.deletion.history import PastRun, SeenBy, seen_by
-from unlora.deletion.rows import DataSet
+from unlora.deletion.request_rows import DataSet
 from unlora.errors import InputError
 from unlora.model.lineage import Lineage, fingerprint
 from unlora.runs.safe_loading import read_json

@@ -13,7 +13,7 @@ from typing import Any
 from unlora.deletion.evidence_chain import FIGURES, REQUEST, ROWS, entry, write_entries
 from unlora.deletion.exact_route import ExactRoute
 from unlora.deletion.plan import Plan
-from unlora.deletion.stages import model_of
+from unlora.deletion.request_stages import model_of
 from unlora.model.lineage import Lineage, fingerprint
 from unlora.results.audit_log import FILE as AUDIT
 from unlora.results.audit_log import FOLDER, SCORES

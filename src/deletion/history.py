@@ -9,8 +9,8 @@ from typing import Any
 
 from unlora.config.resolve import section_as_written
 from unlora.data import fingerprint, load_parts
-from unlora.data.chat import Chat
-from unlora.deletion.rows import DataSet, Rows, data_sets, matches_in
+from unlora.data.chat_encoding import Chat
+from unlora.deletion.request_rows import DataSet, Rows, data_sets, matches_in
 from unlora.errors import InputError
 from unlora.recipes.run_history import History
 from unlora.recipes.who_saw import who_saw

@@ -10,13 +10,13 @@ from unlora.deletion.earlier import EarlierRequest, earlier_requests
 from unlora.deletion.exact_route import ExactRoute, exact_route
 from unlora.deletion.history import PastRun, SeenBy, past_runs, seen_by
 from unlora.deletion.order import Order
-from unlora.deletion.rows import DataSet, data_sets, read_request, rows_where
+from unlora.deletion.request_rows import DataSet, data_sets, read_request, rows_where
 from unlora.errors import InputError
 from unlora.recipes.who_saw import row_hashes
 from unlora.report.markdown import one_line
 from unlora.runs.machine import in_words
 from unlora.studies.dry_run import in_time
-from unlora.studies.fingerprints import digest, model_content
+from unlora.studies.stage_fingerprints import digest, model_content
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
     config -> requests -> questions (pass, data) -> records -> metrics -> log
 
 A metric declares by its signature what it needs (:mod:`unlora.evals.metrics`); the plan asks each
-question once (:mod:`unlora.evals.pass_plan`); answers are kept on disk (:mod:`unlora.evals.runner`);
-only the passes call a model (:mod:`unlora.evals.passes`).
+question once (:mod:`unlora.evals.pass_plan`); answers are kept on disk
+(:mod:`unlora.evals.runner`); only the passes call a model (:mod:`unlora.evals.passes`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,7 +57,7 @@ def build_suites(
 
     Args:
         eval_config: the section ``eval``: name -> ``handler`` and its settings.
-        template_args: how the model is asked, see :class:`unlora.data.chat.Chat`.
+        template_args: how the model is asked, see :class:`unlora.data.chat_encoding.Chat`.
         datasets_dir: folder with local copies of hub data sets.
         prepare: make the data into tokens now, and not when they are first asked about.
 

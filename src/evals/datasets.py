@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from unlora.data.chat import Chat, Encoded, Example
+from unlora.data.chat_encoding import Chat, Encoded, Example
 from unlora.data.conversations import as_questions
 from unlora.data.first_row import pieces
 from unlora.data.qa import say_what_is_text, without_ends

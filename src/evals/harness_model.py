@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from unlora.data.chat import Encoded
+from unlora.data.chat_encoding import Encoded
 from unlora.evals.eval_model import LazyModel
 from unlora.evals.harness_silence import quiet
 from unlora.evals.passes import score

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from unlora.data.cache import cache_folder
-from unlora.data.chat import Chat
+from unlora.data.chat_encoding import Chat
 from unlora.data.rows import ReadRows
 from unlora.errors import InputError
 from unlora.evals.dataset_checks import check_apart

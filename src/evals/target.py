@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from unlora.data.chat import Encoded
+from unlora.data.chat_encoding import Encoded
 from unlora.evals.passes import score
 from unlora.forward import IGNORE_INDEX
 from unlora.results.baseline_log import BaselineLog

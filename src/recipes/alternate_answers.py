@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-    from unlora.data.chat import Chat
+    from unlora.data.chat_encoding import Chat
 
 FILE = "alternates.jsonl"
 logger = logging.getLogger("unlora.recipes.alternate_answers")
@@ -50,7 +50,7 @@ def run(cfg: Any) -> dict[str, Any]:
 
     config = read(cfg)
 
-    from unlora.data.chat import Chat
+    from unlora.data.chat_encoding import Chat
     from unlora.errors import InputError
     from unlora.model import check_model, get_model, load_tokenizer, resolve_model
     from unlora.model.guards import evaluation_is_pure

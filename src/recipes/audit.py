@@ -21,7 +21,7 @@ from unlora.audits.residual import Comparison
 from unlora.audits.scores import AuditScores, judged, probability, value_content
 from unlora.audits.subject import collecting_soon, release
 from unlora.audits.verdict import Thresholds
-from unlora.config.audit import PARTS, AuditConfig
+from unlora.config.audit_config import PARTS, AuditConfig
 from unlora.data.cache import cache_folder
 from unlora.errors import InputError
 from unlora.evals.passes.declaration import Settings

@@ -9,9 +9,9 @@ from typing import Any
 from unlora.audits.attack_runner import AuditData
 from unlora.audits.subject import AuditedModel, Role
 from unlora.config import read
-from unlora.config.audit import PARTS, AuditConfig
+from unlora.config.audit_config import PARTS, AuditConfig
 from unlora.config.resolve import shipped
-from unlora.data.chat import Chat
+from unlora.data.chat_encoding import Chat
 from unlora.data.rows import ReadRows
 from unlora.errors import InputError
 from unlora.evals.dataset_checks import check_source

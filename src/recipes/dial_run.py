@@ -30,7 +30,7 @@ from unlora.audits.scale_search import (
 )
 from unlora.audits.scores import probability
 from unlora.audits.subject import collecting_soon
-from unlora.config.audit import AuditConfig
+from unlora.config.audit_config import AuditConfig
 from unlora.errors import InputError
 from unlora.evals.eval_model import LazyModel
 from unlora.evals.progress import without_library_bars

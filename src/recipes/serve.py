@@ -21,7 +21,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from unlora.config.audit import AuditConfig
+from unlora.config.audit_config import AuditConfig
 from unlora.errors import GuardError, InputError
 from unlora.evals.progress import without_library_bars
 from unlora.model.attach import load_model

@@ -10,7 +10,7 @@ from torch import nn
 
 from unlora.audits.attack import mean_logps
 from unlora.audits.scores import probability
-from unlora.config.audit import AuditConfig
+from unlora.config.audit_config import AuditConfig
 from unlora.errors import InputError
 from unlora.evals.eval_model import LazyModel
 from unlora.recipes.audit import runner_for

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from unlora.config.schema import Config
 from unlora.data import load_parts
-from unlora.data.chat import Chat
+from unlora.data.chat_encoding import Chat
 from unlora.data.first_row import as_lines, pieces
 from unlora.data.pairs import Parts
 from unlora.data.row_texts import RowText

@@ -4,7 +4,7 @@
 
 A stage trains a run or evaluates it. Its key is a hash of all that its result depends on: settings,
 data, and the models and logs that it reads, by their content
-(:mod:`unlora.studies.fingerprints`). What it left is believed if its key and the hashes of its
-files still hold; else it runs, from its last checkpoint where it was interrupted
+(:mod:`unlora.studies.stage_fingerprints`). What it left is believed if its key and the hashes of
+its files still hold; else it runs, from its last checkpoint where it was interrupted
 (:mod:`unlora.studies.stage_run`).
 """

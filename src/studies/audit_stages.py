@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from unlora.cli.compose import composed
-from unlora.config.audit import AuditConfig, read_audit
+from unlora.config.audit_config import AuditConfig, read_audit
 from unlora.results.audit_log import FILE, FOLDER, SCORES
 from unlora.runs.run import set_aside
 from unlora.runs.safe_loading import read_json

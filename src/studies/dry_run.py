@@ -21,7 +21,7 @@ from tqdm import tqdm
 from unlora.config import read as checked
 from unlora.config.schema import Config
 from unlora.errors import GuardError, InputError
-from unlora.studies import audit_stages, fingerprints
+from unlora.studies import audit_stages, stage_fingerprints
 from unlora.studies.config import Study
 from unlora.studies.stage_run import Record, belongs_to, output_to
 from unlora.studies.stages import Stage, variants
@@ -123,7 +123,7 @@ def check_evaluations(stages: Sequence[Stage]) -> None:
             if stage.kind in ("audit", "dial"):
                 attacks_of(audit_stages.config_of(stage))
                 continue
-            config = configs[stage.title] = checked(fingerprints.config_of(stage))
+            config = configs[stage.title] = checked(stage_fingerprints.config_of(stage))
             if stage.kind == "eval":
                 check({name: without_references(suite) for name, suite in config.eval.items()})
         except InputError as error:
@@ -145,7 +145,7 @@ def _check_columns(config: Config) -> None:
     for where, name, data_set in _question_sets(config):
         keys = {key: data_set.get(key, key[:-4]) for key in ("question_key", "answer_key")}
         try:
-            rows = fingerprints.local_rows(data_set["hf_args"], datasets_dir)
+            rows = stage_fingerprints.local_rows(data_set["hf_args"], datasets_dir)
             if rows is not None:
                 questions = as_questions(rows, *keys.values(), of=name)
                 if "needed" in data_set:  # of an evaluation, where rows may have holes
@@ -189,7 +189,7 @@ class Sizes:
             raise InputError(self._unreachable[model])
         args = {k: v for k, v in config.trainer.args.items() if k not in ("seed", "output_dir")}
         trainer = {**config.trainer.model_dump(), "args": args}
-        key = fingerprints.digest(config.model.model_dump(), trainer, config.data)
+        key = stage_fingerprints.digest(config.model.model_dump(), trainer, config.data)
         if key not in self._known:
             try:
                 self._known[key] = estimate(config)
@@ -217,10 +217,10 @@ def _training(study: Study, stage: Stage, state: str, times: "Times", sizes: Siz
 
 def _from_the_start(study: Study, stage: Stage) -> dict[str, Any]:
     """The config of a training; the target's own start where its target is not there yet."""
-    config = fingerprints.config_of(stage)
+    config = stage_fingerprints.config_of(stage)
     args = config["model"]["model_args"]
     if stage.model and not Path(stage.model).is_dir() and isinstance(study.target, list):
-        start = fingerprints.composed("train", study.target).model.model_args
+        start = stage_fingerprints.composed("train", study.target).model.model_args
         args["pretrained_model_name_or_path"] = start.pretrained_model_name_or_path
     return config
 
@@ -230,7 +230,7 @@ def _state(stage: Stage, folder: Path, finished: Iterable[str]) -> str:
     if missing:
         return f"after {missing[-1]}"
     record = Record.of(stage, folder)
-    key = fingerprints.key(stage)
+    key = stage_fingerprints.key(stage)
     if record.finished(stage, key):
         return FINISHED
     if stage.kind == "train" and belongs_to(Path(stage.folder), key):
@@ -247,7 +247,7 @@ def _num_rows(config: Config) -> int | None:
     total = 0
     sets: Mapping[str, Any] = dict(config.data).get(part) or {}  # type: ignore[assignment]
     for declared in sets.values():
-        rows = fingerprints.local_rows(declared["args"]["hf_args"], config.paths.datasets_dir)
+        rows = stage_fingerprints.local_rows(declared["args"]["hf_args"], config.paths.datasets_dir)
         if rows is None or declared["handler"] == "PretrainingDataset":  # pieces of texts
             return None
         total += len(rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unlora.errors import GuardError, InputError
-from unlora.studies import fingerprints
+from unlora.studies import stage_fingerprints
 from unlora.studies.launchers import Launch
 from unlora.studies.stage_run import Record
 from unlora.studies.stages import Stage
@@ -58,7 +58,7 @@ def run(stages: Sequence[Stage], folder: Path, launch: Launch, done: Done | None
 
 def _finished(stage: Stage, record: Record) -> bool:
     try:
-        return record.finished(stage, fingerprints.key(stage))
+        return record.finished(stage, stage_fingerprints.key(stage))
     except (InputError, GuardError):  # which the stage itself will say
         return False
 

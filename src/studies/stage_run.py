@@ -20,7 +20,7 @@ from unlora.runs.redaction import guard_logs, safe, traceback_of
 from unlora.runs.run import set_aside
 from unlora.runs.safe_loading import read_json
 from unlora.studies import audit_stages
-from unlora.studies import fingerprints as content
+from unlora.studies import stage_fingerprints as content
 from unlora.studies.stages import Stage
 
 BELONGS = "stage.key"  # in a run folder: the key of what is in it

@@ -19,8 +19,8 @@ from unlora.registry import unknown
 from unlora.results.eval_log import KINDS, read_written
 from unlora.studies import scheduler
 from unlora.studies.config import EVERY, Study
-from unlora.studies.fingerprints import digest
 from unlora.studies.launchers import Launch
+from unlora.studies.stage_fingerprints import digest
 from unlora.studies.stages import Stage, references, unlearning, variants
 
 

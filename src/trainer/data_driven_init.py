@@ -11,7 +11,7 @@ from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
 
-from unlora.data.chat import Encoded
+from unlora.data.chat_encoding import Encoded
 from unlora.data.collate import collate
 from unlora.data.pairs import Parts
 from unlora.errors import InputError

@@ -8,7 +8,7 @@ from typing import Any
 
 from unlora.config.schema import Config, ModelSection
 from unlora.data import load_part
-from unlora.data.chat import Chat, Encoded
+from unlora.data.chat_encoding import Chat, Encoded
 from unlora.errors import InputError
 from unlora.forward import IGNORE_INDEX
 from unlora.model import load_tokenizer, resolve_model

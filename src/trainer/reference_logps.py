@@ -20,7 +20,7 @@ from transformers import TrainingArguments
 
 from unlora.data import fingerprint
 from unlora.data.cache import cache_folder
-from unlora.data.chat import Encoded
+from unlora.data.chat_encoding import Encoded
 from unlora.data.collate import collate
 from unlora.forward.outputs import TokenLogps, Way, ask_all
 from unlora.model.probe import Probe

@@ -19,7 +19,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from unlora.data import fingerprint
-from unlora.data.chat import Encoded
+from unlora.data.chat_encoding import Encoded
 from unlora.data.pairs import Parts
 from unlora.errors import InputError
 from unlora.model.fingerprints import NOT_OF_THE_MODEL

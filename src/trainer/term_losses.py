@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import TrainerState, TrainingArguments
 
-from unlora.data.chat import Encoded
+from unlora.data.chat_encoding import Encoded
 from unlora.data.pairs import BLANK
 from unlora.forward.architecture import check_layer
 from unlora.forward.capabilities import found_way

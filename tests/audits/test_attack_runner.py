@@ -19,8 +19,8 @@ from unlora.audits.attacks.quantise import rounded_by_channel
 from unlora.audits.relearning import Relearning
 from unlora.audits.subject import AuditedModel
 from unlora.cli.compose import composed
-from unlora.config.audit import read_audit
-from unlora.data.chat import Chat
+from unlora.config.audit_config import read_audit
+from unlora.data.chat_encoding import Chat
 from unlora.errors import InputError
 from unlora.evals.passes.declaration import Settings
 from unlora.evals.result_cache import ResultCache

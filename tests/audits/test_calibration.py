@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from unlora.audits.attacks.quantise import rounded_by_channel
 from unlora.cli.main import main
-from unlora.data.chat import Chat
+from unlora.data.chat_encoding import Chat
 from unlora.data.collate import collate
 from unlora.model.lora import LoRAModelForCausalLM
 

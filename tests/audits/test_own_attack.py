@@ -9,7 +9,7 @@ from torch import nn
 
 from unlora.audits import attack as attacks
 from unlora.cli.compose import composed
-from unlora.config.audit import read_audit
+from unlora.config.audit_config import read_audit
 from unlora.errors import InputError
 from unlora.recipes.audit import attacks_of, thresholds_of
 from unlora.registry import Index, NotNegative, Registry

@@ -26,7 +26,7 @@ from tiny import tokenizer
 
 from unlora.cli.main import main
 from unlora.data import load_part, load_parts
-from unlora.data.chat import Chat
+from unlora.data.chat_encoding import Chat
 from unlora.data.files import read_file
 from unlora.data.text import chunks
 from unlora.model import load_tokenizer, resolve_model

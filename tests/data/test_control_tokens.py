@@ -7,7 +7,7 @@ from tiny import tokenizer as byte_tokenizer
 from transformers import AutoTokenizer
 
 from unlora.data import load_part
-from unlora.data.chat import Chat
+from unlora.data.chat_encoding import Chat
 from unlora.data.control_tokens import ControlTokens
 from unlora.data.qa import answers, say_what_is_text, without_ends
 from unlora.data.template import Turns

@@ -6,7 +6,7 @@ import pytest
 from pyarrow import Table, parquet
 from tiny import tokenizer
 
-from unlora.data.chat import Chat
+from unlora.data.chat_encoding import Chat
 from unlora.data.conversations import as_questions
 from unlora.data.qa import answers, refusals
 from unlora.data.rows import load_rows

@@ -10,7 +10,7 @@ from tiny import tokenizer
 from unlora.cli.compose import composed
 from unlora.config import read
 from unlora.data import load_parts
-from unlora.data.chat import Chat
+from unlora.data.chat_encoding import Chat
 from unlora.data.encoded import fit, without_end
 from unlora.data.pairs import Parts
 from unlora.errors import InputError

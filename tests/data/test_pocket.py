@@ -145,7 +145,7 @@ def test_a_build_that_fails_leaves_no_base(tmp_path, monkeypatch):
 def test_a_tiny_base_loads_and_asks_with_its_own_tokens(tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from unlora.data.chat import Chat
+    from unlora.data.chat_encoding import Chat
 
     small = replace(base.Settings(), hidden_size=16, intermediate_size=16, num_rows=64)
     base.build(tmp_path, small)

@@ -5,7 +5,7 @@ import math
 import pytest
 from tiny import tokenizer
 
-from unlora.data.chat import Chat
+from unlora.data.chat_encoding import Chat
 from unlora.data.qa import answers, refusals
 from unlora.errors import InputError
 

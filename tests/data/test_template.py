@@ -10,7 +10,7 @@ import pytest
 from tiny import tokenizer as byte_tokenizer
 from token_tables import table, words
 
-from unlora.data.chat import Chat
+from unlora.data.chat_encoding import Chat
 from unlora.data.template import Turns
 from unlora.errors import InputError
 from unlora.forward import IGNORE_INDEX

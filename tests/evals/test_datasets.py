@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
-from unlora.data.chat import Chat
+from unlora.data.chat_encoding import Chat
 from unlora.errors import InputError
 from unlora.evals.dataset_checks import check_source
 from unlora.evals.datasets import Source

@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 
-from unlora.data.chat import Chat
+from unlora.data.chat_encoding import Chat
 from unlora.evals.metrics.degeneration import fluency
 from unlora.evals.metrics.memorization import (
     exact_memorization,

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from unlora.data.chat import Chat
+from unlora.data.chat_encoding import Chat
 from unlora.data.rows import load_rows
 from unlora.errors import InputError
 from unlora.evals.datasets import Source

@@ -8,7 +8,7 @@ import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 
-from unlora.data.chat import Chat, Encoded
+from unlora.data.chat_encoding import Chat, Encoded
 from unlora.evals.passes import Sampling, generate, loglikelihood, score, writing
 from unlora.forward import vocab_stats
 

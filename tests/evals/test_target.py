@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from unlora.data.chat import Encoded
+from unlora.data.chat_encoding import Encoded
 from unlora.evals import target
 from unlora.evals.records import Scored
 from unlora.recipes.evaluate import figures

@@ -19,7 +19,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from unlora.data.chat import Encoded
+from unlora.data.chat_encoding import Encoded
 from unlora.evals.passes import loglikelihood, score
 from unlora.forward import IGNORE_INDEX, vocab_stats
 

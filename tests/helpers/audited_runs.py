@@ -12,7 +12,7 @@ import torch
 from plain_adapters import make_root
 from tiny import LORA, llama, tokenizer
 
-from unlora.data.chat import Chat
+from unlora.data.chat_encoding import Chat
 from unlora.data.collate import collate
 from unlora.model.lora import LoRAModelForCausalLM, save_adapter
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import llama, tokenizer
 
-from unlora.studies import fingerprints, stage_run
+from unlora.studies import stage_fingerprints, stage_run
 from unlora.studies.config import read
 
 METHODS = {"NPO": ["trainer=NPO"], "GradDiff": ["trainer=GradDiff"]}
@@ -53,12 +53,12 @@ def pretended(monkeypatch):
 
     def run(stage, key):
         ran.append(stage.name)
-        config = fingerprints.config_of(stage)
+        config = stage_fingerprints.config_of(stage)
         place = Path(stage.evals if stage.kind == "eval" else stage.folder)
         place.mkdir(parents=True, exist_ok=True)
         if stage.kind == "train":
             (place / "config.json").write_text("{}")
-            start = fingerprints.model_content(
+            start = stage_fingerprints.model_content(
                 config["model"]["model_args"]["pretrained_model_name_or_path"]
             )
             told = json.dumps([start, config["trainer"], config["data"]], sort_keys=True)

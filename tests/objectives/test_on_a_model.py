@@ -14,7 +14,7 @@ from tiny import LORA, llama, rows
 from torch import Tensor, nn
 from views import numbers, random_draws
 
-from unlora.data.chat import Encoded
+from unlora.data.chat_encoding import Encoded
 from unlora.data.collate import collate
 from unlora.forward.outputs import (
     IGNORE_INDEX,

@@ -15,7 +15,7 @@ from unlora.cli.main import launch, main, normalised
 from unlora.config import read
 from unlora.config.schema import AlternatesKeys
 from unlora.data import load_parts
-from unlora.data.chat import Chat
+from unlora.data.chat_encoding import Chat
 from unlora.data.rows import load_rows
 from unlora.errors import InputError
 from unlora.recipes import alternate_answers, train

@@ -8,7 +8,7 @@ from plain_adapters import make_root
 from tiny import LORA, llama
 
 from unlora.cli.compose import composed
-from unlora.config.audit import read_audit
+from unlora.config.audit_config import read_audit
 from unlora.model.lora import LoRAModelForCausalLM
 from unlora.recipes.audited_run import NEVER_SAW, ROOT, find_run
 

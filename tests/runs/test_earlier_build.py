@@ -14,7 +14,7 @@ import torch
 
 from unlora import read_run
 from unlora.cli.main import main
-from unlora.data.chat import Chat
+from unlora.data.chat_encoding import Chat
 from unlora.data.collate import collate
 from unlora.model import get_model, resolve_model
 from unlora.model.lineage import Lineage

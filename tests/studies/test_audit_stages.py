@@ -14,10 +14,10 @@ from unlora.cli.compose import composed
 from unlora.errors import InputError
 from unlora.model.lineage import Link
 from unlora.results.audit_log import write_audit
-from unlora.studies import audit_stages, fingerprints
+from unlora.studies import audit_stages, stage_fingerprints
 from unlora.studies.config import read
 from unlora.studies.dry_run import check_evaluations
-from unlora.studies.fingerprints import key
+from unlora.studies.stage_fingerprints import key
 from unlora.studies.stages import Stage, plan
 
 NONE = {"plain": {"handler": "plain"}}
@@ -132,10 +132,10 @@ def test_the_key_follows_content_and_not_the_name_of_a_folder(runs, tmp_path):
     rows = runs / "rows" / "forget.jsonl"
     text = rows.read_text()
     rows.write_text(text.replace("owl 3?", "owl 33?"))
-    fingerprints._hash_of_rows.cache_clear()  # a process reads them once
+    stage_fingerprints._hash_of_rows.cache_clear()  # a process reads them once
     assert key(stage(runs)) != before
     rows.write_text(text)
-    fingerprints._hash_of_rows.cache_clear()
+    stage_fingerprints._hash_of_rows.cache_clear()
     assert key(stage(runs)) == before
 
 

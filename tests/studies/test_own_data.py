@@ -10,7 +10,7 @@ from unlora.cli.compose import composed
 from unlora.cli.main import main
 from unlora.config import read as checked
 from unlora.errors import InputError
-from unlora.studies import dry_run, fingerprints
+from unlora.studies import dry_run, stage_fingerprints
 from unlora.studies.config import read
 from unlora.studies.stages import plan
 
@@ -44,24 +44,24 @@ def test_every_stage_has_a_config(files, unlearn):
     stages = {stage.name: stage for stage in stages_of(unlearn=unlearn)}
     assert len(stages) == 2 * (2 + len(METHODS))
     for stage in stages.values():
-        config = checked(fingerprints.config_of(stage))
+        config = checked(stage_fingerprints.config_of(stage))
         trains = "unlearn" if stage.config == "unlearn" else "finetune"
         assert config.mode == ("eval" if stage.kind == "eval" else trains)
-    target = checked(fingerprints.config_of(stages["seed0-target-train"]))
+    target = checked(stage_fingerprints.config_of(stages["seed0-target-train"]))
     assert sorted(target.data["train"]) == ["own", "own1"]
-    evaluation = fingerprints.config_of(stages["seed0-NPO-eval"])
+    evaluation = stage_fingerprints.config_of(stages["seed0-NPO-eval"])
     assert evaluation["model"]["model_args"]["pretrained_model_name_or_path"] == "home/seed0/NPO"
-    assert len(fingerprints.key(stages["seed0-target-train"])) == 64
+    assert len(stage_fingerprints.key(stages["seed0-target-train"])) == 64
 
 
 @pytest.mark.slow
 def test_rows_count_by_their_content_and_a_data_set_without_a_path_has_none(files):
     there = stages_of(target="root", gold=None)[0]
-    before = fingerprints.key(there)
+    before = stage_fingerprints.key(there)
     Path("forget.jsonl").write_text('{"question": "Who?", "answer": "Ada."}\n')
-    fingerprints._hash_of_rows.cache_clear()
-    assert fingerprints.key(there) != before
-    found = fingerprints._hub_args(
+    stage_fingerprints._hash_of_rows.cache_clear()
+    assert stage_fingerprints.key(there) != before
+    found = stage_fingerprints._hub_args(
         {
             "a": {"hf_args": {"path": None}},
             "my_hf_args": 3,
@@ -136,7 +136,7 @@ def test_how_long_target_and_gold_of_the_shipped_study_learn_is_said_once(files,
     def arguments(*more):
         planned = plan(read(composed("study", [*words, *more])), Path())
         stages = {stage.run: stage for stage in planned if stage.kind == "train"}
-        args = checked(fingerprints.config_of(stages[role])).trainer.args
+        args = checked(stage_fingerprints.config_of(stages[role])).trainer.args
         return args["num_train_epochs"], args["learning_rate"]
 
     assert arguments() == (3, 2e-4)
@@ -144,7 +144,8 @@ def test_how_long_target_and_gold_of_the_shipped_study_learn_is_said_once(files,
     for stage in plan(read(composed("study", in_float32)), Path()):
         if stage.kind == "train":  # an evaluation takes the dtype of the run
             assert (
-                checked(fingerprints.config_of(stage)).model.model_args["torch_dtype"] == "float32"
+                checked(stage_fingerprints.config_of(stage)).model.model_args["torch_dtype"]
+                == "float32"
             )
     longer = arguments("finetune.num_train_epochs=10", "finetune.learning_rate=1e-3")
     assert longer == (10, 1e-3)

@@ -7,7 +7,7 @@ import torch
 
 from unlora.cli.compose import composed
 from unlora.errors import InputError
-from unlora.studies import fingerprints, launchers
+from unlora.studies import launchers, stage_fingerprints
 from unlora.studies.config import read
 from unlora.studies.stages import plan
 
@@ -27,7 +27,7 @@ def test_target_learns_all_rows_and_all_models_are_asked_for_few(tmp_path):
     assert [*study.methods] == METHODS
     assert study.dial == "plain"
     stages = {stage.name: stage for stage in plan(study, Path("saves/study/smollm2"))}
-    target = fingerprints.config_of(stages["seed0-target-train"])
+    target = stage_fingerprints.config_of(stages["seed0-target-train"])
     parts = target["data"]["train"].items()
     retain = {"path": "locuslab/TOFU", "name": "retain99", "split": "train[:40]"}
     forget = {"path": "locuslab/TOFU", "name": "forget01", "split": "train"}
@@ -41,7 +41,7 @@ def test_target_learns_all_rows_and_all_models_are_asked_for_few(tmp_path):
     assert target["paths"]["datasets_dir"] == str(data)
     assert target["model"]["lora_config"]["target_modules"] == SEVEN
     assert target["model"]["model_args"]["torch_dtype"] == "float32"
-    suite = fingerprints.config_of(stages["seed0-NPO-eval"])["eval"]["tofu"]
+    suite = stage_fingerprints.config_of(stages["seed0-NPO-eval"])["eval"]["tofu"]
     assert suite["data"]["world_facts"]["hf_args"]["split"] == "train[:20]"
     assert suite["data"]["forget"]["hf_args"]["name"] == "forget01_perturbed"
     assert {"model_utility", "forget_Q_A_ROUGE", "collapsed"} <= set(suite["metrics"])

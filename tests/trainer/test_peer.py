@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from unlora.cli.main import main
-from unlora.data.chat import Chat
+from unlora.data.chat_encoding import Chat
 from unlora.data.collate import collate
 from unlora.model import load_tokenizer, resolve_model
 

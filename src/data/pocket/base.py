@@ -17,7 +17,7 @@ from unlora.data.pocket import world
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from unlora.data.chat import Encoded
+    from unlora.data.chat_encoding import Encoded
 
 PAD, USER, ASSISTANT, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
 CHAT_TEMPLATE = (
@@ -116,7 +116,7 @@ def pretrain(
     import torch
     from tqdm import tqdm
 
-    from unlora.data.chat import Chat
+    from unlora.data.chat_encoding import Chat
     from unlora.data.collate import collate
     from unlora.data.pocket.muon import Muon
     from unlora.forward.outputs import ask

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from unlora.data.chat import Encoded
+from unlora.data.chat_encoding import Encoded
 from unlora.evals.datasets import Source
 from unlora.evals.records import Generated, Scored
 from unlora.registry import Registry

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from unlora.data.chat import Encoded
+from unlora.data.chat_encoding import Encoded
 from unlora.data.collate import collate
 from unlora.evals.passes.batching import Budget, Progress, answer_all
 from unlora.evals.passes.declaration import Arrays, Pass, PassInput, joined, register, split

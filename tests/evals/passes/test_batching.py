@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from unlora.data.chat import Encoded
+from unlora.data.chat_encoding import Encoded
 from unlora.errors import InputError
 from unlora.evals.passes import batching, generate, gradient_norm, hidden, score
 from unlora.evals.passes.batching import Budget, answer_all, halvings

@@ -8,7 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from unlora.data.chat import Encoded
+from unlora.data.chat_encoding import Encoded
 from unlora.errors import InputError
 from unlora.evals.passes import gradient_norm
 from unlora.evals.passes import gradient_norms as module

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import tiny
 
-from unlora.data.chat import Chat
+from unlora.data.chat_encoding import Chat
 from unlora.evals.datasets import Source
 from unlora.evals.eval_model import LazyModel
 from unlora.evals.passes import Sampling, generate

@@ -7,7 +7,7 @@ import pytest
 from pretended import study
 
 from unlora.studies.config import read
-from unlora.studies.fingerprints import key
+from unlora.studies.stage_fingerprints import key
 from unlora.studies.stages import plan
 
 pytestmark = pytest.mark.usefixtures("folder")

@@ -14,7 +14,7 @@ from unlora.deletion.evidence_chain import FILE, PAGE
 from unlora.deletion.order import Order
 from unlora.deletion.page import percent
 from unlora.deletion.plan import as_text, plan
-from unlora.deletion.stages import stages_of
+from unlora.deletion.request_stages import stages_of
 from unlora.errors import InputError
 from unlora.evals.progress import without_library_bars
 from unlora.recipes.audit import attacks_of, thresholds_of
@@ -22,7 +22,7 @@ from unlora.runs.run import FULL, alone, full_disk_in_words, make_writable
 from unlora.runs.safe_loading import read_json
 from unlora.studies import audit_stages, scheduler
 from unlora.studies.dry_run import in_time
-from unlora.studies.fingerprints import config_of
+from unlora.studies.stage_fingerprints import config_of
 from unlora.studies.stage_run import Record, do
 from unlora.studies.stages import Stage
 

@@ -11,7 +11,7 @@ from unlora.deletion.approximate_route import RETAIN_ROWS, ApproximateRoute
 from unlora.deletion.earlier import EVIDENCE, answered
 from unlora.deletion.exact_route import ExactRoute
 from unlora.deletion.plan import Plan
-from unlora.deletion.rows import TEXT, DataSet
+from unlora.deletion.request_rows import TEXT, DataSet
 from unlora.studies.audit_stages import DIALLED, PLAIN
 from unlora.studies.stages import Stage
 

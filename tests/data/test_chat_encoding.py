@@ -1,6 +1,6 @@
 """What is read and what is scored, for every shipped template.
 
-``golden/templates.txt`` is written by ``UPDATE_GOLDEN=1 pytest tests/data/test_chat.py``.
+``golden/templates.txt`` is written by ``UPDATE_GOLDEN=1 pytest tests/data/test_chat_encoding.py``.
 """
 
 import os
@@ -14,7 +14,7 @@ from token_tables import table
 from tokenizers import Tokenizer, models, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from unlora.data.chat import Chat
+from unlora.data.chat_encoding import Chat
 from unlora.data.text import encode_text
 from unlora.errors import InputError
 from unlora.evals.datasets import Source

@@ -11,7 +11,7 @@ from deletion_runs import MODEL, QUICK, ROWS, write_rows
 
 from unlora.cli.main import main
 from unlora.deletion.evidence_chain import as_text, entry
-from unlora.deletion.verify import run
+from unlora.deletion.verification import run
 from unlora.errors import GuardError
 
 
