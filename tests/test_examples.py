@@ -1,10 +1,13 @@
 """The notebooks of ``examples/`` run, and come to what they say."""
 
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
 
+from unlora.cli.help import COMMANDS
 from unlora.deletion.earlier import read_facts
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -57,3 +60,24 @@ def test_a_deletion_request(run, capsys):
 @pytest.mark.parametrize("name", ["unlearn_on_pocket", "a_deletion_request"])
 def test_a_notebook_takes_six_cells(name):
     assert len(code_of(name)) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_unlearning_on_smollm2(run, tmp_path):
+    if "UNLORA_REAL_MODEL" not in os.environ:
+        pytest.skip("no real model here: set UNLORA_REAL_MODEL to its folder")
+    figures = run("unlearn_on_smollm2")["figures"]
+    full, gold, npo = (figures[name]["forget_Q_A_Prob"] for name in ("full", "gold", "npo"))
+    assert gold < full - 0.2
+    assert npo < full - 0.2
+    assert (tmp_path / "saves/unlearn/npo/audit/AUDIT.json").is_file()
+    assert (tmp_path / "saves/report/report.html").is_file()
+
+
+def test_every_notebook_is_run_by_a_test_and_every_command_in_it_is_there():
+    text = Path(__file__).read_text("utf-8")
+    for notebook in EXAMPLES.glob("*.ipynb"):
+        assert f'run("{notebook.stem}")' in text
+        for command in re.findall(r'"unlora ([a-z-]+) ', "".join(code_of(notebook.stem))):
+            assert command in COMMANDS
