@@ -114,6 +114,17 @@ class Chat:
         Args:
             of: what a progress bar calls them; none is shown without it.
         """
+        return [*self.encode_each(pairs, max_length=max_length, examples=examples, of=of)]
+
+    def encode_each(
+        self,
+        pairs: Sequence[Example],
+        *,
+        max_length: int = 512,
+        examples: Sequence[Example] = (),
+        of: str = "",
+    ) -> Iterator[Encoded]:
+        """:meth:`encode_all`, one after the other, as they are asked for."""
         for question, answer in pairs:
             if not answer.strip():
                 raise InputError(
@@ -121,7 +132,6 @@ class Chat:
                     "one, or leave the row out."
                 )
         room = min(max_length, self.tokenizer.model_max_length)
-        encoded = []
         split = self._split(self._texts(shown(pairs, of), examples), self._end[0])
         for (question, _), (prompt, scored) in zip(pairs, split, strict=True):
             if not scored:
@@ -130,8 +140,7 @@ class Chat:
                     f"to {_words(question)}. Leave the row out, or use another tokenizer."
                 )
             scored.append(self.end_id)
-            encoded.append(fit(prompt, scored, room, self.tokenizer.bos_token_id))
-        return encoded
+            yield fit(prompt, scored, room, self.tokenizer.bos_token_id)
 
     def prompt(self, question: str | Turns, *, examples: Sequence[Example] = ()) -> list[int]:
         """What generation continues; see :meth:`prompts`."""

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 def as_questions(
-    rows: Sequence[Mapping[str, Any]], question_key: str, answer_key: str, *, of: str = ""
+    rows: Sequence[dict[str, Any]], question_key: str, answer_key: str, *, of: str = ""
 ) -> list[dict[str, Any]]:
     """The rows with a question in one column and its answer in another.
 
@@ -56,10 +56,10 @@ def as_questions(
     if question_key in columns:
         alpaca = question_key == "instruction" and "input" in columns
         if not alpaca:
-            return [dict(row) for row in rows]
+            return list(rows)
         shapes = [("instruction", "output")]
     if not shapes:
-        return [dict(row) for row in rows]
+        return list(rows)
     if len(shapes) > 1:
         either = " or ".join(" and ".join(shape) for shape in shapes)
         raise InputError(

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path
@@ -110,7 +111,7 @@ def _from_json(file: Path, text: str, line: int, wanted: str) -> Any:
     where = "a row" if text.lstrip().startswith("[") else f"line {line}"
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        mapping = dict(pairs)
+        mapping = {sys.intern(name): value for name, value in pairs}  # a name is one object
         if len(mapping) < len(pairs):
             names = [name for name, _ in pairs]
             name = next(name for name in names if names.count(name) > 1)

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def answers(
-    rows: Sequence[Mapping[str, object]],
+    rows: Sequence[dict[str, Any]],
     chat: Chat,
     *,
     question_key: str = "question",
@@ -144,7 +144,7 @@ def say_what_is_text(
 
 
 def refusals(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[dict[str, Any]],
     chat: Chat,
     *,
     seed: int,

@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from unlora.data.template import Turns
 from unlora.data.text import encode_text, text_prompt
 from unlora.errors import InputError
 from unlora.evals.own import has_holes, not_given, whole, without_column
+from unlora.evals.spool import TokenSpool
 from unlora.forward import IGNORE_INDEX
 from unlora.registry import unknown
 
@@ -113,29 +114,26 @@ class Source:
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
     @cached_property
-    def answers(self) -> list[list[Encoded]]:
+    def answers(self) -> TokenSpool:
         """The answers of each example as tokens; one that is empty has no scored token."""
         pairs = [(row, text) for row, answer in self._pairs() for text in _several(answer)]
-        encoded = iter(self._encode_all(pairs))
-        rows = [[next(encoded) for _ in _several(answer)] for _, answer in self._pairs()]
-        if cut := sum(any(answer.cut for answer in row) for row in rows):
+        encoded = self._encode_all(pairs)
+        rows = TokenSpool([next(encoded) for _ in _several(answer)] for _, answer in self._pairs())
+        if cut := int(rows.cut.sum()):
             logger.warning("%d of %d rows of %s cut to max_length", cut, len(rows), self.name)
         return rows
 
-    @cached_property
-    def texts(self) -> list[list[str]]:
-        """The scored part of each answer as text."""
-        flat = [row for rows in self.answers for row in rows]
-        ids = [[label for label in row.labels if label != IGNORE_INDEX] for row in flat]
-        decoded = iter(
-            self.chat.tokenizer.batch_decode(
-                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
+    def texts(self, examples: Iterable[int]) -> list[str]:
+        """The scored part of each answer of these examples as text."""
+        rows = (row for i in examples for row in self.answers[i])
+        return self.chat.tokenizer.batch_decode(
+            [[label for label in row.labels if label != IGNORE_INDEX] for row in rows],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
         )
-        return [[next(decoded) for _ in rows] for rows in self.answers]
 
     @cached_property
-    def _cut_prompts(self) -> list[Encoded]:
+    def cut_prompts(self) -> TokenSpool:
         """What generation continues: the same whatever the answer is; see ``Chat.prompts``.
 
         Raises:
@@ -152,22 +150,23 @@ class Source:
                 f"eval.own.max_new_tokens, to 2048, or at least to {OF_A_THOUGHT}."
             )
         length = self.config.get("max_length", 512 if self.is_qa else 2048)
-        prompts = self._encode_prompts(min(length, max(reads - most, reads // 2)))
-        longest = max(len(row.input_ids) for row in prompts)
+        rows = self._encode_prompts(min(length, max(reads - most, reads // 2)))
+        prompts = TokenSpool([row] for row in rows)
+        longest = int(prompts.tokens.max())
         if longest + most > reads:
             raise InputError(
                 f"max_new_tokens is {most}, but the model reads {reads} tokens, prompt and answer "
                 f"together, and the longest prompt of {self.name} has {longest}. Set it, as in "
                 f"eval.own.max_new_tokens, to {reads - longest} or less."
             )
-        if cut := sum(row.cut > 0 for row in prompts):
+        if cut := int(prompts.cut.sum()):
             logger.warning("%d of %d prompts of %s cut", cut, len(prompts), self.name)
         return prompts
 
-    @cached_property
+    @property
     def prompts(self) -> list[list[int]]:
         """The tokens that generation continues."""
-        return [row.input_ids for row in self._cut_prompts]
+        return [row.input_ids for [row] in self.cut_prompts]
 
     def _encode_prompts(self, room: int) -> list[Encoded]:
         if self.is_qa:
@@ -180,17 +179,16 @@ class Source:
         """The first example as tokens, as a pass reads it: what is scored, or gone on from."""
         tokenizer = self.chat.tokenizer
         if prompts:
-            return {"gone on from": pieces(tokenizer, self._cut_prompts[0])["read"]}
+            return {"gone on from": pieces(tokenizer, self.cut_prompts[0][0])["read"]}
         scored = (row for answers in self.answers for row in answers if row.input_ids)
         return pieces(tokenizer, next(scored, Encoded([], [])))
 
     def num_cut(self, examples: Iterable[int], *, prompts: bool = False) -> int:
         """How many of these examples have an answer, or a prompt, that was cut."""
-        if prompts:
-            return sum(self._cut_prompts[i].cut > 0 for i in examples)
-        return sum(any(answer.cut for answer in self.answers[i]) for i in examples)
+        rows = self.cut_prompts if prompts else self.answers
+        return int(rows.cut[[*examples]].sum())
 
-    @cached_property
+    @property
     def prompt_texts(self) -> list[str]:
         """The prompts without special tokens, for the log."""
         return self.chat.tokenizer.batch_decode(
@@ -215,7 +213,7 @@ class Source:
 
     def encode(self, answers: Iterable[tuple[int, str]]) -> list[Encoded]:
         """Texts as if they were the answers of these examples."""
-        return self._encode_all([(self.rows[example], text) for example, text in answers])
+        return [*self._encode_all([(self.rows[example], text) for example, text in answers])]
 
     def _in_format(self, rows: Sequence[dict]) -> list[dict]:
         form, key = self.config.get("question_format"), self.config.get("question_key")
@@ -250,26 +248,23 @@ class Source:
     def _pairs(self) -> list[tuple[dict, Any]]:
         return [(row, row[self.columns[-1]]) for row in self.rows]
 
-    def _encode_all(self, pairs: Sequence[tuple[dict, str]]) -> list[Encoded]:
+    def _encode_all(self, pairs: Sequence[tuple[dict, str]]) -> Iterator[Encoded]:
         """Rows with one answer each as tokens; what is empty, or shown before, has none."""
         if not self.is_qa:
-            return [self._encode_text(row, answer) for row, answer in pairs]
+            yield from (self._encode_text(row, answer) for row, answer in pairs)
+            return
         key = self.config["question_key"]
         texts = [(_question(row[key]), answer) for row, answer in pairs]
         # the answer of an example that is shown would stand in its own prompt
-        present = [
-            n for n, pair in enumerate(texts) if pair[1].strip() and pair not in self._examples
-        ]
-        answered = self.chat.encode_all(
-            [texts[n] for n in present],
+        present = [bool(pair[1].strip()) and pair not in self._examples for pair in texts]
+        answered = self.chat.encode_each(
+            [pair for pair, there in zip(texts, present, strict=True) if there],
             max_length=self.config.get("max_length", 512),
             examples=self._examples,
             of=self.name,
         )
-        encoded = [Encoded([], []) for _ in pairs]
-        for n, row in zip(present, answered, strict=True):
-            encoded[n] = row
-        return encoded
+        for there in present:
+            yield next(answered) if there else Encoded([], [])
 
     def _encode_text(self, row: dict, answer: str) -> Encoded:
         if not answer.strip():

@@ -1,15 +1,56 @@
 """Answer the questions of a suite: from the cache where the answers are, else from the model."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from unlora.evals.datasets import Source
 from unlora.evals.eval_model import LazyModel
 from unlora.evals.pass_plan import Question
-from unlora.evals.passes.declaration import NOT_CACHED, PASSES, Arrays, PassInput, Settings
+from unlora.evals.passes.batching import found_budget, rank_and_size
+from unlora.evals.passes.declaration import (
+    NOT_CACHED,
+    PASSES,
+    Arrays,
+    Pass,
+    PassInput,
+    Settings,
+    concatenated,
+)
 from unlora.evals.result_cache import ResultCache, digest
+from unlora.evals.spool import Spool, Stored
 
 Progress = Callable[[str, int], Any]
+BATCHES_AT_ONCE = 4  # of each process; answers are in memory as long as these batches are asked
+
+
+class Answers(Mapping[Question, Any]):
+    """The records of each question, in a temporary file; they are made when they are asked for.
+
+    Args:
+        input_of: what the answer to a question was read of.
+    """
+
+    def __init__(self, input_of: Callable[[str, str], PassInput]):
+        self._input_of, self._spool = input_of, Spool()
+        self._stored: dict[Question, Stored] = {}
+
+    def add(self, question: Question, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep an answer as it is cached."""
+        self._stored[question] = self._spool.add(arrays)
+
+    def __getitem__(self, question: Question) -> Any:
+        arrays = self._spool.read(self._stored[question])
+        return PASSES[question[0]].unpack(arrays, self._input_of(*question))
+
+    def __iter__(self) -> Iterator[Question]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
 
 
 class PassRunner:
@@ -32,24 +73,27 @@ class PassRunner:
     ):
         self.model, self.sources, self.chosen = model, sources, chosen
         self.settings, self.cache, self.progress = settings, cache, progress
-        self.answers: dict[Question, Any] = {}
+        self.answers = Answers(self._input)
         self.cut: dict[Question, int] = {}
         self._settings: dict[Question, Any] = {}
+        self._parts = Spool()
 
-    def answer(self, questions: Iterable[Question]) -> dict[Question, Any]:
+    def answer(self, questions: Iterable[Question]) -> Mapping[Question, Any]:
         """The records of every question; those of one pass go through the model together."""
         waiting = list(questions)
         for name in dict.fromkeys(name for name, _ in waiting):
             keys = {data: self.key(name, data) for pass_name, data in waiting if pass_name == name}
-            answers = {data: self.cache.read(key) for data, key in keys.items()}
-            new = [data for data, arrays in answers.items() if arrays is None]
-            for data, arrays in self._run(name, new).items():
+            new = []
+            for data, key in keys.items():
+                arrays = self.cache.read(key)
+                if arrays is None:
+                    new.append(data)
+                else:
+                    self._keep((name, data), arrays)
+            for data, parts in self._run(name, new).items():
+                arrays = concatenated([self._parts.read(part) for part in parts])
                 self.cache.write(keys[data], arrays)
-                answers[data] = arrays
-            for data, answer in answers.items():
-                assert answer is not None
-                self.answers[name, data] = PASSES[name].unpack(answer, self._input(name, data))
-                self.cut[name, data] = int(answer["cut"])
+                self._keep((name, data), arrays)
         return self.answers
 
     def new(self, questions: Sequence[Question]) -> list[Question]:
@@ -87,17 +131,25 @@ class PassRunner:
         if pass_.model == "none":
             return len(rows.rows)
         if pass_.reads == "prompts":
-            return sum(len(prompt) + rows.max_new_tokens for prompt in rows.prompts)
-        return sum(len(answer.input_ids) for answer in rows.answers)
+            prompts = self.sources[data].cut_prompts.tokens[[*rows.rows]]
+            return int(prompts.sum()) + len(prompts) * rows.max_new_tokens
+        return int(self.sources[data].answers.tokens[[*rows.rows]].sum())
+
+    def _keep(self, question: Question, arrays: Arrays) -> None:
+        self.answers.add(question, arrays)
+        self.cut[question] = int(arrays["cut"])
 
     def _input(self, name: str, data: str) -> PassInput:
         after = PASSES[name].after
         generated = self.answers[after, data] if after else None
-        rows, scored = self.chosen[data], self.answers.get(("score", data), [])
+        return PassInput(self.sources[data], self.chosen[data], self.settings, generated)
+
+    def _with_scores(self, question: PassInput) -> PassInput:
+        """The same with what the model is known to say to the answers."""
+        scored = self.answers.get(("score", question.source.name), [])
         each = [record if isinstance(record, list) else [record] for record in scored]
         # without a single answer in the data there is no record either
-        known = each if len(each) == len(rows) else None
-        return PassInput(self.sources[data], rows, self.settings, generated, known)
+        return replace(question, scored=each) if len(each) == len(question.rows) else question
 
     def _content(self, name: str, data: str) -> Any:
         """Hash of the data that the answer depends on, and of the answers that the pass reads."""
@@ -106,21 +158,61 @@ class PassRunner:
             return [rows, digest([answer.text for answer in self.answers[after, data]])]
         return rows
 
-    def _run(self, name: str, data: Sequence[str]) -> dict[str, Arrays]:
-        """New answers, as they are cached."""
+    def _run(self, name: str, data: Sequence[str]) -> dict[str, list[Stored]]:
+        """New answers, as they are cached, in parts of some rows each."""
         if not data:
             return {}
-        pass_, inputs = PASSES[name], [self._input(name, source) for source in data]
+        pass_, parts = PASSES[name], {source: [] for source in data}  # type: ignore[var-annotated]
         limits = {
             "batch_size": self.settings.batch_size,
             "tokens": self.settings.tokens,
             "progress": lambda done: self.progress(name, done),
         }
+        with self._asked(pass_) as model:
+            for inputs in self._blocks(pass_, data, model):
+                results = pass_.run(model, [*inputs.values()], **limits)
+                for (source, rows), result in zip(inputs.items(), results, strict=True):
+                    parts[source].append(self._parts.add(pass_.pack(result, rows)))
+        return parts
+
+    def _asked(self, pass_: Pass) -> Any:
         if pass_.model == "root":
-            with self.model.as_root() as root:
-                results = pass_.run(root, inputs, **limits)
-        else:
-            model = None if pass_.model == "none" else self.model.model
-            results = pass_.run(model, inputs, **limits)
-        packed = map(pass_.pack, results, inputs)
-        return dict(zip(data, packed, strict=True))
+            return self.model.as_root()
+        return nullcontext(None if pass_.model == "none" else self.model.model)
+
+    def _blocks(
+        self, pass_: Pass, data: Sequence[str], model: Any
+    ) -> Iterator[dict[str, PassInput]]:
+        """The inputs of a pass; answers, of which there may be many, some examples at a time.
+
+        Examples of the same number in several data sets stay together: they may begin alike. What
+        is written goes on from one row to the next, so there are no parts of it.
+        """
+        inputs = {source: self._input(pass_.name, source) for source in data}
+        if pass_.reads == "prompts":
+            yield {source: self._with_scores(rows) for source, rows in inputs.items()}
+            return
+        most = self.settings.tokens or found_budget(model)
+        sizes = [rows.source.answers.own[[*rows.rows]] for rows in inputs.values()]
+        for begin, end in _bounds(sizes, BATCHES_AT_ONCE * rank_and_size()[1] * most):
+            some = {
+                source: replace(rows, rows=rows.rows[begin:end]) for source, rows in inputs.items()
+            }
+            yield {
+                source: rows for source, rows in some.items() if rows.rows or not begin
+            }  # fmt: skip
+
+
+def _bounds(sizes: Sequence[np.ndarray], most: int) -> list[tuple[int, int]]:
+    """First and last number of the examples of each block.
+
+    Args:
+        sizes: of each data set, the tokens of its examples.
+        most: tokens of a block, but for its last example.
+    """
+    total = np.zeros(max(map(len, sizes)), dtype=np.int64)
+    for of_source in sizes:
+        total[: len(of_source)] += of_source
+    block = (np.cumsum(total) - total) // most
+    ends = [*(np.flatnonzero(np.diff(block)) + 1).tolist(), len(total)]
+    return list(zip([0, *ends[:-1]], ends, strict=True))

@@ -99,7 +99,7 @@ class Suite:
             if name not in self.missing:
                 source = self.sources[name]
                 generates = PASSES[pass_name].reads == "prompts" and not PASSES[pass_name].after
-                _ = source.prompts if generates else source.answers
+                _ = source.cut_prompts if generates else source.answers
 
     @property
     def output_dir(self) -> Path:
@@ -263,7 +263,7 @@ class Suite:
         source = self.sources[data]
         if PASSES[name].reads == "prompts":
             return len(source)
-        return sum(len(answers) for answers in source.answers)
+        return source.answers.num_rows
 
     def _missing_columns(self) -> dict[str, str]:
         """Data sets that lack a column which others have -> why they cannot be used.

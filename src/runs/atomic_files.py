@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ def is_main_process() -> bool:
 
 def write_json(file: Path, content: Any) -> None:
     """Write a file that is either the old or the new one, whole."""
-    content = _finite(content, secrets())
-    written = json.dumps(content, indent=2, ensure_ascii=False, default=str)
-    write_text(file, written + "\n")
+    hidden = secrets()
+    encoder = json.JSONEncoder(indent=2, ensure_ascii=False, default=str)
+    # piece by piece: the text of a large log takes more memory than what it says
+    pieces = chain(encoder.iterencode(_finite(content, hidden)), ["\n"])
+    with _new(file) as new, new.open("wb") as stream:
+        stream.writelines(without_values(piece, hidden).encode("utf-8") for piece in pieces)
 
 
 def write_text(file: Path, content: str) -> None:
@@ -32,10 +36,17 @@ def write_text(file: Path, content: str) -> None:
 
 def write_bytes(file: Path, content: bytes) -> None:
     """Write a file that is either the old or the new one, whole."""
+    with _new(file) as new:
+        new.write_bytes(content)
+
+
+@contextmanager
+def _new(file: Path) -> Iterator[Path]:
+    """A file to write, which on leaving takes the place of this one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(file.name + f".{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        yield temporary
         _sync(temporary)
         temporary.replace(file)
         _sync(file.parent)

@@ -3,7 +3,6 @@
 import errno
 import os
 import tempfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from unlora.runs import atomic_files
 from unlora.runs.run import Run
 
 
@@ -76,7 +76,7 @@ def test_a_file_where_the_run_folder_would_be_is_kept(here, models, capsys, monk
 
 @pytest.mark.slow
 def test_an_evaluation_that_finds_the_disk_full_keeps_the_earlier_log(models, capsys, monkeypatch):
-    monkeypatch.setattr(Path, "write_bytes", fails(errno.ENOSPC))
+    monkeypatch.setattr(atomic_files, "_sync", fails(errno.ENOSPC))
     words = [*EVAL, f"model={models / 'root'}", "eval.own.max_new_tokens=1"]
     refused(words, "The disk is full: .* Free some space", capsys, monkeypatch)
 

@@ -147,7 +147,7 @@ def test_a_question_stands_in_its_format(merging):
     (prompt,) = source.prompt_texts
     # the examples too; its own is not shown, so nothing of it is scored
     assert prompt.count("Be brief. Who is") == 5 and prompt.count("Now:") == 5
-    assert source.answers == [[type(plain.answers[0][0])([], [])]]
+    assert [*source.answers] == [[type(plain.answers[0][0])([], [])]]
     other = people(chat, question_format="Be brief. {} Now:")
     assert other.fingerprint([0]) != plain.fingerprint([0])
 

@@ -93,7 +93,7 @@ def test_every_kind_of_file_says_the_same(tokenizer, tmp_path, kind):
         pd.DataFrame(rows).to_json(file, orient="records", lines=kind == "jsonl")
     config = {**CONFIG, "hf_args": {"path": str(file)}, "needed": {"answer_key": "x"}}
     read = Source("forget", config, Chat(tokenizer, TAGS), load_rows)
-    assert read.answers == source(tokenizer, rows, needed={"answer_key": "x"}).answers
+    assert [*read.answers] == [*source(tokenizer, rows, needed={"answer_key": "x"}).answers]
     assert [len(answers[0].input_ids) > 0 for answers in read.answers] == [True, False, True]
 
 

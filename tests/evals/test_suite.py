@@ -237,7 +237,9 @@ def test_each_data_set_reads_its_own_columns(folder, tokenizer):
         part = next(part for part in splits if name.startswith(part))
         rows = lines(splits[part])
         answers = [row[columns[name.removeprefix(part)]] for row in rows]
-        assert source.texts == [a if isinstance(a, list) else [a] for a in answers], name
+        assert source.texts(range(len(source))) == [
+            text for a in answers for text in (a if isinstance(a, list) else [a])
+        ], name
         questions = [row["question"] for row in rows]
         assert all(q in text for q, text in zip(questions, source.prompt_texts, strict=True))
     assert len(suite.sources) == 11
@@ -438,7 +440,7 @@ def test_muse_end_to_end(tokenizer, model, tmp_path, muse):
     found = [(here < there) + (here == there) / 2 for here in forget for there in holdout]
     assert summary["mia_min_k"] == sum(found) / 16
     # plain text has no end token: every token of the continuation counts
-    text = suite.sources["verbmem"].texts[0][0]
+    text = suite.sources["verbmem"].texts([0])[0]
     assert text.strip() == rows["verbmem", "forget"][0]["gt"]
     assert set(suite.evaluate(model, panel=True)) == {"exact_memorization", "retain_knowmem_ROUGE"}
 

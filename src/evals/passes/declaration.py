@@ -5,7 +5,7 @@ know it by what it declares here.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -82,7 +82,7 @@ class PassInput:
         """The text of every answer."""
         if self.generated is not None:
             return [answer.text or "" for answer in self.generated]
-        return [text for i in self.rows for text in self.source.texts[i]]
+        return self.source.texts(self.rows)
 
     @property
     def facts(self) -> Arrays:
@@ -94,7 +94,8 @@ class PassInput:
     @property
     def prompts(self) -> list[list[int]]:
         """The tokens that generation continues."""
-        return [self.source.prompts[i] for i in self.rows]
+        prompts = self.source.prompts
+        return [prompts[i] for i in self.rows]
 
     @property
     def max_new_tokens(self) -> int:
@@ -182,6 +183,23 @@ def split(results: Iterable[Item], parts: Sequence[Sequence[Any]]) -> list[list[
     """Results of joined rows, by input."""
     remaining = iter(results)
     return [[next(remaining) for _ in part] for part in parts]
+
+
+def concatenated(parts: Sequence[Mapping[str, np.ndarray]]) -> Arrays:
+    """The cached answer of all rows, from those of some rows each, in their order."""
+    if len(parts) == 1:
+        return dict(parts[0])
+    names = dict.fromkeys(name for part in parts for name in part)
+    by_name = {name: [part[name] for part in parts if name in part] for name in names}
+    return {name: _joined(arrays) for name, arrays in by_name.items()}
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    if not arrays[0].ndim:
+        return np.sum(arrays)  # a number of rows
+    if arrays[0].dtype == np.uint8:
+        return text_array(joined(map(texts_of, arrays)))
+    return np.concatenate([array for array in arrays if len(array)] or arrays)
 
 
 def text_array(texts: Sequence[Any]) -> np.ndarray:

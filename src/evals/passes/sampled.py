@@ -48,7 +48,8 @@ def _drawn(model: nn.Module, data: PassInput, *, progress: Progress, **limits: A
 
 
 def _pack(drawn: Draws, data: PassInput) -> Arrays:
-    prompts = [data.source.prompt_texts[i] for i in data.rows]
+    texts_before = data.source.prompt_texts
+    prompts = [texts_before[i] for i in data.rows]
     cut = np.array(data.source.num_cut(data.rows, prompts=True))
     return {"drawn": text_array(drawn), "asked": text_array(prompts), "cut": cut}
 
