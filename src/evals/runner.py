@@ -10,7 +10,7 @@ import numpy as np
 from unlora.evals.datasets import Source
 from unlora.evals.eval_model import LazyModel
 from unlora.evals.pass_plan import Question
-from unlora.evals.passes.batching import found_budget, rank_and_size
+from unlora.evals.passes.batching import found_budget
 from unlora.evals.passes.declaration import (
     NOT_CACHED,
     PASSES,
@@ -22,9 +22,12 @@ from unlora.evals.passes.declaration import (
 )
 from unlora.evals.result_cache import ResultCache, digest
 from unlora.evals.spool import Spool, Stored
+from unlora.forward.modes import device_of
 
 Progress = Callable[[str, int], Any]
-BATCHES_AT_ONCE = 4  # of each process; answers are in memory as long as these batches are asked
+# answers are in memory while so many batches are asked; processes that share them out need more,
+# and their number must not change what goes together
+BATCHES_ON_CPU, BATCHES_ON_GPU = 4, 64
 
 
 class Answers(Mapping[Question, Any]):
@@ -162,7 +165,8 @@ class PassRunner:
         """New answers, as they are cached, in parts of some rows each."""
         if not data:
             return {}
-        pass_, parts = PASSES[name], {source: [] for source in data}  # type: ignore[var-annotated]
+        pass_ = PASSES[name]
+        parts: dict[str, list[Stored]] = {source: [] for source in data}
         limits = {
             "batch_size": self.settings.batch_size,
             "tokens": self.settings.tokens,
@@ -194,7 +198,8 @@ class PassRunner:
             return
         most = self.settings.tokens or found_budget(model)
         sizes = [rows.source.answers.own[[*rows.rows]] for rows in inputs.values()]
-        for begin, end in _bounds(sizes, BATCHES_AT_ONCE * rank_and_size()[1] * most):
+        batches = BATCHES_ON_CPU if device_of(model).type == "cpu" else BATCHES_ON_GPU
+        for begin, end in _bounds(sizes, batches * most):
             some = {
                 source: replace(rows, rows=rows.rows[begin:end]) for source, rows in inputs.items()
             }
