@@ -369,7 +369,11 @@ def page(rows: Sequence[tuple[Method, tuple[str, ...], Sequence[Result], int]],
         for method, trial, _, trials in rows
     ]
     text = (HERE / "methods_page.md").read_text("utf-8")
-    return text.replace("{table}", "\n".join(lines)).replace("{methods}", "\n\n".join(sections))
+    held = (HERE / "results" / "methods_held.md").read_text("utf-8").strip()
+    parts = {"{table}": "\n".join(lines), "{held}": held, "{methods}": "\n\n".join(sections)}
+    for mark, part in parts.items():
+        text = text.replace(mark, part)
+    return text
 
 
 def shown(method: Method, trial: Sequence[str]) -> list[str]:

@@ -98,13 +98,12 @@ def _dialled(dial: DialLog) -> str:
     missed = f"no scale does what was asked for: {goal}"
     if dial.scale is None:
         return f"{missed}."
-    reached = dial.content.get("reached", True)
-    text = f"scale {dial.scale:.2f}, " + (goal if reached else f"though {missed}")
+    text = f"scale {dial.scale:.2f}, " + (goal if dial.reached else f"though {missed}")
     if dial.chosen:
         residual, retain = dial.chosen
         text += f": {decimal(residual)} is left, answers to keep at {retain:.3f}"
     verdict = dial.content.get("verdict")
-    return f"{text}. {verdict['sentence']}" if verdict and reached else f"{text}."
+    return f"{text}. {verdict['sentence']}" if verdict and dial.reached else f"{text}."
 
 
 def _forms(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -31,6 +31,11 @@ class DialLog:
         return None if scale is None else float(scale)
 
     @property
+    def reached(self) -> bool:
+        """Whether some scale does what was asked for; a study keeps the adapter as it is else."""
+        return self.scale is not None and bool(self.content.get("reached", True))
+
+    @property
     def curve(self) -> list[tuple[float, float, float]]:
         """(scale, residual, retain probability) of the scales at which both are known."""
         keys = ("scale", "residual", "retain")
