@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unlora.results.audit_log import FOLDER, AuditLog, read_audit
+from unlora.results.audit_log import AuditLog, read_audit
 from unlora.results.dial_log import read_dial
 from unlora.results.run_result import read_run
 
