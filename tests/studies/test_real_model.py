@@ -29,7 +29,7 @@ def test_target_learns_all_rows_and_all_models_are_asked_for_few(tmp_path):
     stages = {stage.name: stage for stage in plan(study, Path("saves/study/smollm2"))}
     target = stage_fingerprints.config_of(stages["seed0-target-train"])
     parts = target["data"]["train"].items()
-    retain = {"path": "locuslab/TOFU", "name": "retain99", "split": "train[:40]"}
+    retain = {"path": "locuslab/TOFU", "name": "retain99", "split": "train[:100]"}
     forget = {"path": "locuslab/TOFU", "name": "forget01", "split": "train"}
     assert {name: each["args"]["hf_args"] for name, each in parts} == {
         "TOFU_QA_retain": retain,
