@@ -118,12 +118,17 @@ def _as(network: Any, names: list[str]) -> Iterator[nn.Module]:
 
 @contextmanager
 def collecting_soon() -> Iterator[None]:
-    """Within, :func:`release` need not look through what is there already, libraries above all."""
+    """Within, :func:`release` need not look through what is there already, libraries above all.
+
+    What the caller's program has frozen stays so.
+    """
+    frozen_before = gc.get_freeze_count()
     gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not frozen_before:
+            gc.unfreeze()
 
 
 def release() -> None:

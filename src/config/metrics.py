@@ -15,9 +15,18 @@ def shipped_metrics(suite: str) -> Metrics:
     return {name: each for section in _sections(suite).values() for name, each in section.items()}
 
 
+class _SharedStore(dict[str, Any]):
+    """Hydra copies its whole store for every composition, and again what it loads from it."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_SharedStore":
+        return self
+
+
 @functools.cache
 def register_metrics() -> None:
     """Add the shipped metrics to Hydra's store: one by its name, the usual ones as ``default``."""
+    store = ConfigStore.instance()
+    store.repo = _SharedStore(store.repo)
     for file in resources.files("unlora.configs").joinpath("metrics").iterdir():
         suite = file.name.removesuffix(".yaml")
         sections = _sections(suite)
@@ -25,7 +34,7 @@ def register_metrics() -> None:
             name: {name: each} for group in sections.values() for name, each in group.items()
         }
         for option, metrics in {**options, "default": sections["default"]}.items():
-            ConfigStore.instance().store(
+            store.store(
                 name=option,
                 node=metrics,
                 group=f"eval/{suite}_metrics",
