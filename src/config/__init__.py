@@ -9,7 +9,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from unlora.config.checks import check_share, contradictions, with_data_sets, with_share
+from unlora.config.checks import (
+    check_share,
+    contradictions,
+    with_data_sets,
+    with_rows_at_once,
+    with_share,
+)
 from unlora.config.resolve import plain, with_lora_default
 from unlora.config.schema import Config
 from unlora.config.unused_keys import referred, refuse_unread
@@ -32,6 +38,7 @@ def read(cfg: Mapping[str, Any]) -> Config:
         refuse_unread(content["data"], content.get("mode"), referred(cfg))
         content["data"] = with_data_sets(content)
     config: Config = checked(Config, content)
+    config = config.model_copy(update={"trainer": with_rows_at_once(config.trainer)})
     rows, processes = config.global_batch_size, int(os.environ.get("WORLD_SIZE") or 1)
     mistakes = [*contradictions(config), *check_share(rows, processes)]
     if mistakes:

@@ -9,11 +9,12 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from unlora.config.schema import Config, DataKeys, TrainerArgs
+from unlora.config.schema import Config, DataKeys, TrainerArgs, TrainerSection
 from unlora.config.unused_keys import READ_DATA
 from unlora.errors import InputError
 from unlora.registry import unknown
 
+ROWS_AT_ONCE = 4  # where nobody has said how many; on a processor more are not faster
 OWN_DATA = READ_DATA["eval"]  # data.* that may be a file, to be evaluated on
 # what a folder of `datasets` or of the hub has in it
 OF_DATASETS = ("state.json", "dataset_dict.json", "train*.*", "data/train*.*")
@@ -197,6 +198,14 @@ def check_share(rows: int | None, processes: int) -> Iterator[str]:
             f"global_batch_size is {rows}, which {processes} processes cannot share evenly. Set "
             f"global_batch_size={' or '.join(near)}, or start another number of processes."
         )
+
+
+def with_rows_at_once(trainer: TrainerSection) -> TrainerSection:
+    """The section with a number for ``auto``, which is kept aside for what knows the memory."""
+    if trainer.args.get("per_device_train_batch_size") != "auto":
+        return trainer
+    args = {**trainer.args, "per_device_train_batch_size": ROWS_AT_ONCE}
+    return trainer.model_copy(update={"args": args, "batch_is_auto": True})
 
 
 def with_share(args: TrainerArgs, rows: int, processes: int) -> TrainerArgs:

@@ -186,7 +186,7 @@ class ModelSection(Section):
 class TrainerArgs(TypedDict, total=False):
     """Those with a range; ``unlora.trainer`` checks all names against the TrainingArguments."""
 
-    per_device_train_batch_size: values.Count
+    per_device_train_batch_size: values.BatchSize
     per_device_eval_batch_size: values.Count
     gradient_accumulation_steps: values.Count
     num_train_epochs: values.Positive
@@ -219,6 +219,7 @@ class TrainerSection(Section):
     method_args: dict[str, Any] = Field(default_factory=dict)
     plugins: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
     needs_alternates: bool = False  # refusals will not do
+    batch_is_auto: bool = False  # per_device_train_batch_size was auto, and is a first guess
     score_forget_end: bool = True  # the end token of forget answers counts in the loss
     on_divergence: Literal["stop", "skip", "rollback"] = "stop"
     on_change: Literal["stop", "resume"] = "stop"  # of settings, where a run is resumed

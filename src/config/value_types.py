@@ -154,7 +154,18 @@ def _checkpointing(value: Any) -> Any:
     return value
 
 
+def _batch_size(value: Any) -> Any:
+    if value == "auto":
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("it must be a whole number, or auto: as many rows as memory allows.")
+    if value < 1:
+        raise ValueError("it must be greater than 0, or auto: as many rows as memory allows.")
+    return value
+
+
 Count = Annotated[int, Field(gt=0)]
+BatchSize = Annotated[Any, AfterValidator(_batch_size)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]

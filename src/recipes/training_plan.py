@@ -44,9 +44,11 @@ from unlora.trainer import (
     start_adapter,
     training_arguments,
 )
+from unlora.trainer.arguments import CHECKPOINTING
+from unlora.trainer.batch_layout import Choices, may_choose
 from unlora.trainer.checkpointing import available_memory, decided, is_auto
 from unlora.trainer.composed_step import Penalty
-from unlora.trainer.largest_batch import largest, size_of
+from unlora.trainer.largest_batch import Batch, largest, size_of
 from unlora.trainer.memory_estimate import estimate
 from unlora.trainer.orthogonal import added, keep_orthogonal
 
@@ -188,8 +190,8 @@ class TrainingPlan:
         )
         set_warmup(args, settings, rows=len(parts))
         check_optimiser(args, rows=len(parts))
-        if is_auto(settings) and not (args.deepspeed or args.fsdp):
-            self._decide_checkpointing(parts)
+        if not (args.deepspeed or args.fsdp):
+            self._decide_layout(parts)
         suites = build_suites(
             baselines.evaluated(config, self.references),
             tokenizer=tokenizer,
@@ -222,17 +224,36 @@ class TrainingPlan:
         looks_at_retain_once = self.plugins.start is not None or self.loss.handler == "PerTA"
         return (*parts, "retain") if looks_at_retain_once and "retain" not in parts else parts
 
-    def _decide_checkpointing(self, parts: Parts) -> None:
-        rows = self.args.train_batch_size
-        batches = {part: largest([*map(size_of, x)], rows) for part, x in parts.rows.items()}
-        on, why = decided(
-            batches,
-            self.model.architecture,
-            partial(estimate, self.config, batches, model=self.model),
-            available_memory(self.args.device),
-        )
-        set_checkpointing(self.args, on)
-        logger.info("gradient checkpointing is %s", why)
+    def _decide_layout(self, parts: Parts) -> None:
+        """Choose the rows at once and gradient checkpointing, where they are ``auto``."""
+        args, config = self.args, self.config
+        sizes = {part: [*map(size_of, rows)] for part, rows in parts.rows.items()}
+        available = available_memory(args.device)
+        auto = is_auto(config.trainer.args)
+
+        def batches(rows: int) -> dict[str, Batch]:
+            return {part: largest(of_part, rows) for part, of_part in sizes.items()}
+
+        if config.trainer.batch_is_auto and may_choose(args):
+            layout = Choices(
+                args.train_batch_size * args.gradient_accumulation_steps,
+                batches,
+                lambda chosen: estimate(config, chosen, model=self.model),
+                self.model.architecture,
+                available,
+                args.device.type == "cuda",
+                None if auto else bool(getattr(args, CHECKPOINTING)),
+            ).layout()
+            args.per_device_train_batch_size = layout.rows
+            args.gradient_accumulation_steps = layout.accumulation
+            set_checkpointing(args, layout.checkpointing)
+            logger.info("%s", layout.why)
+        elif auto:
+            whole = batches(args.train_batch_size)
+            needs = partial(estimate, config, whole, model=self.model)
+            on, why = decided(whole, self.model.architecture, needs, available)
+            set_checkpointing(args, on)
+            logger.info("gradient checkpointing is %s", why)
 
     def load_model(self, parts: Parts) -> StartingModel:
         """Load the weights, and start the adapter."""

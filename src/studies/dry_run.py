@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from unlora.config import read as checked
+from unlora.config.checks import ROWS_AT_ONCE
 from unlora.config.schema import Config
 from unlora.errors import GuardError, InputError
 from unlora.studies import audit_stages, stage_fingerprints
@@ -258,7 +259,8 @@ def num_steps(args: Mapping[str, Any], rows: int) -> int:
     """Optimiser steps of a training on so many rows, of its ``trainer.args``."""
     if args.get("max_steps", -1) > 0:
         return int(args["max_steps"])
-    batches = math.ceil(rows / args.get("per_device_train_batch_size", 8))
+    size = args.get("per_device_train_batch_size", 8)
+    batches = math.ceil(rows / (ROWS_AT_ONCE if size == "auto" else size))
     steps = math.ceil(batches / args.get("gradient_accumulation_steps", 1))
     return math.ceil(steps * args.get("num_train_epochs", 3))
 

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from unlora.cli.compose import composed
+from unlora.config.checks import ROWS_AT_ONCE
 from unlora.config.resolve import plain, shipped
 from unlora.runs.atomic_files import files_below
 from unlora.runs.safe_loading import read_json
@@ -75,6 +76,8 @@ def key(stage: Stage) -> str:
         data = {k: _data(v, datasets_dir) for k, v in (config.get("data") or {}).items()}
         if trainer["args"].get("gradient_checkpointing") == "auto":  # as it was once called
             trainer["args"]["gradient_checkpointing"] = True
+        if trainer["args"].get("per_device_train_batch_size") == "auto":  # the rows of a step count
+            trainer["args"]["per_device_train_batch_size"] = ROWS_AT_ONCE
         if config.get("global_batch_size") is not None:  # it decides over those in trainer.args
             trainer["args"]["global_batch_size"] = config["global_batch_size"]
         parts += [_without_paths(model), trainer, data]

@@ -23,22 +23,25 @@ class Batch:
     Attributes:
         tokens: of its longest row; every row is padded to that.
         scored: tokens that are predicted, of all its rows.
+        mean: tokens of a row of this part, on average.
     """
 
     rows: int
     tokens: int
     scored: int
+    mean: float = 0.0
 
 
 def largest_batches(
-    config: Config, section: ModelSection, parts: Sequence[str]
+    config: Config, section: ModelSection, parts: Sequence[str], rows: int | None = None
 ) -> tuple[dict[str, Batch], str]:
     """The largest micro-batch of each part, and where that is known from.
 
     Args:
         section: with the defaults of the run that trained the model.
+        rows: of a micro-batch, where it is not to be the config's.
     """
-    rows = int(config.trainer.args.get("per_device_train_batch_size") or 8)
+    rows = rows or int(config.trainer.args.get("per_device_train_batch_size") or 8)
     sources = {part: _data_sets(config, part) for part in parts}
     model, folder = section.model_dump_json(), config.paths.datasets_dir
     try:
@@ -61,13 +64,14 @@ def _data_sets(config: Config, part: str) -> dict[str, Any]:
 def _of_max_length(sources: dict[str, Any], rows: int) -> Batch:
     limits = [(source or {}).get("args", {}).get("max_length") for source in sources.values()]
     longest = max((limit for limit in limits if limit), default=LENGTH)
-    return Batch(rows, longest, rows * longest)
+    return Batch(rows, longest, rows * longest, longest)
 
 
 def largest(lengths: Sequence[tuple[int, int]], rows: int) -> Batch:
     """The largest micro-batch of rows of these tokens, and scored tokens."""
     scored = sorted((scored for _, scored in lengths), reverse=True)[:rows]
-    return Batch(len(scored), max(tokens for tokens, _ in lengths), sum(scored))
+    tokens = [tokens for tokens, _ in lengths]
+    return Batch(len(scored), max(tokens), sum(scored), sum(tokens) / len(tokens))
 
 
 def size_of(row: Encoded) -> tuple[int, int]:

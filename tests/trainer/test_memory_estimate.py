@@ -225,7 +225,7 @@ def test_without_data_the_maximal_length_is_taken(llama, monkeypatch):
 
     monkeypatch.setattr(module, "_lengths", refuse)
     found = estimate(config(llama))
-    assert found.batches["forget"] == Batch(2, 64, 128)
+    assert found.batches["forget"] == Batch(2, 64, 128, 64)
     assert re.match("max_length, as .*There are no data", found.lengths)
 
 
