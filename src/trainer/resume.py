@@ -64,7 +64,8 @@ def run_settings(
         model.pop(key, None)
     names = [*DECIDES, *(CHOOSES_BEST if args.load_best_model_at_end else ())]
     trainer["args"] = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    for key in ("on_change", "needs_alternates", "score_forget_end"):  # the rows say the last
+    # the rows say the last
+    for key in ("on_change", "needs_alternates", "batch_is_auto", "score_forget_end"):
         trainer.pop(key, None)
     content = {"model": model, "trainer": trainer, "root": root}
     if args.load_best_model_at_end:

@@ -116,6 +116,10 @@ def test_a_change_is_named(key):
     assert any(name == key or name.startswith(f"{key}.") for name in changed)
 
 
+def test_rows_at_once_that_are_chosen_may_take_the_place_of_those_that_are_set():
+    assert differences(settings(), settings(edited("trainer.batch_is_auto", True))) == {}
+
+
 @pytest.mark.parametrize("what", OF_ROWS)
 def test_a_change_of_the_data_is_named(what):
     parts, key = OF_ROWS[what]
