@@ -155,6 +155,9 @@ def headline(rows: Sequence[Row]) -> str | None:
         return None
     words = verdict(row)
     meaning = MEANINGS.get(words)
+    held = [log.held["value"] for _, log in audits(row) if log.held]
+    if words == "hidden" and held:
+        meaning = f"an attack brings back {100 * max(held):.0f} % of what was known"
     return f"{row.name}: {words}" + (f" ({meaning})" if meaning else "")
 
 

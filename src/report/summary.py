@@ -167,13 +167,21 @@ def _counted_from(findings: Findings) -> str:
 
 def _success(worked: Sequence[Line], findings: Findings) -> str:
     first, *others = worked
-    text = f"{first.name} {_amount(_forgot(first))} and {_kept(first)}"
-    if others:
-        text += "; so did " if all(_forgot(o) >= MOST for o in others) else ""
-        shown = [f"{o.name} ({_short(o)})" for o in others[:3]]
-        left = len(others) - 3
-        text += _names([*shown, f"{left} more"] if left > 0 else shown)
-    return text
+    groups: dict[str, list[Line]] = {_amount(_forgot(first)): []}
+    for line in others:
+        groups.setdefault(_amount(_forgot(line)), []).append(line)
+    (amount, alike), *rest = groups.items()
+    text = f"{first.name} {amount} and {_kept(first)}"
+    if alike:
+        text += f"; so did {_some(alike)}"
+    return text + "".join(f"; {_some(lines)} {amount}" for amount, lines in rest)
+
+
+def _some(lines: Sequence[Line]) -> str:
+    """The first three with the utility that they kept, and how many more there are."""
+    names = [f"{line.name} ({_short(line)})" for line in lines[:3]]
+    left = len(lines) - len(names)
+    return _names([*names, f"{left} more"] if left else names)
 
 
 def _failure(measured: Sequence[Line], findings: Findings) -> str:

@@ -82,7 +82,7 @@ def test_runs_are_added_to_a_study(tmp_path):
     more = make(tmp_path / "halfway", "halfway")
     main([str(home), str(more), "--output", str(tmp_path / "out"), "--title", "Both"])
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "so did halfway" in page and "Both" in page
+    assert "halfway (99 %) forgot most of what it was asked to" in page and "Both" in page
 
 
 def test_a_missing_role_is_said_with_the_flag_that_gives_it(tmp_path, capsys):

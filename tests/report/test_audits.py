@@ -120,7 +120,7 @@ def test_the_headline_ends_with_the_verdict_on_the_best_method_that_has_one(tmp_
     audit(made[2].folder, "hidden")
     audit(made[4].folder, "known")
     head = summary.headline(*compare(made).findings)
-    assert head.endswith("; halfway: hidden (attacks may bring it back)")
+    assert head.endswith("; halfway: hidden (an attack brings back 10 % of what was known)")
     audit(made[3].folder, "over-forgotten")
     head = summary.headline(*compare(made).findings)
     assert head.endswith("; good: over-forgotten (that leaves a mark of what was deleted)")

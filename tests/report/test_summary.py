@@ -36,7 +36,8 @@ def test_too_much_of_one_figure_makes_up_for_no_other(tmp_path):
 
 def test_methods_that_did_not_get_far_are_named(tmp_path):
     head = summary.headline(findings(tmp_path, "good", "halfway", "lazy"))
-    assert "so did halfway" in head and head.endswith("lazy did not get halfway")
+    assert "; halfway (99 %) forgot most of what it was asked to; " in head
+    assert head.endswith("lazy did not get halfway")
 
 
 def test_when_all_collapse_nothing_is_praised(tmp_path):
