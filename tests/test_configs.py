@@ -204,6 +204,7 @@ UNLEARNING = [
     name
     for name in BENCHMARKS
     if name.startswith("unlearn/") and name.endswith(("/default", "/lora"))
+    if name != "unlearn/request/lora"  # which `unlora forget` fills in
 ]
 
 

@@ -143,7 +143,8 @@ def test_the_key_follows_content_and_not_the_name_of_a_folder(runs, tmp_path):
 @pytest.mark.budget(2)
 def test_a_stage_audits_and_dials_in_this_process(runs):
     audit_stages.run(stage(runs))
-    (file,) = audit_stages.outputs(stage(runs))
+    file, scores = audit_stages.outputs(stage(runs))
+    assert scores.name == "AUDIT_SCORES.json"
     assert json.loads(file.read_text())["verdict"]["name"] == "over-forgotten"
     dialled = replace(stage(runs, "dial", to="plain"), folder=str(runs / "npo-dialled"))
     for _ in range(2):  # the second sets the first aside
