@@ -23,8 +23,11 @@ real: .venv/.run  ## a real chat model forgets real TOFU authors, without a GPU:
 	OMP_NUM_THREADS=1 .venv/bin/python -m unlora study experiment=study/tofu/smollm2$(if $(filter full,$(SIZE)),_full) model=saves/models/smollm2 \
 		"seeds=$(SEEDS)" workers=2 $(if $(DATA),"paths.datasets_dir=$(DATA)")
 
-picture: .venv/.run  ## docs/report.png: the top of the demo's page, by Chromium (needs `make demo` before)
-	.venv/bin/python benchmarks/picture.py saves/study/pocket docs/report.png
+picture: .venv/.run  ## docs/report.png: the top of a page about the real model, by Chromium (needs `make real` before)
+	.venv/bin/python -m unlora report $(addprefix saves/study/smollm2/seed0/,NPO SimNPO GradDiff UNDIAL PDU PDU-dialled) \
+		--target saves/study/smollm2/seed0/target --gold saves/study/smollm2/seed0/gold \
+		--title "SmolLM2-135M, made to forget two authors of TOFU" --output saves/report/picture
+	.venv/bin/python benchmarks/picture.py saves/report/picture docs/report.png
 
 request: .venv/.run  ## a deletion request on the embedded benchmark, exact and approximate, from rows to evidence
 	.venv/bin/python benchmarks/request.py
