@@ -26,7 +26,8 @@ EXPERIMENTS = sorted(
 )
 # the experiments of benchmarks, and the one that needs a model and data of the user's
 OWN = "eval/own/default"
-BENCHMARKS = [experiment for experiment in EXPERIMENTS if "/own/" not in experiment]
+REQUEST = "unlearn/request/lora"  # which `unlora forget` fills in
+BENCHMARKS = [name for name in EXPERIMENTS if "/own/" not in name and name != REQUEST]
 NEEDED = {
     experiment: (
         f"data.{'train' if experiment.startswith('finetune') else 'forget'}='{Path(__file__)}'",
@@ -34,6 +35,7 @@ NEEDED = {
     )
     for experiment in set(EXPERIMENTS) - set(BENCHMARKS)
 }
+NEEDED[REQUEST] += (f"data.retain='{Path(__file__)}'",)
 MODELS = sorted(
     file.stem for file in (CONFIGS / "model").glob("*.yaml") if not file.stem.startswith("any")
 )
@@ -75,7 +77,7 @@ def test_every_experiment_is_complete(experiment):
     kind = experiment.split("/")[0]
     assert config.mode == kind
     assert config.paths.output_dir == f"./saves/{kind}/{config.task_name}"
-    assert config.eval or experiment.startswith("finetune/own/")
+    assert config.eval or experiment == REQUEST or experiment.startswith("finetune/own/")
     assert all(suite["handler"] for suite in config.eval.values())
     if kind == "eval":
         return
@@ -204,7 +206,6 @@ UNLEARNING = [
     name
     for name in BENCHMARKS
     if name.startswith("unlearn/") and name.endswith(("/default", "/lora"))
-    if name != "unlearn/request/lora"  # which `unlora forget` fills in
 ]
 
 
