@@ -33,13 +33,27 @@ BATCHES_ON_CPU, BATCHES_ON_GPU = 4, 64
 class Answers(Mapping[Question, Any]):
     """The records of each question, in a temporary file; they are made when they are asked for.
 
+    It knows nothing of who asks, so that both go, with their files, as soon as nobody needs them.
+
     Args:
-        input_of: what the answer to a question was read of.
+        chosen: of each data set, the examples that are asked about.
     """
 
-    def __init__(self, input_of: Callable[[str, str], PassInput]):
-        self._input_of, self._spool = input_of, Spool()
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        chosen: Mapping[str, Sequence[int]],
+        settings: Settings,
+    ):
+        self._sources, self._chosen, self._settings = sources, chosen, settings
+        self._spool = Spool()
         self._stored: dict[Question, Stored] = {}
+
+    def input_of(self, name: str, data: str) -> PassInput:
+        """What the answer to a question is read of."""
+        after = PASSES[name].after
+        generated = self[after, data] if after else None
+        return PassInput(self._sources[data], self._chosen[data], self._settings, generated)
 
     def add(self, question: Question, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep an answer as it is cached."""
@@ -47,7 +61,7 @@ class Answers(Mapping[Question, Any]):
 
     def __getitem__(self, question: Question) -> Any:
         arrays = self._spool.read(self._stored[question])
-        return PASSES[question[0]].unpack(arrays, self._input_of(*question))
+        return PASSES[question[0]].unpack(arrays, self.input_of(*question))
 
     def __iter__(self) -> Iterator[Question]:
         return iter(self._stored)
@@ -76,7 +90,7 @@ class PassRunner:
     ):
         self.model, self.sources, self.chosen = model, sources, chosen
         self.settings, self.cache, self.progress = settings, cache, progress
-        self.answers = Answers(self._input)
+        self.answers = Answers(sources, chosen, settings)
         self.cut: dict[Question, int] = {}
         self._settings: dict[Question, Any] = {}
         self._parts = Spool()
@@ -122,7 +136,7 @@ class PassRunner:
         if model is None:
             return None
         if (name, data) not in self._settings:
-            self._settings[name, data] = PASSES[name].setting(self._input(name, data))
+            self._settings[name, data] = PASSES[name].setting(self.answers.input_of(name, data))
         setting = self._settings[name, data]
         if setting is NOT_CACHED:
             return None
@@ -141,11 +155,6 @@ class PassRunner:
     def _keep(self, question: Question, arrays: Arrays) -> None:
         self.answers.add(question, arrays)
         self.cut[question] = int(arrays["cut"])
-
-    def _input(self, name: str, data: str) -> PassInput:
-        after = PASSES[name].after
-        generated = self.answers[after, data] if after else None
-        return PassInput(self.sources[data], self.chosen[data], self.settings, generated)
 
     def _with_scores(self, question: PassInput) -> PassInput:
         """The same with what the model is known to say to the answers."""
@@ -192,7 +201,10 @@ class PassRunner:
         Examples of the same number in several data sets stay together: they may begin alike. What
         is written goes on from one row to the next, so there are no parts of it.
         """
-        inputs = {source: self._input(pass_.name, source) for source in data}
+        inputs = {source: self.answers.input_of(pass_.name, source) for source in data}
+        if pass_.model == "none":
+            yield inputs
+            return
         if pass_.reads == "prompts":
             yield {source: self._with_scores(rows) for source, rows in inputs.items()}
             return

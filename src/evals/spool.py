@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Any
 from weakref import finalize
@@ -32,7 +33,7 @@ class Spool:
     end: int = 0
 
     def __post_init__(self) -> None:
-        finalize(self, self.file.close)
+        finalize(self, _close, self.file)
 
     def add(self, arrays: Mapping[str, np.ndarray]) -> Stored:
         """Write some arrays.
@@ -51,6 +52,11 @@ class Spool:
         """The arrays again."""
         self.file.seek(stored.begin)
         return {name: read_array(self.file, allow_pickle=False) for name in stored.names}
+
+
+def _close(file: IO[bytes]) -> None:
+    with suppress(OSError):  # a full disk, which has been said
+        file.close()
 
 
 class TokenSpool(Sequence[list[Encoded]]):

@@ -287,7 +287,9 @@ def full_disk_in_words(folder: str | Path) -> Iterator[None]:
             raise
         raise InputError(
             f"{FULL}: {' '.join(str(error).split()).rstrip('.')}. What was written to "
-            f"{str(folder)!r} before is kept. Free some space, and give the same command again; a "
+            f"{str(folder)!r} before is kept. Free some space there or in "
+            f"{tempfile.gettempdir()!r} (TMPDIR), where an evaluation keeps its answers, and give "
+            "the same command again; a "
             "training goes on with trainer.args.resume_from_checkpoint=auto."
         ) from error
 

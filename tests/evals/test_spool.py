@@ -1,7 +1,11 @@
 """What is kept in a temporary file comes back as it was, and takes no memory meanwhile."""
 
+import errno
+import gc
+import io
 import json
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
@@ -100,3 +104,26 @@ def test_rows_in_several_blocks_have_the_log_of_rows_in_one(tmp_path, monkeypatc
         # in other company the last digits of float32 differ
         same = pytest.approx(value, rel=1e-4, abs=1e-5) if isinstance(value, float) else value
         assert parts[place] == same, place
+
+
+def test_the_files_go_with_who_asks_and_wait_for_no_collection():
+    asks = runner.PassRunner(None, {}, {}, None, None)
+    files = [asks._parts.file, asks.answers._spool.file]
+    gc.disable()
+    try:
+        del asks
+        assert all(file.closed for file in files)
+    finally:
+        gc.enable()
+
+
+def test_a_file_that_cannot_be_written_out_says_nothing_when_it_goes():
+    class Full(io.BytesIO):
+        def close(self):
+            super().close()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    spool = Spool(Full())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del spool
