@@ -154,6 +154,9 @@ def _examine(cfg: Any) -> None:
 
     from unlora.model import resolve_model
     from unlora.trainer import Plugins, UnlearningLoss, training_arguments
+    from unlora.trainer.batch_layout import choose_layout
+    from unlora.trainer.checkpointing import available_memory
+    from unlora.trainer.largest_batch import largest_batches
     from unlora.trainer.memory_estimate import estimate
 
     loss = UnlearningLoss.build(config.trainer.handler, **config.trainer.method_args)
@@ -162,41 +165,27 @@ def _examine(cfg: Any) -> None:
     args = training_arguments(
         config.trainer.args, output_dir=config.paths.output_dir, dtype=model.load_kwargs["dtype"]
     )
-    needs, why = _chosen(config, model, args, lambda batches=None: estimate(
-        config, batches, model=model
-    ))  # fmt: skip
-    _print(_needs(needs, config, why))
-
-
-def _chosen(config: Any, model: Any, args: Any, estimate: Any) -> tuple[Any, str]:
-    """The estimate of the layout that a training would choose, and why it would."""
-    from unlora.trainer.arguments import CHECKPOINTING
-    from unlora.trainer.batch_layout import Choices, may_choose
-    from unlora.trainer.checkpointing import available_memory, decided, is_auto
-    from unlora.trainer.largest_batch import largest_batches
-
-    needs, auto = estimate(), is_auto(config.trainer.args)
-    if config.trainer.batch_is_auto and may_choose(args):
-        parts = [*needs.batches]
-        choices = Choices(
-            args.train_batch_size * args.gradient_accumulation_steps,
-            lambda rows: largest_batches(config, model.section, parts, rows)[0],
-            estimate,
-            None,
-            available_memory(),
-            args.device.type == "cuda",
-            None if auto else bool(getattr(args, CHECKPOINTING)),
-        )
-        layout = choices.layout()
-        return estimate(choices.batches(layout.rows)).switched(layout.checkpointing), layout.why
-    if auto:
-        on, why = decided(needs.batches, None, lambda: needs, available_memory())
-        return needs.switched(on), why
-    return needs, "as set"
+    needs = estimate(config, model=model)
+    parts = [*needs.batches]
+    layout = choose_layout(
+        config,
+        args,
+        lambda rows: largest_batches(config, model.section, parts, rows)[0],
+        lambda batches: estimate(config, batches, model=model),
+        available=available_memory(),
+    )
+    if layout is not None:
+        if layout.rows != args.train_batch_size:
+            batches, _ = largest_batches(config, model.section, parts, layout.rows)
+            needs = estimate(config, batches, model=model)
+        needs = needs.switched(layout.checkpointing)
+    _print(_needs(needs, config, layout.why if layout else "as set"))
 
 
 def _needs(needs: Any, config: Any, why: str) -> Iterator[tuple[str, str]]:
-    """What an estimate says, and whether there is as much; ``why`` is of the checkpointing."""
+    """What an estimate says, and whether there is as much; ``why`` is of how a step is split."""
+    from unlora.trainer.batch_layout import CHECKPOINTING_IS
+
     share = needs.trained / needs.parameters
     yield "model", config.model.model_args["pretrained_model_name_or_path"]
     yield "parameters", f"{needs.parameters:,}, adapters included"
@@ -215,11 +204,12 @@ def _needs(needs: Any, config: Any, why: str) -> Iterator[tuple[str, str]]:
         if size or part != "reference":
             yield part, in_words(size) + more
     libraries = f"{in_words(PROGRAM)} for Python and its libraries"
-    if config.trainer.batch_is_auto and why[0].isdigit():
-        yield "at once", why
+    if why == "as set":
+        yield "checkpointing", f"{'on' if needs.checkpointing else 'off'}, {why}"
+    elif why.startswith(CHECKPOINTING_IS):
+        yield "checkpointing", why.removeprefix(CHECKPOINTING_IS).strip()
     else:
-        words = "on, " if needs.checkpointing else "off, "
-        yield "checkpointing", why if why != "as set" else words + why
+        yield "at once", why
     yield "in all", f"about {in_words(needs.total_bytes)}, and {libraries}"
     yield "fits", _verdict(needs, config)
 

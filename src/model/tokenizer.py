@@ -106,10 +106,8 @@ def _from_files(path: str, args: Mapping[str, Any]) -> PreTrainedTokenizerBase:
         special = written.get("extra_special_tokens")
         if int(transformers.__version__.split(".")[0]) > 4 or not isinstance(special, list | None):
             raise
-        unnamed = (
-            written.get("tokenizer_class") == "TokenizersBackend"
-        )  # its name in transformers 5
-        loader = PreTrainedTokenizerFast if unnamed else AutoTokenizer
+        new_name = written.get("tokenizer_class") == "TokenizersBackend"
+        loader = PreTrainedTokenizerFast if new_name else AutoTokenizer
         renamed = {"extra_special_tokens": {}, "additional_special_tokens": special or []}
         return loader.from_pretrained(path, **args, **renamed)
 

@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +43,10 @@ from unlora.trainer import (
     start_adapter,
     training_arguments,
 )
-from unlora.trainer.arguments import CHECKPOINTING
-from unlora.trainer.batch_layout import Choices, may_choose
-from unlora.trainer.checkpointing import available_memory, decided, is_auto
+from unlora.trainer.batch_layout import choose_layout
+from unlora.trainer.checkpointing import available_memory
 from unlora.trainer.composed_step import Penalty
-from unlora.trainer.largest_batch import Batch, largest, size_of
+from unlora.trainer.largest_batch import largest, size_of
 from unlora.trainer.memory_estimate import estimate
 from unlora.trainer.orthogonal import added, keep_orthogonal
 
@@ -228,32 +226,19 @@ class TrainingPlan:
         """Choose the rows at once and gradient checkpointing, where they are ``auto``."""
         args, config = self.args, self.config
         sizes = {part: [*map(size_of, rows)] for part, rows in parts.rows.items()}
-        available = available_memory(args.device)
-        auto = is_auto(config.trainer.args)
-
-        def batches(rows: int) -> dict[str, Batch]:
-            return {part: largest(of_part, rows) for part, of_part in sizes.items()}
-
-        if config.trainer.batch_is_auto and may_choose(args):
-            layout = Choices(
-                args.train_batch_size * args.gradient_accumulation_steps,
-                batches,
-                lambda chosen: estimate(config, chosen, model=self.model),
-                self.model.architecture,
-                available,
-                args.device.type == "cuda",
-                None if auto else bool(getattr(args, CHECKPOINTING)),
-            ).layout()
+        layout = choose_layout(
+            config,
+            args,
+            lambda rows: {part: largest(of_part, rows) for part, of_part in sizes.items()},
+            lambda batches: estimate(config, batches, model=self.model),
+            available=available_memory(args.device),
+            architecture=self.model.architecture,
+        )
+        if layout is not None:
             args.per_device_train_batch_size = layout.rows
             args.gradient_accumulation_steps = layout.accumulation
             set_checkpointing(args, layout.checkpointing)
             logger.info("%s", layout.why)
-        elif auto:
-            whole = batches(args.train_batch_size)
-            needs = partial(estimate, config, whole, model=self.model)
-            on, why = decided(whole, self.model.architecture, needs, available)
-            set_checkpointing(args, on)
-            logger.info("gradient checkpointing is %s", why)
 
     def load_model(self, parts: Parts) -> StartingModel:
         """Load the weights, and start the adapter."""

@@ -24,7 +24,7 @@ def write(
     budget: str | None = None,
     missing: Sequence[str] = (),
 ) -> Path:
-    """Write ``report.html``, ``report.md`` and ``table.csv``; see :func:`page.write`."""
+    """Write ``report.html``, ``report.md`` and ``table.csv``; see :func:`html_page.write`."""
     from unlora.report import html_page
 
     return html_page.write(

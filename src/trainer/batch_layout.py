@@ -5,16 +5,20 @@ The rows of an optimiser step stay what they are: fewer at once means more accum
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from transformers import PretrainedConfig, TrainingArguments
 
 from unlora.config.checks import ROWS_AT_ONCE
+from unlora.config.schema import Config
 from unlora.runs.machine import in_words
-from unlora.trainer.checkpointing import SHARE, bound
+from unlora.trainer.arguments import CHECKPOINTING
+from unlora.trainer.checkpointing import SHARE, bound, decided, is_auto
 from unlora.trainer.largest_batch import Batch
 from unlora.trainer.memory_estimate import Estimate
 
 FILLED = 4096  # tokens that keep a GPU busy
+CHECKPOINTING_IS = "gradient checkpointing is"
 Batches = Mapping[str, Batch]
 
 
@@ -104,6 +108,39 @@ class Choices:
             f"checkpointing {'on' if checkpointing else 'off'}: {why}"
         )
         return Layout(rows, self.step // rows, checkpointing, words)
+
+
+def choose_layout(
+    config: Config,
+    args: TrainingArguments,
+    batches: Callable[[int], Batches],
+    estimate: Callable[[Batches], Estimate],
+    *,
+    available: int | None,
+    architecture: PretrainedConfig | None = None,
+) -> Layout | None:
+    """The layout of a training where ``auto`` leaves it to the memory; None where nothing does.
+
+    Args:
+        batches, estimate, available, architecture: see :class:`Choices`.
+    """
+    auto = is_auto(config.trainer.args)
+    if config.trainer.batch_is_auto and may_choose(args):
+        return Choices(
+            args.train_batch_size * args.gradient_accumulation_steps,
+            batches,
+            estimate,
+            architecture,
+            available,
+            args.device.type == "cuda",
+            None if auto else bool(getattr(args, CHECKPOINTING)),
+        ).layout()
+    if not auto:
+        return None
+    whole = batches(args.train_batch_size)
+    on, why = decided(whole, architecture, partial(estimate, whole), available)
+    why = f"{CHECKPOINTING_IS} {why}"
+    return Layout(args.train_batch_size, args.gradient_accumulation_steps, on, why)
 
 
 def may_choose(args: TrainingArguments) -> bool:

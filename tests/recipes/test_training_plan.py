@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from unlora.config import read
 from unlora.errors import InputError
-from unlora.recipes import train, training_plan
+from unlora.recipes import train
 from unlora.recipes.training_plan import TrainingPlan
+from unlora.trainer import batch_layout
 from unlora.trainer.batch_layout import Choices
 
 
@@ -62,7 +63,7 @@ def as_on_a_gpu(monkeypatch):
         *first, _available, _gpu, checkpointing = args
         return Choices(*first, 1 << 40, True, checkpointing)
 
-    monkeypatch.setattr(training_plan, "Choices", choices)
+    monkeypatch.setattr(batch_layout, "Choices", choices)
 
 
 def test_the_rows_at_once_are_chosen_and_those_of_a_step_stay(folder, monkeypatch, caplog):  # noqa: F811
