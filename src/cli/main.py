@@ -45,7 +45,7 @@ DEMO = "experiment=study/pocket/lora"
 AFTER_CTRL_C = {
     "train": "Nothing was trained yet.",
     "unlearn": "Nothing was trained yet.",
-    "eval": "What was asked until now is kept: the same command goes on where this one was.",
+    "eval": "Passes that were finished are kept: the same command goes on after them.",
     "study": "What is finished is kept: the same command goes on where this one was.",
     "alternates": "Nothing was written: the same command begins anew.",
     "audit": "What was asked until now is kept: the same command goes on where this one was.",

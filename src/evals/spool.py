@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from numpy.lib.format import read_array, write_array
 
 from unlora.data.encoded import Encoded
+from unlora.errors import InputError
 from unlora.forward import IGNORE_INDEX
 
 TOKEN = np.dtype(np.int32)
@@ -29,7 +30,7 @@ class Stored:
 class Spool:
     """A temporary file of arrays, which goes with this object."""
 
-    file: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
+    file: IO[bytes] = field(default_factory=lambda: _temporary())
     end: int = 0
 
     def __post_init__(self) -> None:
@@ -52,6 +53,16 @@ class Spool:
         """The arrays again."""
         self.file.seek(stored.begin)
         return {name: read_array(self.file, allow_pickle=False) for name in stored.names}
+
+
+def _temporary() -> IO[bytes]:
+    try:
+        return tempfile.TemporaryFile()
+    except FileNotFoundError as error:
+        raise InputError(
+            "An evaluation keeps its answers in temporary files, and no folder takes them: "
+            f"{error}. Set TMPDIR to a folder that can be written."
+        ) from error
 
 
 def _close(file: IO[bytes]) -> None:

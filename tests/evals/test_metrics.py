@@ -8,6 +8,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from unlora.errors import InputError
+from unlora.evals import metrics
 from unlora.evals.metrics.memorization import (
     exact_memorization,
     extraction_strength,
@@ -317,3 +318,14 @@ def test_a_model_that_wrote_nothing_of_its_own_is_not_scored(metric):
 def test_a_wrong_metric_config_is_refused(config, message):
     with pytest.raises(InputError, match=message):
         read_request("mine", config)
+
+
+def test_a_type_that_no_pass_gives_is_named_with_those_that_are_known():
+    def counts(answers: list[int]) -> Value:
+        raise AssertionError
+
+    with pytest.raises(TypeError, match=r"'counts' .*: parameter answers is list\[int\]") as error:
+        metrics.metric("counts", higher_is_better=None)(counts)
+    assert "RootScored" in str(error.value)
+    with pytest.raises(InputError):
+        metrics.METRICS["counts"]

@@ -13,6 +13,7 @@ import small_tofu
 import tiny
 
 from unlora.data.encoded import Encoded
+from unlora.errors import InputError
 from unlora.evals import build_suites, runner
 from unlora.evals.passes.declaration import concatenated, text_array, texts_of
 from unlora.evals.spool import Spool, TokenSpool
@@ -127,3 +128,12 @@ def test_a_file_that_cannot_be_written_out_says_nothing_when_it_goes():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         del spool
+
+
+def test_without_a_folder_for_temporary_files_it_is_one_sentence(monkeypatch):
+    def none():
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", none)
+    with pytest.raises(InputError, match="Set TMPDIR to a folder that can be written"):
+        Spool()

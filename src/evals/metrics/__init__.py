@@ -58,14 +58,19 @@ def metric(
     """Register a metric under the name that configs use as its ``handler``."""
 
     def register(fn: Callable[..., Value]) -> Callable[..., Value]:
-        parameters = inspect.signature(fn).parameters.values()
+        parameters = inspect.signature(fn, eval_str=True).parameters.values()
         slots = {p.name: p.annotation for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
         optional = {name for name, kind in slots.items() if NoneType in get_args(kind)}
         kinds = record_kinds() | OTHER_INPUTS
-        inputs = {
-            name: kinds[get_args(kind)[0] if name in optional else kind]
-            for name, kind in slots.items()
-        }
+        types = {n: get_args(kind)[0] if n in optional else kind for n, kind in slots.items()}
+        for parameter, type_ in types.items():
+            if type_ not in kinds:
+                known = ", ".join(sorted(getattr(k, "__name__", str(k)) for k in kinds))
+                raise TypeError(
+                    f"metric {name!r} ({fn.__module__}): parameter {parameter} is {type_!r}, which "
+                    f"no pass gives and no log holds. Known: {known}."
+                )
+        inputs = {parameter: kinds[type_] for parameter, type_ in types.items()}
         settings = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         METRICS.add(name, Metric(name, fn, inputs, frozenset(optional), settings, higher_is_better))
         return fn
