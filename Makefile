@@ -50,7 +50,7 @@ bench-more: .venv/.run  ## the page's other figures: memory, evaluation, growth,
 bench-eval: .venv/.run  ## a whole evaluation, beside one that asks anew for every metric
 	.venv/bin/python benchmarks/evaluate.py
 
-test: .venv/.test  ## the default tests: offline, on the CPU, under three minutes on two idle cores
+test: .venv/.test  ## the default tests: offline, on the CPU, two to four minutes on two idle cores
 	.venv/bin/python -m pytest -q $(PARALLEL)
 
 test-floor: .venv-floor/.test  ## the same with the oldest packages that are supported

@@ -19,7 +19,8 @@ from unlora.results.run_result import read_run
 KEPT = Path(__file__).parent / "results" / "methods_held.md"
 HEADINGS = (
     "method", "residual", "HELD", "worst attack", "verdict", "utility",
-    "scale", "residual dialled", "HELD dialled", "verdict dialled", "utility dialled",
+    "scale", "residual dialled", "HELD dialled", "worst attack dialled", "verdict dialled",
+    "utility dialled",
 )  # fmt: skip
 AT_ODDS = 0.1  # of what was known: beyond it a dialled model is not at equal forgetting
 
@@ -42,11 +43,10 @@ def _row(home: Path, name: str) -> tuple[tuple[bool, float], list[str]]:
     assert before is not None
     if after is None or dial is None or not dial.reached:
         cells = [name, *_figures(before), before.verdict, number(_utility(run)), "none does"]
-        return (True, -(_utility(run) or 0.0)), [*cells, "-", "-", "-", "-"]
+        return (True, -(_utility(run) or 0.0)), [*cells, *5 * "-"]
     cells = [name, *_figures(before), before.verdict, number(_utility(run)), f"{dial.scale:.2f}"]
-    residual, held, _ = _figures(after)
     utility = _utility(dialled)
-    cells += [residual, held, after.verdict, number(utility)]
+    cells += [*_figures(after), after.verdict, number(utility)]
     equal = abs((after.plain or {}).get("residual") or 0.0) <= AT_ODDS
     return (not equal, -(utility or 0.0)), cells
 
