@@ -4,15 +4,17 @@ What a model forgets rises with the scale of its unlearning adapter, and what it
 scale is found by bisection; a function of the scale that is asked for again is asked once.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 LARGEST = 1.25
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, LARGEST)
+FARTHER = (1.5, 2.0, 3.0)  # asked one by one, and only where none of SCALES is enough
 STEPS = 6  # of a bisection: 1.25 / 2 ** 6 is 0.02
-STEPS_BETWEEN = 4  # two neighbours of SCALES: 0.25 / 2 ** 4 is 0.016
+FINEST = 0.016  # how near to the least scale a search between two neighbours of SCALES comes
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,33 @@ def largest_scale(
     return _bisected(enough, low, high, steps) if enough(low) else None
 
 
-def least_on_curve(enough: Callable[[float], bool]) -> float | None:
-    """:func:`least_scale`, searched between the two of ``SCALES`` that are next to it."""
+def least_on_curve(
+    enough: Callable[[float], bool], farther: Sequence[float] = ()
+) -> float | None:
+    """:func:`least_scale`, searched between the two of ``SCALES`` that are next to it.
+
+    Args:
+        farther: scales above ``LARGEST``, rising, that are tried in turn where it is not enough.
+    """
     low = max((scale for scale in SCALES if not enough(scale)), default=0.0)
-    high = min((scale for scale in SCALES if scale > low), default=None)
-    return None if high is None else least_scale(enough, low=low, high=high, steps=STEPS_BETWEEN)
+    for high in (*SCALES, *farther):
+        if high > low:
+            if enough(high):
+                return least_scale(enough, low=low, high=high, steps=_steps(low, high))
+            low = high
+    return None
 
 
 def largest_on_curve(enough: Callable[[float], bool]) -> float | None:
     """:func:`largest_scale`, searched between the two of ``SCALES`` that are next to it."""
     high = min((scale for scale in SCALES if not enough(scale)), default=LARGEST)
     low = max((scale for scale in SCALES if scale < high), default=high)
-    return largest_scale(enough, low=low, high=high, steps=STEPS_BETWEEN)
+    return largest_scale(enough, low=low, high=high, steps=_steps(low, high))
+
+
+def _steps(low: float, high: float) -> int:
+    """Of a bisection that comes as near as ``FINEST``."""
+    return math.ceil(math.log2((high - low) / FINEST - 1e-9)) if high > low else 0
 
 
 def _bisected(enough: Callable[[float], bool], good: float, bad: float, steps: int) -> float:

@@ -20,6 +20,7 @@ from unlora.audits.attack import mean_logps
 from unlora.audits.attack_runner import AttackRunner
 from unlora.audits.residual import Comparison, draws_of, residual
 from unlora.audits.scale_search import (
+    FARTHER,
     LARGEST,
     SCALES,
     Point,
@@ -131,7 +132,7 @@ class Dial:
             largest = largest_on_curve(self.keeps(share))
             return (None if largest is None else math.floor(largest * 100 + 1e-9) / 100), None
         if to == "plain":
-            largest = least_on_curve(lambda scale: self.residual(scale) <= 0)
+            largest = least_on_curve(lambda scale: self.residual(scale) <= 0, FARTHER)
             return (None if largest is None else rounded(largest)), None
         scale = self._least_held()
         if scale is None:
@@ -242,8 +243,10 @@ def run(
             scale, _ = dial.search("plain")
         if otherwise and scale is None:
             scale = 1.0
-        if scale is not None:
-            dial.point(scale)
+        farther = [tried for tried in FARTHER if (tried, "forget") in dial.said]
+        for shown in (*farther, scale):
+            if shown is not None:
+                dial.point(shown)
         written = None if scale is None else _write(audited_run, scale, output)
         content = {
             "to": to, "reached": reached, "scale": scale, "verdict": verdict,

@@ -3,6 +3,7 @@
 import pytest
 
 from unlora.audits.scale_search import (
+    FARTHER,
     LARGEST,
     SCALES,
     STEPS,
@@ -64,6 +65,27 @@ def test_between_the_scales_of_the_curve_four_more_are_asked_about(border):
     assert border <= least <= border + FINE and len(asked - {*SCALES}) == 4
     largest = largest_on_curve(lambda scale: scale <= border)
     assert border - FINE <= largest <= border
+
+
+@pytest.mark.parametrize("border", [1.26, 1.5, 1.9, 2.3, 3.0])
+def test_beyond_the_curve_scales_are_tried_in_turn_as_finely(border):
+    asked = []
+
+    def at_least(scale):
+        asked.append(scale)
+        return scale >= border
+
+    least = least_on_curve(at_least, FARTHER)
+    assert border <= least <= border + FINE
+    assert max(asked) == next(scale for scale in FARTHER if scale >= border)
+    assert least_on_curve(lambda scale: scale >= border) is None
+
+
+def test_beyond_the_curve_nothing_is_asked_where_the_curve_is_enough():
+    asked = set()
+    least_on_curve(lambda scale: asked.add(scale) or scale >= 1.2, FARTHER)
+    assert max(asked) == LARGEST
+    assert least_on_curve(lambda scale: False, FARTHER) is None
 
 
 def test_where_the_whole_curve_is_on_one_side_its_end_is_taken_or_nothing():

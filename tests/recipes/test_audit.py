@@ -14,7 +14,7 @@ from unlora.audits.subject import AuditedModel
 from unlora.audits.verdict import Thresholds
 from unlora.cli.main import main
 from unlora.model import get_model
-from unlora.model.adapter_scale import scaled
+from unlora.model.adapter_scale import scaled, write_scaled
 from unlora.model.lora import LoRAModelForCausalLM
 
 QUICK = ("audit=none", "+audit.mine={handler: quantise, form: int4}")
@@ -340,6 +340,18 @@ def test_dialled_to_plain_a_run_knows_no_more_than_the_retain_model(runs, capsys
     with scaled(models[0], "link1", scale):
         expected = models[0](input_ids=ids).logits
     assert models[1](input_ids=ids).logits == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_dialled_to_plain_a_run_that_forgot_little_is_scaled_beyond_the_curve(runs):
+    weak = write_scaled(runs / "npo", 0.5, runs / "npo-weak")
+    main(["dial", str(weak), "audit=none", "--to", "plain", "--quiet"])
+    content = read(weak, "DIAL.json")
+    points = {point["scale"]: point for point in content["curve"]}
+    assert 1.5 < content["scale"] < 1.8 and content["reached"]  # half of 0.75 to 0.9
+    assert {1.25, 1.5, 2.0} <= {*points} and 3.0 not in points
+    assert points[1.25]["residual"] > 0 >= points[2.0]["residual"]
+    assert all(isinstance(point["retain"], float) for point in points.values())
 
 
 @pytest.mark.slow
