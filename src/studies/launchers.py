@@ -4,9 +4,14 @@ import copy
 import gc
 import json
 import logging
+import multiprocessing
 import os
+import signal
+import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from omegaconf import OmegaConf, open_dict
@@ -67,6 +72,7 @@ def job(cfg: Any) -> str | None:
     Returns:
         What went wrong, in words.
     """
+    _end_with_study()
     _limit_threads(int(cfg.workers))
     record = Record(Path(cfg.stage))
     try:
@@ -78,6 +84,25 @@ def job(cfg: Any) -> str | None:
             return do(stage, record)
     finally:
         _free_memory()
+
+
+@cache
+def _end_with_study() -> None:
+    """End this process, where joblib has started it, soon after the one that has.
+
+    A study that is killed cannot tell its workers, which would keep their memory and wait for ever.
+    """
+    if multiprocessing.current_process().name != "MainProcess":
+        Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(study: int) -> None:
+    while os.getppid() == study:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)  # a training writes a checkpoint before it ends
+    while signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _asked() -> list[str]:
