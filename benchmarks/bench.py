@@ -1,17 +1,18 @@
 """The figures and tables of docs/performance.md.
 
-make bench                                   R, start and S; UNLORA_REALDATA: the real rows' folder
+make bench                                   R, R-today, start and S; UNLORA_REALDATA: the real rows
 make bench-more                              memory, eval, growth, steps and S-r128
 make bench-gpu                               a model of Qwen2.5-3B's shape, on a GPU
 python benchmarks/bench.py --only S,growth   some parts again; the others keep their figures
 
 R is a real model, beside an earlier build: UNLORA_REAL_MODEL names its folder, UNLORA_EARLIER that
-of a checkout (git worktree add ../earlier 1920345). Without them R is left out.
+of a checkout (git worktree add ../earlier 1920345). Without them R is left out. R-today is the same
+model beside how LoRA unlearning is done today.
 
 Writes benchmarks/results/latest.json, a list of {workload, figure, value, target, met, command,
-machine}, and the tables of docs/performance.md. Parts: R, S and M (one step of training), S-r128,
-steps (ours without one thing each), memory, eval (all metrics on S and M, the default ones on S),
-growth, start, and 3B on a GPU.
+machine}, and the tables of docs/performance.md. Parts: R, R-today, S and M (one step of training),
+S-r128, steps (ours without one thing each), memory, eval (all metrics on S and M, the default ones
+on S), growth, start, and 3B on a GPU.
 """
 
 import argparse
@@ -29,14 +30,17 @@ from typing import Any
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "latest.json", HERE.parent / "docs" / "performance.md"
 FASTER = {
+    "R": {"NPO": 3.3, "GradDiff": 2.4, "SimNPO": 2.6},
     "S": {"NPO": 3.0, "GradDiff": 1.9, "SimNPO": 2.6, "RMU": 5.0},
     "M": {"NPO": 2.8, "GradDiff": 1.8, "SimNPO": 2.1, "UNDIAL": 2.4, "RMU": 4.5},
 }
+FASTER_R128 = {"NPO": 2.6}  # size R
 EARLIER = {
     "NPO-r16": 1.45, "GradDiff-r16": 1.45, "SimNPO-r16": 1.45, "NPO-r128": 1.3, "finetune-r16": 1.4,
 }  # fmt: skip
 OVER_FLOOR = {("M", "GradDiff"): 1.8}
 MEMORY = {"NPO": 0.45, "RMU": 0.25}
+MEMORY_R = {"NPO": 0.42, "GradDiff": 0.48, "SimNPO": 0.48}
 EVALUATION = {("S", "all"): 6.5, ("M", "all"): 7.0, ("S", "default"): 5.5}
 EVALUATED = 10  # rows of each set
 WITHOUT = {  # method and words of what is left out of a step
@@ -71,7 +75,8 @@ def training(
     figures = []
     for one in found:
         method, rank = one["method"], one["rank"]
-        wanted = FASTER.get(size, {}).get(method) if rank == 16 else None
+        targets = FASTER.get(size, {}) if rank == 16 else FASTER_R128 if size == "R" else {}
+        wanted = targets.get(method)
         rows = [figure("seconds a step", one["seconds"]["ours"])]
         if "--memory" in more:
             rows = [figure("share of the memory", one["memory_share"], MEMORY[method])]
@@ -81,6 +86,9 @@ def training(
                 figure("measured / floor", one["over_floor"], OVER_FLOOR.get((size, method))),
                 figure("loss differs by", one["difference"], LOSSES if size != "3B" else None),
             ]
+        if size == "R":
+            share = MEMORY_R.get(method) if rank == 16 else None
+            rows.append(figure("share of the memory", one["memory_share"], share))
         if "share_of_peak" in one:
             rows += [
                 figure("tokens a second", one["tokens"] / one["seconds"]["ours"]),
@@ -115,8 +123,21 @@ def real() -> list[Figure]:
             figure("peak MB above the imports", result["memory"]["now"] / 1e6),
             figure("share of the memory of 1920345", result["memory_share"]),
         ]
-        figures += [{"workload": f"R {result['work']}", **row, **about} for row in rows]
+        workload = f"R {result['work'].replace('-r', ' r ')}, whole command"
+        figures += [{"workload": workload, **row, **about} for row in rows]
     return figures
+
+
+def real_today() -> list[Figure]:
+    """A real model beside how it is trained today, where one is named; dropout as users have it."""
+    if not os.environ.get("UNLORA_REAL_MODEL"):
+        print("R-today is left out: set UNLORA_REAL_MODEL to a model's folder.")
+        return []
+    words = ["--dropout", "0.05", "--threads", "1", "--steps", "3"]
+    figures = training("R", *words, methods="NPO,GradDiff,SimNPO")
+    figures += training("R", *words, "--ranks", "128", methods="NPO")
+    # masks differ, so losses do; --dropout 0 compares them
+    return [one for one in figures if one["figure"] != "loss differs by"]
 
 
 def steps() -> list[Figure]:
@@ -210,6 +231,7 @@ def machine() -> str:
 
 PARTS: Mapping[str, Callable[[], list[Figure]]] = {
     "R": real,
+    "R-today": real_today,
     "S": lambda: training("S"),
     "S-r128": lambda: training("S", "--ranks", "128", methods="NPO,GradDiff"),
     "M": lambda: training("M"),
@@ -239,10 +261,10 @@ def run(script: str, arguments: Sequence[str]) -> tuple[Any, str]:
 
 
 def kept(old: Sequence[Figure], new: Sequence[Figure]) -> list[Figure]:
-    """The old figures, those that were measured anew in their places."""
+    """The old figures, those that were measured anew in their places; a real model comes first."""
     merged = {(one["workload"], one["figure"]): one for one in old}
     merged |= {(one["workload"], one["figure"]): one for one in new}
-    return list(merged.values())
+    return sorted(merged.values(), key=lambda one: not one["workload"].startswith("R "))
 
 
 def table(figures: Iterable[Figure]) -> str:
@@ -286,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", help=f"of {', '.join(PARTS)}", default="R,start,S")
+    parser.add_argument("--only", help=f"of {', '.join(PARTS)}", default="R,R-today,start,S")
     chosen = parser.parse_args(argv).only.split(",")
     for name in chosen:
         if name not in PARTS:

@@ -4,19 +4,22 @@ make bench                                     S and M on the CPU, into benchmar
 python benchmarks/training.py --size S --methods NPO,RMU --ranks 16
 python benchmarks/training.py --size M --methods NPO --against packs         what packing brings
 python benchmarks/training.py --size 3B --device cuda --dtype bfloat16       on a GPU
+python benchmarks/training.py --size R --dropout 0.05 --threads 1            SmolLM2-135M-Instruct
 
-A step is 4 micro-batches of 4 forget and 4 retain rows of TOFU (random words in rows of like
-length where UNLORA_REALDATA and ../shared/realdata are not there), LoRA on all linear layers and
-the head, no dropout, so that losses can be compared. Ours is ``experiment=unlearn/tofu/lora`` with
-gradient checkpointing off, as it is in the baseline (``baseline_training.py``).
+A step is 4 micro-batches of 4 forget and 4 retain rows of TOFU (random words in rows of like length
+where UNLORA_REALDATA and ../shared/realdata are not there), LoRA on all linear layers and the head,
+no dropout, so that losses can be compared. Size R is the model that UNLORA_REAL_MODEL names
+(SmolLM2-135M-Instruct's shape is counted): one micro-batch a step, no LoRA on the head. Ours is
+``experiment=unlearn/tofu/lora`` with gradient checkpointing off, as it is in the baseline
+(``baseline_training.py``).
 
 For every method each side is a process; they take turns, step by step, and never run at the same
 time. A time is a median. What ours asks the reference before the first step is spread over the
-steps of the 5 epochs of a run, and counted. Memory is the highest resident memory of the process
-while it trains, above what it was before the model was made (on a GPU what torch has allocated); a
-training of a very small model comes before, so that libraries which are loaded at first use are
-there. With --memory, memory is what is in use: a freed block goes back to the system at once, and
-times are not worth reading.
+steps of the 5 epochs of a run, and counted. With --threads 1 on a CPU it is CPU time. Memory is the
+highest resident memory of the process while it trains, above what it was before the model was made
+(on a GPU what torch has allocated); a training of a very small model comes before, so that
+libraries which are loaded at first use are there. With --memory, memory is what is in use: a freed
+block goes back to the system at once, and times are not worth reading.
 
 The floor is the multiply-adds that nobody can leave out, at the rate at which the same process
 multiplies matrices as large as the model's: tokens without padding, scored positions in the head,
@@ -63,6 +66,12 @@ class Size:
     vocabulary: int
     tokenizer: str
     tied: bool = True
+    is_real: bool = False
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches a step."""
+        return 1 if self.is_real else ACCUMULATION
 
     @property
     def layer(self) -> int:
@@ -84,6 +93,7 @@ class Size:
 
 
 SIZES = {
+    "R": Size(576, 1536, 30, 9, 3, 49_152, "", is_real=True),
     "tiny": Size(64, 176, 2, 4, 2, 512, ""),
     "S": Size(256, 704, 4, 4, 4, 32_000, "llama-2-7b-chat-hf", tied=False),
     "M": Size(512, 1408, 8, 8, 2, 151_936, "qwen2.5-7b-instruct"),
@@ -112,12 +122,12 @@ def child(side: str, options: argparse.Namespace) -> None:
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             if self.waits:
-                say({"before": time.perf_counter() - self.called})
+                say({"before": clock(options) - self.called})
             self.wait()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             synchronise(options)
-            seconds = time.perf_counter() - self.started
+            seconds = clock(options) - self.started
             if self.waits:
                 say({"seconds": seconds, "loss": self.losses()})
                 self.wait()
@@ -125,7 +135,7 @@ def child(side: str, options: argparse.Namespace) -> None:
 
         def wait(self) -> None:
             self.stopped = self.waits and sys.stdin.readline().strip() != "step"
-            self.started = time.perf_counter()
+            self.started = clock(options)
 
     def train(size: Size, chat: Any, rows: Any) -> Found:
         before = memory(options, reset=True)
@@ -143,7 +153,7 @@ def child(side: str, options: argparse.Namespace) -> None:
             if turns.waits:
                 say({"versions": versions(), "device": device_name(options)})
                 sys.stdin.readline()
-            turns.called = time.perf_counter()
+            turns.called = clock(options)
             trainer.train()
         ended = {"memory": memory(options) - before}
         if side == "ours":
@@ -296,7 +306,7 @@ def ours(size: Size, chat: Any, rows: Any, folder: str, options: Any) -> Any:
     overrides = [
         "experiment=unlearn/tofu/lora", f"trainer={options.method}",
         f"trainer.args.per_device_train_batch_size={BATCH}",
-        f"trainer.args.gradient_accumulation_steps={ACCUMULATION}",
+        f"trainer.args.gradient_accumulation_steps={size.accumulation}",
         "trainer.args.gradient_checkpointing=false", "++trainer.args.disable_tqdm=true",
         "trainer.args.report_to=none", f"++trainer.args.bf16={str(bf16(options)).lower()}",
         "trainer.args.warmup_epochs=0", *options.overrides,
@@ -323,8 +333,8 @@ def ours(size: Size, chat: Any, rows: Any, folder: str, options: Any) -> Any:
         return value
 
     trainer.compute_loss = noted
-    trainer.counted = count_tokens(parts)
-    return trainer, lambda: sum(seen[-ACCUMULATION:]) / ACCUMULATION
+    trainer.counted = count_tokens(parts, size)
+    return trainer, lambda: statistics.mean(seen[-size.accumulation :])
 
 
 def baseline(size: Size, chat: Any, rows: Any, folder: str, options: Any) -> Any:
@@ -340,7 +350,7 @@ def baseline(size: Size, chat: Any, rows: Any, folder: str, options: Any) -> Any
 
     args = TrainingArguments(
         output_dir=folder, per_device_train_batch_size=BATCH, report_to="none",
-        gradient_accumulation_steps=ACCUMULATION, learning_rate=1e-4, num_train_epochs=5,
+        gradient_accumulation_steps=size.accumulation, learning_rate=1e-4, num_train_epochs=5,
         disable_tqdm=True, remove_unused_columns=False, save_strategy="no", logging_strategy="no",
         use_cpu=options.device == "cpu", bf16=bf16(options), weight_decay=0.01,
         seed=42, optim="adamw_torch",
@@ -353,22 +363,26 @@ def baseline(size: Size, chat: Any, rows: Any, folder: str, options: Any) -> Any
         order=KeyedSampler(parts, 42), layer=size.layer,
         control=unit_vector(size.hidden, 42).to(options.device), careful=options.careful,
     )  # fmt: skip
-    return trainer, lambda: sum(trainer.losses[-ACCUMULATION:]) / ACCUMULATION
+    return trainer, lambda: statistics.mean(trainer.losses[-size.accumulation :])
 
 
 def model(size: Size, options: Any) -> Any:
-    """A random model with a fresh adapter; the first steps move it away from its reference."""
+    """A model with a fresh adapter; the first steps move it away from its reference."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
     dtype = getattr(torch, options.dtype)
-    with torch.device(options.device):
-        made = AutoModelForCausalLM.from_config(size.config(), dtype=dtype)
-    targets = "q_proj v_proj k_proj o_proj gate_proj down_proj up_proj lm_head".split()
+    if size.is_real:
+        made = AutoModelForCausalLM.from_pretrained(real_model(), dtype=dtype).to(options.device)
+    else:
+        with torch.device(options.device):
+            made = AutoModelForCausalLM.from_config(size.config(), dtype=dtype)
+    targets = "q_proj v_proj k_proj o_proj gate_proj down_proj up_proj".split()
+    targets += [] if size.is_real else ["lm_head"]
     settings = LoraConfig(
-        r=options.rank, lora_alpha=options.rank, lora_dropout=0.0, bias="none",
+        r=options.rank, lora_alpha=options.rank, lora_dropout=options.dropout, bias="none",
         target_modules=targets, task_type="CAUSAL_LM",
     )  # fmt: skip
     import warnings
@@ -389,10 +403,13 @@ def data(size: Size) -> tuple[Any, Mapping[str, Sequence[Any]]]:
     from unlora.data.rows import read_file
 
     source = realdata()
-    if source and size.tokenizer:
+    if source and (size.tokenizer or size.is_real):
         names = {"forget": "forget10", "retain": "retain90"}
         rows = {part: read_file(source / "tofu" / f"{n}.json")[:ROWS] for part, n in names.items()}
-        tokenizer = AutoTokenizer.from_pretrained(source / "tokenizers" / size.tokenizer)
+        folder = real_model() if size.is_real else source / "tokenizers" / size.tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    elif size.is_real:
+        sys.exit("The rows of TOFU are not here. Set UNLORA_REALDATA to the folder that has tofu/.")
     else:
         names = {"forget": "forget10_perturbed", "retain": "retain_perturbed"}
         rows = {part: _made_up(name)[:ROWS] for part, name in names.items()}
@@ -408,6 +425,23 @@ def pairs(rows: Sequence[Any]) -> list[tuple[str, str]]:
     return [(row["question"], row["answer"]) for row in rows]
 
 
+def real_model() -> str:
+    """The folder of size R."""
+    folder = os.environ.get("UNLORA_REAL_MODEL", "")
+    if not Path(folder, "config.json").is_file():
+        sys.exit(f"There is no model in {folder!r}. Set UNLORA_REAL_MODEL to the folder of one.")
+    return folder
+
+
+def clock(options: Any) -> float:
+    """Seconds of this process, of one thread; else of the day, as threads wait for each other."""
+    return time.process_time() if is_cpu_time(options) else time.perf_counter()
+
+
+def is_cpu_time(options: Any) -> bool:
+    return options.device == "cpu" and options.threads == 1
+
+
 def bf16(options: Any) -> bool:
     return options.dtype == "bfloat16"
 
@@ -415,11 +449,11 @@ def bf16(options: Any) -> bool:
 # --- the floor -----------------------------------------------------------------------------------
 
 
-def count_tokens(parts: Any) -> Found:
+def count_tokens(parts: Any, size: Size) -> Found:
     """Of each part, the tokens and scored tokens of an average step."""
     found: Found = {}
     for part, rows in parts.rows.items():
-        scale = BATCH * ACCUMULATION / len(rows)
+        scale = BATCH * size.accumulation / len(rows)
         found[part] = {
             "tokens": scale * sum(len(row.input_ids) for row in rows),
             "scored": scale * sum(len(row.input_ids) - row.prompt_length for row in rows),
@@ -441,7 +475,8 @@ def count_flops(size: Size, rank: int, method: str, seen: Found) -> float:
     shapes = [(hidden, hidden)] * 2 + [(hidden, narrow)] * 2 + [(hidden, wide)] * 3
     weights = sum(a * b for a, b in shapes)
     adapters = sum(rank * (a + b) for a, b in shapes)
-    head, head_adapter = hidden * size.vocabulary, rank * (hidden + size.vocabulary)
+    head = hidden * size.vocabulary
+    head_adapter = 0 if size.is_real else rank * (hidden + size.vocabulary)
     layers = size.layer + 1 if method == "RMU" else size.layers
     total = 0.0
     for part, n in seen.items():
@@ -474,11 +509,11 @@ def multiply_rate(size: Size, options: Any) -> float:
         a @ b.T
         synchronise(options)
         repeats = 20
-        started = time.perf_counter()
+        started = clock(options)
         for _ in range(repeats):
             a @ b.T
         synchronise(options)
-        seconds = time.perf_counter() - started
+        seconds = clock(options) - started
         rates.append(2 * a.shape[0] * a.shape[1] * b.shape[0] * repeats / seconds)
     return max(rates)
 
@@ -584,8 +619,9 @@ def compared(method: str, rank: int, sides: Mapping[str, Side], options: Any) ->
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, list[float]] = {name: [] for name in sides}
     # what is done once for all rows, as a share of one step
+    rows_a_step = BATCH * SIZES[options.size].accumulation
     once = {
-        name: side.tell("begin")["before"] * BATCH * ACCUMULATION / ROWS / EPOCHS
+        name: side.tell("begin")["before"] * rows_a_step / ROWS / EPOCHS
         for name, side in sides.items()
     }
     rates = []
@@ -646,6 +682,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--dropout", type=float, default=0.0, help="of LoRA; losses then differ")
     parser.add_argument(
         "--memory", action="store_true", help="freed blocks go back at once: slower"
     )
@@ -666,6 +703,8 @@ def parsed() -> argparse.Namespace:
     options = parser.parse_args()
     if options.careful and options.against:
         parser.error("--careful is about the baseline, which --against leaves out.")
+    if options.size == "R":
+        real_model()
     options.methods = options.methods.split(",")
     options.ranks = [int(rank) for rank in options.ranks.split(",")]
     options.overrides = [x for x in options.overrides.split(",") if x]

@@ -54,9 +54,7 @@ def largest_scale(
     return _bisected(enough, low, high, steps) if enough(low) else None
 
 
-def least_on_curve(
-    enough: Callable[[float], bool], farther: Sequence[float] = ()
-) -> float | None:
+def least_on_curve(enough: Callable[[float], bool], farther: Sequence[float] = ()) -> float | None:
     """:func:`least_scale`, searched between the two of ``SCALES`` that are next to it.
 
     Args:
