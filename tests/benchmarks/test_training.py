@@ -183,7 +183,7 @@ def test_the_page_has_a_table_for_each_kind_of_machine_and_keeps_its_words(scrip
 def test_a_part_that_does_not_exist_is_named(scripts, capsys):
     with pytest.raises(SystemExit):
         scripts.bench.main(["--only", "XL"])
-    assert "There is no part 'XL'. Parts: R, S, " in capsys.readouterr().err
+    assert "There is no part 'XL'. Parts: R, R-today, S, " in capsys.readouterr().err
 
 
 def test_without_a_real_model_its_part_is_left_out(scripts, monkeypatch, capsys):
