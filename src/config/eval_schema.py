@@ -75,6 +75,7 @@ class SuiteKeys(TypedDict, total=False):
     gradient_modules: values.ModuleNames
     fluency_classifier: str | None
     fluency_label: str | None
+    only: list[str] | None
     panel: list[str] | None
     panel_rows: values.Count
     rouge: Literal["unicode", "ascii"]

@@ -176,7 +176,9 @@ class Suite:
             self._check_overwrite(Path(output_dir))
         requests, limit = self.requests, None
         if panel:
-            requests = needed(self.requests, [*(self.config.get("panel") or ()), *also])
+            known = {request.name for request in requests}
+            cheap = [name for name in self.config.get("panel") or () if name in known]
+            requests = needed(self.requests, [*cheap, *also])
             limit = self.config["panel_rows"]
         subject, chosen = LazyModel.of(model), self._chosen(limit)
         wanted = self._asked(requests, subject)

@@ -26,7 +26,7 @@ KINDS = {
 
 
 def check_suite(name: str, config: Mapping[str, Any]) -> list[Request]:
-    """The metrics of a suite, each after what it needs.
+    """The metrics of a suite, or those of ``only``, each after what it needs.
 
     Raises:
         InputError: everything that is wrong in the config, in one message.
@@ -42,6 +42,7 @@ def check_suite(name: str, config: Mapping[str, Any]) -> list[Request]:
 
     collect("", checked, SuiteKeys, dict(config), "eval", name)
     data, metrics, panel = (config.get(key) or {} for key in ("data", "metrics", "panel"))
+    only = config.get("only")
     if problems and not (isinstance(data, Mapping) and isinstance(metrics, Mapping)):
         raise InputError(problems[0])
     for source, section in data.items():
@@ -63,14 +64,17 @@ def check_suite(name: str, config: Mapping[str, Any]) -> list[Request]:
                 problems.append(f"eval.{name}: metric {request.name}: {missing}")
     if len(known) == len(requests):
         collect(where, needed, known, metrics)
-        for metric in panel if isinstance(panel, list) else ():
-            if str(metric) not in metrics:
-                problems.append(unknown(f"metric in eval.{name}.panel", metric, metrics))
+        for key, listed in (("panel", panel), ("only", only)):
+            for metric in listed if isinstance(listed, list) else ():
+                if str(metric) not in metrics:
+                    problems.append(unknown(f"metric in eval.{name}.{key}", metric, metrics))
+    if only == []:
+        problems.append(f"eval.{name}.only is empty. Name metrics, or leave it out for all.")
     for which in LOGS:
         collect(where, BaselineLog.of, which, config, KINDS[config["handler"]])
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
-    return needed(known, metrics)
+    return needed(known, only or metrics)
 
 
 def _ascii(metric: Any) -> Any:

@@ -254,6 +254,8 @@ def _without_paths(model: Mapping[str, Any]) -> dict[str, Any]:
 
 def _suite(suite: Mapping[str, Any], datasets_dir: str | None) -> Any:
     settings = {name: value for name, value in suite.items() if name not in NOT_SAID}
+    if settings.get("only") is None:  # as before there was such a key
+        settings.pop("only", None)
     logs = [_log(suite.get(which)) for which in ("retain_logs_path", "target_logs_path")]
     return [settings, logs, [_rows(args, datasets_dir) for args in _hub_args(suite.get("data"))]]
 

@@ -143,6 +143,15 @@ def test_the_panel_is_cheap_and_takes_further_metrics(folder, tokenizer, model):
         suite.evaluate(model, panel=True, also=["model_utilty"])
 
 
+def test_only_some_metrics_and_those_they_are_made_of(folder, tokenizer, model, tmp_path):
+    suite = build(folder, tokenizer, "eval.tofu.only=[retain_Q_A_PERT_Prob,mia_loss]")
+    assert set(suite.sources) == {"forget", "holdout", "retain_perturbed"}  # no others are read
+    assert set(suite.evaluate(model, tmp_path)) == {"mia_loss", "retain_Q_A_PERT_Prob"}
+    made_of = build(folder, tokenizer, "eval.tofu.only=[retain_Truth_Ratio]")
+    assert "retain_Q_A_PERT_Prob" in made_of.metrics and "mia_loss" not in made_of.metrics
+    assert suite.evaluate(model, panel=True) == {}  # nothing of the panel was asked for
+
+
 @pytest.mark.slow
 def test_batch_size_does_not_change_the_summary(folder, tokenizer, model):
     small = build(folder, tokenizer, "eval.tofu.batch_size=1").evaluate(model)
@@ -311,6 +320,9 @@ def test_a_retain_log_of_other_data_is_refused(folder, tokenizer, model, tmp_pat
         ("eval.tofu.metrics.mia_loss.inputs.holdout=holdut", "Did you mean 'holdout'"),
         ("~eval.tofu.metrics.wf_Truth_Ratio", "model_utility needs another metric"),
         ("eval.tofu.panel=[forget_Prob]", "Did you mean 'forget_Q_A_Prob'"),
+        ("eval.tofu.only=[mia_los]", "metric in eval.tofu.only 'mia_los'. Did you mean 'mia_loss'"),
+        ("eval.tofu.only=[]", "eval.tofu.only is empty. Name metrics, or leave it out for all."),
+        ("eval.tofu.only=mia_loss", "only is 'mia_loss' .text.; it must be a list"),
         ("eval.tofu.retain_logs_path=nowhere", "retain_logs_path 'nowhere' is not there"),
         ("eval.tofu.data.forget.handler=QADatset", "Did you mean 'QADataset'"),
         ("eval.tofu.data=3", "eval.tofu.data is 3; it must be a section with keys"),

@@ -7,7 +7,7 @@ import pytest
 from pretended import study
 
 from unlora.studies.config import read
-from unlora.studies.stage_fingerprints import key
+from unlora.studies.stage_fingerprints import _suite, key
 from unlora.studies.stages import plan
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -86,3 +86,9 @@ def test_how_weights_are_quantised_counts_and_by_which_version(monkeypatch):
         assert found("model.quantisation=nf4") not in made and found() in made
         assert len(made) == 3 + (not given)
         installed[0] = "0.50.2"
+
+
+def test_figures_that_are_asked_alone_count_and_a_study_of_before_there_was_that_key_is_the_same():
+    suite = {"handler": "TOFUEvaluator", "metrics": {}, "data": {}}
+    assert _suite({**suite, "only": None}, None) == _suite(suite, None)
+    assert _suite({**suite, "only": ["mia_loss"]}, None) != _suite(suite, None)
