@@ -185,7 +185,7 @@ class PassRunner:
             for inputs in self._blocks(pass_, data, model):
                 results = pass_.run(model, [*inputs.values()], **limits)
                 for (source, rows), result in zip(inputs.items(), results, strict=True):
-                    parts[source].append(self._parts.add(pass_.pack(result, rows)))
+                    parts[source].append(self._parts.add(_packed(pass_, result, rows)))
         return parts
 
     def _asked(self, pass_: Pass) -> Any:
@@ -218,6 +218,15 @@ class PassRunner:
             yield {
                 source: rows for source, rows in some.items() if rows.rows or not begin
             }  # fmt: skip
+
+
+def _packed(pass_: Pass, result: Any, rows: PassInput) -> Arrays:
+    """The cached answer, with ``cut``: where the pass does not say it, of what it reads."""
+    arrays = pass_.pack(result, rows)
+    if "cut" in arrays:
+        return arrays
+    cut = rows.source.num_cut(rows.rows, prompts=pass_.reads == "prompts")
+    return arrays | {"cut": np.array(cut)}
 
 
 def _bounds(sizes: Sequence[np.ndarray], most: int) -> list[tuple[int, int]]:

@@ -287,7 +287,7 @@ class Suite:
         for request in self.requests:
             for kind, name in request.sources():
                 pass_ = pass_of(kind)
-                if pass_ and pass_.reads == "answers" and name not in missing:
+                if pass_ and name not in missing:
                     several = kind != pass_.name
                     if self.sources[name].several != several:
                         raise InputError(

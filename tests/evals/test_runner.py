@@ -17,9 +17,9 @@ from unlora.evals.eval_model import LazyModel
 from unlora.evals.metrics import METRICS as HANDLERS
 from unlora.evals.metrics import metric
 from unlora.evals.passes import text_classifier
-from unlora.evals.passes.declaration import PASSES, Pass, register
+from unlora.evals.passes.declaration import PASSES, Pass, PassInput, register
 from unlora.evals.result_cache import digest
-from unlora.evals.runner import PassRunner
+from unlora.evals.runner import PassRunner, _packed
 from unlora.results.value import Value
 
 METRICS = (
@@ -297,7 +297,7 @@ def test_a_new_pass_is_one_object_that_plan_cache_and_metrics_know(
         run=lambda model, inputs, **limits: [
             [len(row.input_ids) for row in data.answers] for data in inputs
         ],
-        pack=lambda lengths, data: {"value": np.array(lengths)} | data.facts,
+        pack=lambda lengths, data: {"value": np.array(lengths)},
         unpack=lambda arrays, data: Lengths(arrays["value"].tolist()),
     )  # fmt: skip
     for registry in (PASSES, HANDLERS):
@@ -316,6 +316,21 @@ def test_a_new_pass_is_one_object_that_plan_cache_and_metrics_know(
     assert planned["tokens"] == (5 if needs == "none" else 5 * found["length"])
     again = bench.suite(metrics=metrics, panel=[])
     assert again.evaluate(LazyModel(refuse, "model", "root")) == found
+
+
+@pytest.mark.parametrize("reads", ["answers", "prompts"])
+def test_how_many_examples_were_cut_is_added_where_a_pass_does_not_say_it(reads, bench):
+    suite = bench.suite()
+    source, rows = suite.sources["forget"], range(5)
+    source.config["max_length"] = int(source.answers.tokens.max()) - 1
+    source.__dict__.pop("answers")  # made into tokens again
+    num_cut = source.num_cut(rows, prompts=reads == "prompts")
+    data = PassInput(source, rows, suite.settings)
+    silent = replace(PASSES["legible"], reads=reads, pack=lambda p, data: {"value": np.zeros(5)})
+    assert _packed(silent, None, data)["cut"] == num_cut
+    assert (num_cut > 0) == (reads == "answers")  # a prompt alone is short enough
+    told = replace(silent, pack=lambda p, data: {"cut": np.array(7)})
+    assert _packed(told, None, data)["cut"] == 7
 
 
 def test_a_damaged_answer_is_asked_again_alone(bench, asked, tmp_path, caplog):

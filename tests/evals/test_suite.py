@@ -16,6 +16,7 @@ from unlora.cli.compose import composed
 from unlora.config.metrics import shipped_metrics
 from unlora.errors import InputError
 from unlora.evals import LazyModel, build_suites, check
+from unlora.evals.metrics import METRICS
 from unlora.evals.passes import generation, gradient_norms, hidden_states, score_passes
 from unlora.evals.passes.decoding import decoding_of
 from unlora.evals.suite_checks import check_suite
@@ -150,6 +151,19 @@ def test_only_some_metrics_and_those_they_are_made_of(folder, tokenizer, model, 
     made_of = build(folder, tokenizer, "eval.tofu.only=[retain_Truth_Ratio]")
     assert "retain_Q_A_PERT_Prob" in made_of.metrics and "mia_loss" not in made_of.metrics
     assert suite.evaluate(model, panel=True) == {}  # nothing of the panel was asked for
+
+
+@pytest.mark.parametrize("handler", ["probability", "rouge", "repetition"])
+def test_rows_of_several_answers_are_refused_by_every_pass_that_takes_one(
+    handler, folder, tokenizer
+):
+    slot = next(iter(METRICS[handler].inputs))
+    metrics = {"mine": {"handler": handler, "inputs": {slot: "forget_perturbed"}}}
+    config = eval_config(folder)
+    config["tofu"] |= {"metrics": metrics, "panel": []}
+    sentence = f"metric mine: {handler} wants one answer per row, and .* forget_perturbed has sev"
+    with pytest.raises(InputError, match=sentence):
+        build_suites(config, tokenizer=tokenizer, template_args=TEMPLATE_ARGS, prepare=False)
 
 
 @pytest.mark.slow

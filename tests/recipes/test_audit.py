@@ -223,7 +223,10 @@ def test_two_at_once_are_one_too_many(runs, capsys):
 
 WRONG = [
     (["~audit.nope"], "'audit.nope' does not exist"),
-    (["audit=nonsense"], "Unknown audit 'nonsense'. Did you mean 'none'? Known: default, full"),
+    (
+        ["audit=nonsense"],
+        "Unknown audit 'nonsense'. Did you mean 'none'? Known: brief, default, full",
+    ),
     (["+audit.x={handler: quantize}"], "audit.x: Unknown attack 'quantize'. Did you mean 'quanti"),
     (["+audit.x={form: int4}"], "audit.x: it has no handler. Known: depth, plain, quantise"),
     (["audit.int4.bits=4"], "audit.int4: Unknown parameter of attack quantise 'bits'. Known: blo"),

@@ -119,10 +119,11 @@ class Pass:
             asked again, those of the others are kept.
         order: place among the passes of a plan.
         record: the type by which a metric asks for the answers.
-        record_each: the type for several answers per row, where the pass takes them.
+        record_each: the type for several answers per row. Without it data with several answers
+            per row are refused.
         run: (model, inputs, batch_size, tokens, progress) -> the result of each input.
-        pack: (result, input) -> the arrays of the cached answer, with ``cut``: the number of
-            examples that were cut.
+        pack: (result, input) -> the arrays of the cached answer. ``cut``, the number of examples
+            that were cut, is added for what the pass reads where it is not among them.
         unpack: (arrays, input) -> the records that a metric sees.
         model: which model answers: the evaluated one, its root (every adapter off), or none.
         reads: answers of the data, or prompts that are continued.

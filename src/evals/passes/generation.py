@@ -182,8 +182,7 @@ def _beginning(prompt: Sequence[int], answer: Encoded, scored: Scored) -> list[i
 def _pack(texts: Sequence[str | None], data: PassInput) -> Arrays:
     texts_before = data.source.prompt_texts
     prompts = [texts_before[i] for i in data.rows]
-    cut = np.array(data.source.num_cut(data.rows, prompts=True))
-    return {"said": text_array(texts), "asked": text_array(prompts), "cut": cut}
+    return {"said": text_array(texts), "asked": text_array(prompts)}
 
 
 def _unpack(arrays: Arrays, data: PassInput) -> list[Generated]:

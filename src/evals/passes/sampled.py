@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from unlora.evals.passes.batching import Progress
@@ -50,8 +49,7 @@ def _drawn(model: nn.Module, data: PassInput, *, progress: Progress, **limits: A
 def _pack(drawn: Draws, data: PassInput) -> Arrays:
     texts_before = data.source.prompt_texts
     prompts = [texts_before[i] for i in data.rows]
-    cut = np.array(data.source.num_cut(data.rows, prompts=True))
-    return {"drawn": text_array(drawn), "asked": text_array(prompts), "cut": cut}
+    return {"drawn": text_array(drawn), "asked": text_array(prompts)}
 
 
 def _unpack(arrays: Arrays, data: PassInput) -> Sampled:
