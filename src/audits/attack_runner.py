@@ -28,8 +28,9 @@ from unlora.evals.datasets import Source
 from unlora.evals.eval_model import LazyModel
 from unlora.evals.passes.declaration import Settings
 from unlora.evals.records import Scored
-from unlora.evals.result_cache import ResultCache, digest
+from unlora.evals.result_cache import ResultCache
 from unlora.evals.runner import PassRunner
+from unlora.runs.hashes import digest
 
 ROWS_AT_ONCE = 16  # whose inner states are in memory
 SAMPLING = {"samples": "samples", "temperature": "temperature", "top_p": "top_p",

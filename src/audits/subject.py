@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from unlora.evals.eval_model import LazyModel
-from unlora.evals.result_cache import digest
 from unlora.model import ResolvedModel, get_model
 from unlora.model.adapter_scale import scale_adapter
 from unlora.model.attach import put_on
@@ -18,6 +17,7 @@ from unlora.model.fingerprints import identities
 from unlora.model.merge import merge_adapters
 from unlora.model.quantised import placed
 from unlora.model.reference import switched
+from unlora.runs.hashes import digest
 
 Asked = Callable[[], AbstractContextManager[nn.Module]]
 Role = Literal["unlearned", "target", "retain"]

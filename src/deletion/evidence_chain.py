@@ -14,8 +14,8 @@ from typing import Any
 
 from unlora.deletion.page import as_html
 from unlora.runs.atomic_files import sync_files, write_text
+from unlora.runs.hashes import sha256
 from unlora.runs.safe_loading import read_json
-from unlora.studies.stage_fingerprints import sha256
 
 FILE, PAGE, REQUEST, ROWS = "evidence.json", "evidence.html", "request.json", "rows.jsonl"
 FIGURES = ("held", "attacks", "retain_probability", "recognisable")

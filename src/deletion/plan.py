@@ -14,9 +14,10 @@ from unlora.deletion.request_rows import DataSet, data_sets, read_request, rows_
 from unlora.errors import InputError
 from unlora.recipes.who_saw import row_hashes
 from unlora.report.markdown import one_line
+from unlora.runs.hashes import digest
 from unlora.runs.machine import in_words
 from unlora.studies.dry_run import in_time
-from unlora.studies.stage_fingerprints import digest, model_content
+from unlora.studies.stage_fingerprints import model_content
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from unlora.audits.scores import AuditScores, judged
 from unlora.audits.verdict import Thresholds
 from unlora.deletion.evidence_chain import FIGURES, FILE, REQUEST, as_text, hash_of
 from unlora.errors import GuardError, InputError
-from unlora.studies.stage_fingerprints import sha256
+from unlora.runs.hashes import sha256
 
 CLOSE = 1e-9  # of a figure that another machine computes
 

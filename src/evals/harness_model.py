@@ -18,9 +18,10 @@ from unlora.evals.harness_silence import quiet
 from unlora.evals.passes import score
 from unlora.evals.progress import Bar
 from unlora.evals.random_state import RandomStateApart
-from unlora.evals.result_cache import Arrays, ResultCache, digest
+from unlora.evals.result_cache import Arrays, ResultCache
 from unlora.forward import IGNORE_INDEX
 from unlora.forward.modes import device_of, evaluating, unwrapped
+from unlora.runs.hashes import digest
 
 # lm-eval's name for a kind of request -> what we call the pass that answers it
 PASSES = {

@@ -6,12 +6,10 @@ whatever is changed has another name, and whatever is damaged is not believed.
 
 import hashlib
 import io
-import json
 import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch.distributed as dist
@@ -22,12 +20,6 @@ from unlora.runs.atomic_files import is_main_process, write_bytes
 HASH = 32
 Arrays = dict[str, np.ndarray]
 logger = logging.getLogger(__name__)
-
-
-def digest(*parts: Any) -> str:
-    """sha256 of things that JSON can say; a hash of them stands for the longest."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class ResultCache:

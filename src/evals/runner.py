@@ -20,9 +20,10 @@ from unlora.evals.passes.declaration import (
     Settings,
     concatenated,
 )
-from unlora.evals.result_cache import ResultCache, digest
+from unlora.evals.result_cache import ResultCache
 from unlora.evals.spool import Spool, Stored
 from unlora.forward.modes import device_of
+from unlora.runs.hashes import digest
 
 Progress = Callable[[str, int], Any]
 # answers are in memory while so many batches are asked; processes that share them out need more,

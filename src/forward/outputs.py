@@ -178,13 +178,6 @@ def ask(model: nn.Module, batch: Batch) -> Outputs:
     return answer
 
 
-def ask_hidden(model: nn.Module, batch: Batch, layer: int) -> Hidden:
-    """One forward pass that ends after decoder layer ``layer``, counted from 0."""
-    (answer,) = ask_all(model, [(Hidden, batch)], layer=layer)
-    assert isinstance(answer, Hidden)
-    return answer
-
-
 def ask_all(
     model: nn.Module,
     questions: Sequence[tuple[type, Batch]],

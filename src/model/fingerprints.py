@@ -1,7 +1,5 @@
 """Fingerprint all that the answers of a model depend on, without loading it."""
 
-import hashlib
-import json
 from importlib import metadata
 from typing import Any
 
@@ -12,6 +10,7 @@ from unlora.model.lineage import fingerprint
 from unlora.model.load import pinned
 from unlora.model.quantised import versions
 from unlora.model.resolved import ResolvedModel
+from unlora.runs.hashes import digest
 
 # they say where weights are and how they come into memory, not what they are
 NOT_OF_THE_MODEL = (
@@ -40,7 +39,7 @@ def identities(model: ResolvedModel) -> tuple[str | None, str | None]:
     settings["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     settings["packages"] = [metadata.version(package) for package in PACKAGES]
     settings["packages"] += quantised_by
-    return _name(root, links, settings), _name(root, [], settings)
+    return digest(root, links, settings), digest(root, [], settings)
 
 
 def content_of(model: ResolvedModel) -> tuple[str, list[tuple[str, str]], list[str]]:
@@ -59,8 +58,3 @@ def content_of(model: ResolvedModel) -> tuple[str, list[tuple[str, str]], list[s
         root = commit_of(lineage.root, pinned(lineage, model.load_kwargs)) or ""
     links = [(link.sha256, link.config_sha256) for link in lineage.links]
     return root, links, versions(quantised)
-
-
-def _name(*parts: Any) -> str:
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()

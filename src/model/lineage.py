@@ -28,6 +28,7 @@ from unlora.model.adapter import (
 )
 from unlora.model.weight_files import check_model_files
 from unlora.runs.atomic_files import write_json
+from unlora.runs.hashes import sha256
 from unlora.runs.safe_loading import near, read_json, trusted
 
 FILE = "lineage.json"
@@ -50,7 +51,7 @@ class Link:
             InputError: it holds no adapter, or one that cannot be read exactly.
         """
         settings = check_adapter(folder, merging=merging)
-        return cls(folder, _sha256(folder / ADAPTER_WEIGHTS), settings_hash(settings))
+        return cls(folder, sha256(folder / ADAPTER_WEIGHTS), settings_hash(settings))
 
     def verified(self) -> "Link":
         """The adapter as it is now.
@@ -305,12 +306,7 @@ def fingerprint(folder: str) -> str:
 @functools.cache
 def _sha256_of(file: Path, _size: int, _changed: int) -> str:
     """Read a file again only if it has another size or time than before."""
-    return _sha256(file)
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256(file)
 
 
 def _to_relative(path: str | Path, folder: Path) -> str:

@@ -193,14 +193,6 @@ def settle(base: PreTrainedModel) -> None:
             setattr(module, wrapped, MethodType(_forward_of_int8, module))
 
 
-def dequantised(base: PreTrainedModel) -> PreTrainedModel:
-    """The same model with its quantised weights as plain numbers, in the dtype of the model."""
-    plain: Any = base.dequantize()
-    for attribute in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
-        vars(plain).pop(attribute, None)
-    return plain
-
-
 class _Int8Product(torch.autograd.Function):
     """x W^T with W dequantised for a moment, and again for the gradient."""
 

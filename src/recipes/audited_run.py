@@ -79,7 +79,7 @@ def find_run(config: AuditConfig) -> AuditedRun:
     else:
         retain, baseline = _model("retain", path, trained), NEVER_SAW
         _refuse_another_root(unlearned, retain)
-    _refuse_the_same(unlearned, target, retain)
+    _refuse_the_same(target, retain)
     for other in (target, retain):
         _warn_of_another_template(unlearned, other)
     data = _data(config, trained, unlearned, declared)
@@ -172,7 +172,7 @@ def _refuse_another_root(unlearned: AuditedModel, retain: AuditedModel) -> None:
         )
 
 
-def _refuse_the_same(unlearned: AuditedModel, target: AuditedModel, retain: AuditedModel) -> None:
+def _refuse_the_same(target: AuditedModel, retain: AuditedModel) -> None:
     if target.key is not None and target.key == retain.key:
         raise InputError(
             f"Target {target.path!r} and retain model {retain.path!r} are the same model. Give "

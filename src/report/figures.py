@@ -72,7 +72,7 @@ def scatter(findings: Findings) -> str:
         return as_svg(figure, f"scatter-{findings.kind}")
 
 
-def curves(name: str, histories: Sequence[Sequence[Mapping[str, Any]]], prefix: str) -> str:
+def curves(histories: Sequence[Sequence[Mapping[str, Any]]], prefix: str) -> str:
     """Losses against optimiser steps, one line a seed; an SVG, or nothing without a history."""
     keys = {"loss": ("ink", "-", 1.6), "forget_loss": ("broken", "--", 1.2),
             "retain_loss": ("target", ":", 1.6)}  # fmt: skip

@@ -169,7 +169,7 @@ def _curves(rows: Sequence[Row]) -> list[dict[str, str]]:
     curves = []
     for i, row in enumerate(rows):
         histories = [figures.history(result.run.manifest.get("training")) for result in row.results]
-        svg = figures.curves(row.name, [h for h in histories if h], f"curve-{i}")
+        svg = figures.curves([h for h in histories if h], f"curve-{i}")
         if svg:
             curves.append(
                 {"name": row.name, "svg": svg, "words": _curve_words(row.name, histories)}

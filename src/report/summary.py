@@ -75,7 +75,7 @@ def _compared(findings: Findings) -> str:
     mixed = [line.name for line in measured if line.written.leaks_mostly]
     clear = [line for line in measured if not line.written.leaks_mostly]
     worked = sorted((line for line in clear if _forgot(line) >= MOST), key=_distance(findings))
-    clauses = [_success(worked, findings)] if worked else []
+    clauses = [_success(worked)] if worked else []
     behind = [line for line in clear if _forgot(line) < MOST]
     if behind and not worked:
         clauses.append(_failure(behind, findings))
@@ -165,7 +165,7 @@ def _counted_from(findings: Findings) -> str:
     return f" Shares are counted from what guessing reaches, {percent(chance)}."
 
 
-def _success(worked: Sequence[Line], findings: Findings) -> str:
+def _success(worked: Sequence[Line]) -> str:
     first, *others = worked
     groups: dict[str, list[Line]] = {_amount(_forgot(first)): []}
     for line in others:

@@ -22,6 +22,7 @@ from unlora.config import read as checked
 from unlora.config.checks import ROWS_AT_ONCE
 from unlora.config.schema import Config
 from unlora.errors import GuardError, InputError
+from unlora.runs.hashes import digest
 from unlora.studies import audit_stages, stage_fingerprints
 from unlora.studies.config import Study
 from unlora.studies.stage_run import Record, belongs_to, output_to
@@ -190,7 +191,7 @@ class Sizes:
             raise InputError(self._unreachable[model])
         args = {k: v for k, v in config.trainer.args.items() if k not in ("seed", "output_dir")}
         trainer = {**config.trainer.model_dump(), "args": args}
-        key = stage_fingerprints.digest(config.model.model_dump(), trainer, config.data)
+        key = digest(config.model.model_dump(), trainer, config.data)
         if key not in self._known:
             try:
                 self._known[key] = estimate(config)

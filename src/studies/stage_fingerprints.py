@@ -1,7 +1,6 @@
 """Hash all that the result of a stage depends on."""
 
 import functools
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -14,6 +13,7 @@ from unlora.cli.compose import composed
 from unlora.config.checks import ROWS_AT_ONCE
 from unlora.config.resolve import plain, shipped
 from unlora.runs.atomic_files import files_below
+from unlora.runs.hashes import digest, sha256
 from unlora.runs.safe_loading import read_json
 from unlora.studies import audit_stages
 from unlora.studies.stages import Stage
@@ -35,18 +35,6 @@ NOT_SAID = (
     "output_dir", "overwrite", "cache", "batch_size", "token_budget", "retain_logs_path",
     "target_logs_path", "panel", "panel_rows",
 )  # fmt: skip
-
-
-def digest(*parts: Any) -> str:
-    """sha256 of things that JSON can say."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def sha256(file: Path) -> str:
-    """Of a file's bytes."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def config_of(stage: Stage) -> dict[str, Any]:

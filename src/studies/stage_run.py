@@ -16,6 +16,7 @@ from filelock import FileLock
 from unlora.cli.command_words import as_command, word
 from unlora.errors import GuardError, InputError
 from unlora.runs.atomic_files import write_json, write_text
+from unlora.runs.hashes import sha256
 from unlora.runs.redaction import guard_logs, safe, traceback_of
 from unlora.runs.run import set_aside
 from unlora.runs.safe_loading import read_json
@@ -62,7 +63,7 @@ class Record:
         left: dict[str, str] = known.get("outputs") or {}
         there = _outputs(stage)
         return bool(left) and all(
-            name in there and content.sha256(there[name]) == hash for name, hash in left.items()
+            name in there and sha256(there[name]) == hash for name, hash in left.items()
         )
 
     @property
@@ -88,7 +89,7 @@ def do(stage: Stage, record: Record) -> str | None:
                 return None
             record.write(stage, state="begun", **facts)
             _run(stage, key)
-            left = {name: content.sha256(file) for name, file in _outputs(stage).items()}
+            left = {name: sha256(file) for name, file in _outputs(stage).items()}
             facts |= {"state": "finished", "outputs": left}
         except (InputError, GuardError) as mistake:
             why = safe(str(mistake)) + "\n"

@@ -17,10 +17,10 @@ from typing import Any
 from unlora.errors import InputError
 from unlora.registry import unknown
 from unlora.results.eval_log import KINDS, read_written
+from unlora.runs.hashes import digest
 from unlora.studies import scheduler
 from unlora.studies.config import EVERY, Study
 from unlora.studies.launchers import Launch
-from unlora.studies.stage_fingerprints import digest
 from unlora.studies.stages import Stage, references, unlearning, variants
 
 

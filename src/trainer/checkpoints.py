@@ -20,6 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from unlora.errors import InputError
 from unlora.model.lineage import FILE, Lineage, fingerprint
 from unlora.runs.atomic_files import write_bytes
+from unlora.runs.hashes import sha256
 from unlora.runs.redaction import without_secrets
 from unlora.runs.safe_loading import read_json, read_mapping, refuse_pickle
 
@@ -37,8 +38,8 @@ def write_record(folder: Path, state: Path, facts: Mapping[str, Any]) -> None:
         state: its ``trainer_state.json``, which is about to be moved there.
         facts: what else is recorded.
     """
-    files = {name: _sha256(folder / name) for name in _files(folder) if name != RECORD}
-    content = without_secrets({**facts, "files": files | {state.name: _sha256(state)}})
+    files = {name: sha256(folder / name) for name in _files(folder) if name != RECORD}
+    content = without_secrets({**facts, "files": files | {state.name: sha256(state)}})
     text = json.dumps({"sha256": _digest(content), **content}, indent=2)
     write_bytes(state.with_name(RECORD), text.encode())
 
@@ -71,11 +72,11 @@ def damage(checkpoint: str | Path) -> str | None:
         return f"its {RECORD} is damaged"
     if not record:
         return NO_RECORD
-    for name, sha256 in record["files"].items():
+    for name, written in record["files"].items():
         try:
             if not (folder / name).is_file():
                 return f"its {name} is missing"
-            if _sha256(folder / name) != sha256:
+            if sha256(folder / name) != written:
                 return f"its {name} is not as it was written"
         except OSError as error:
             return f"its {name} cannot be read: {error.strerror}"
@@ -256,11 +257,6 @@ def _files(folder: Path) -> Iterator[str]:
         for name in sorted(names):
             if not name.endswith(".tmp"):
                 yield Path(at, name).relative_to(folder).as_posix()
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _digest(content: Any) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unlora.evals.result_cache import ResultCache, digest
+from unlora.evals.result_cache import ResultCache
+from unlora.runs.hashes import digest
 
 KEY = digest("one")
 ARRAYS = {"logp": np.array([-1.5, float("nan")], dtype=np.float32), "cut": np.array(3)}

@@ -18,9 +18,9 @@ from unlora.evals.metrics import METRICS as HANDLERS
 from unlora.evals.metrics import metric
 from unlora.evals.passes import text_classifier
 from unlora.evals.passes.declaration import PASSES, Pass, PassInput, register
-from unlora.evals.result_cache import digest
 from unlora.evals.runner import PassRunner, _packed
 from unlora.results.value import Value
+from unlora.runs.hashes import digest
 
 METRICS = (
     "forget_Q_A_Prob", "forget_Q_A_PERT_Prob", "forget_Q_A_ROUGE", "mia_loss", "mia_gradnorm",

@@ -23,7 +23,7 @@ from unlora.model import check_model, fingerprints, get_model, resolve_model
 from unlora.model.lineage import Lineage
 from unlora.model.load import load_args, load_root
 from unlora.model.lora import describe_size, save_adapter
-from unlora.model.quantised import SETTINGS, check_training, count, dequantised, require_package
+from unlora.model.quantised import SETTINGS, check_training, count, require_package
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128}  # several blocks of nf4 in a row
 LORA = {"r": 2, "target_modules": ["q_proj", "down_proj", "lm_head"], "lora_dropout": 0.0}
@@ -365,6 +365,14 @@ def test_an_answer_does_not_depend_on_the_rows_beside_it(bitsandbytes, root, kin
     together = logits(model, ids)
     alone = torch.cat([logits(model, row[None]) for row in ids])
     assert torch.allclose(together, alone, atol=1e-4)
+
+
+def dequantised(base):
+    """The same model with its quantised weights as plain numbers."""
+    plain = base.dequantize()
+    for attribute in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
+        vars(plain).pop(attribute, None)
+    return plain
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

@@ -18,12 +18,17 @@ from views import random_draws
 from unlora.data.collate import collate
 from unlora.errors import InputError
 from unlora.forward.architecture import check_layer, decoder_layers, output_embedding
-from unlora.forward.outputs import ask, ask_hidden
+from unlora.forward.outputs import Hidden, ask, ask_all
 from unlora.model.reference import as_reference, rest_above
 from unlora.objectives import TERMS
 
 DEPTH = 3
 BATCH = collate(rows([3, 1, 5]), pad_id=0)
+
+
+def ask_hidden(model: nn.Module, batch: dict[str, Tensor], layer: int) -> Hidden:
+    """The states after one decoder layer, counted from 0."""
+    return ask_all(model, [(Hidden, batch)], layer=layer)[0]
 
 
 def small(**names: str) -> dict[str, int]:

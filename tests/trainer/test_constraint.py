@@ -307,14 +307,14 @@ def test_the_inner_steps_are_plain_gradient_descent_on_retain_rows(longest):
 
 
 def drawn_rows(layout, **args):
-    """The retain rows that the inner steps of two steps see, in order."""
+    """The tokens of the retain rows that the inner steps of two steps see, in order."""
     parts = Parts({"forget": rows([2] * 8), "retain": rows([3] * 50, seed=1)}, "forget")
     steps = Stepper("BLADE", NLL, parts=parts, layout=layout, **args)
     seen, usual = [], steps.composed._inner_step
 
     def watched(model, *args):
         handle = model.get_input_embeddings().register_forward_hook(
-            lambda _m, said, _o: here.extend(map(tuple, said[0].tolist()))
+            lambda _m, said, _o: here.extend(said[0].flatten().tolist())  # rows lie end to end
         )
         here = []
         value = usual(model, *args)
@@ -331,7 +331,7 @@ def drawn_rows(layout, **args):
 def test_the_inner_steps_see_fresh_rows_whatever_the_layout():
     whole = drawn_rows((8, 1))
     assert whole == drawn_rows((2, 4))
-    assert len(whole) == 6 and all(len(draw) == 8 for draw in whole)
+    assert len(whole) == 6 and all(len(draw) == 8 * 7 for draw in whole)
     assert len(set(map(tuple, whole))) == 6, "every inner step has its own"
     assert drawn_rows((8, 1), seed=7) != whole
 
