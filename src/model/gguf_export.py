@@ -41,4 +41,7 @@ def convert(script: Path, source: Path, file: Path, *, base: str | None = None) 
     answer = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
     if answer.returncode or not file.is_file():
         last = [line for line in answer.stderr.splitlines() if line.strip()][-LINES:]
-        raise InputError(f"{script.name} failed: {' '.join(last) or 'it wrote nothing'}")
+        what = " ".join(last) or "it wrote nothing"
+        if "ModuleNotFoundError" in what:
+            what = f"{last[-1].strip()}. Type: pip install 'unlora[gguf]'"
+        raise InputError(f"{script.name} failed: {what}")

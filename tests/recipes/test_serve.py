@@ -13,7 +13,7 @@ from peft import AutoPeftModelForCausalLM
 from plain_adapters import make_adapter, make_root
 from safetensors.torch import load_file
 from tiny import llama
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unlora.cli.main import main
 from unlora.errors import InputError
@@ -106,6 +106,47 @@ def test_the_real_converters_lose_nothing(tmp_path, monkeypatch):
     assert len(reader.tensors) == len(load_file(served / "adapter" / "adapter_model.safetensors"))
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not LLAMA_CPP, reason="needs UNLORA_LLAMA_CPP, a checkout of llama.cpp")
+@pytest.mark.skipif(not TINY.is_dir(), reason="needs UNLORA_REALDATA")
+def test_llama_cpp_writes_what_ours_writes(tmp_path, monkeypatch):
+    """By a build of llama.cpp from the package index, the merged model and root with adapter."""
+    llama_cpp = pytest.importorskip("xllamacpp", reason="pip install xllamacpp==2026.10.11549")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(TINY, "root")
+    make_adapter("root", Path("ad"), r=16, use_rslora=True, target_modules=["q_proj", "o_proj"])
+    export("--llama-cpp", LLAMA_CPP)
+    served = tmp_path / "ad" / "exported" / "serve"
+    convert(Path(LLAMA_CPP, MODEL), Path("root"), tmp_path / "root.gguf")
+    tokenizer = AutoTokenizer.from_pretrained("root")
+
+    def theirs(gguf, lora=None):
+        params = llama_cpp.CommonParams()
+        params.model.path, params.n_ctx = str(gguf), 256
+        if lora:
+            params.lora_adapters = [llama_cpp.CommonAdapterLoraInfo(str(lora), 1.0)]
+        asked = {"prompt": ids, "max_tokens": 24, "temperature": 0, "ignore_eos": True}
+        return llama_cpp.Server(params).handle_completions(asked)["choices"][0]["text"]
+
+    ids = tokenizer("Once upon a time").input_ids
+    ours = {}
+    for name, source, load in (
+        ("merged", served / "merged", AutoModelForCausalLM),
+        ("root", "root", AutoModelForCausalLM),
+        ("adapter", served / "adapter", AutoPeftModelForCausalLM),
+    ):
+        model = load.from_pretrained(source, dtype=torch.float32)
+        written = model.generate(
+            input_ids=torch.tensor([ids]), max_new_tokens=24, min_new_tokens=24, do_sample=False
+        )
+        ours[name] = tokenizer.decode(written[0, len(ids) :])
+    assert ours["root"] != ours["merged"]
+    assert theirs(served / "gguf" / "model.gguf").strip() == ours["merged"].strip()
+    assert theirs(tmp_path / "root.gguf").strip() == ours["root"].strip()
+    with_lora = theirs(tmp_path / "root.gguf", served / "gguf" / "lora.gguf")
+    assert with_lora.strip() == ours["adapter"].strip()
+
+
 def test_an_adapter_that_needs_its_head_is_refused_and_weights_are_written(made, capsys):
     served = made(r=4, target_modules=["q_proj", "lm_head"], alpha_pattern={"lm_head": 80})
     export()
@@ -121,6 +162,14 @@ def test_a_converter_that_fails_is_quoted(tmp_path):
     scripts = converters(str(llama_cpp(tmp_path / "cpp", fails=True)))
     with pytest.raises(InputError, match="failed: ERROR: BPE pre-tokenizer was not recognized"):
         convert(scripts[MODEL], tmp_path, tmp_path / "x.gguf")
+
+
+def test_a_package_that_a_converter_lacks_is_told_from_other_faults(tmp_path):
+    script = tmp_path / MODEL
+    script.write_text("import a_package_of_converters\n")
+    missing = "failed: ModuleNotFoundError: No module named 'a_package_of_converters'. Type: pip"
+    with pytest.raises(InputError, match=missing):
+        convert(script, tmp_path, tmp_path / "x.gguf")
 
 
 def test_converters_are_found_on_path(tmp_path, monkeypatch):
