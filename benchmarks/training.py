@@ -215,7 +215,7 @@ def _positions(trainer: Any) -> None:
     """All positions meet the vocabulary, at once."""
     import torch
 
-    import unlora.forward.outputs as module
+    import unlora.forward.forward_pass as module
 
     @contextmanager
     def everywhere(model: Any, places: Any, _projected: Any) -> Any:
@@ -233,7 +233,8 @@ def _positions(trainer: Any) -> None:
 
 def _layers(_trainer: Any) -> None:
     """A pass for hidden states goes to the last layer."""
-    import unlora.forward.outputs as module
+    import unlora.forward.forward_pass as module
+    from unlora.forward.architecture import decoder_layers
 
     @contextmanager
     def never(model: Any, layer: int) -> Any:
@@ -242,7 +243,7 @@ def _layers(_trainer: Any) -> None:
         def keep(_module: Any, _args: Any, said: Any) -> None:
             seen.append(said[0] if isinstance(said, tuple) else said)
 
-        handle = module.decoder_layers(model)[layer].register_forward_hook(keep)
+        handle = decoder_layers(model)[layer].register_forward_hook(keep)
         try:
             yield seen
         finally:

@@ -18,7 +18,8 @@ from unlora.cli.main import main
 from unlora.data.collate import collate
 from unlora.evals.passes import score
 from unlora.forward.capabilities import found_way
-from unlora.forward.outputs import TokenLogps, ask_all
+from unlora.forward.forward_pass import ask_all
+from unlora.forward.outputs import TokenLogps
 from unlora.model import get_model
 from unlora.model.guards import gradient_faults
 from unlora.model.lora import save_adapter

@@ -15,8 +15,8 @@ from unlora.evals.passes.batching import Budget, answer_all, found_budget
 from unlora.evals.passes.loglikelihood import LOGITS_AT_ONCE
 from unlora.forward import IGNORE_INDEX
 from unlora.forward.architecture import decoder_layers
+from unlora.forward.forward_pass import ask
 from unlora.forward.modes import device_of, evaluating, in_full, unwrapped
-from unlora.forward.outputs import ask
 
 Places = tuple[Int[Tensor, " tokens"], Int[Tensor, " tokens"]]  # row, and position in it
 States = Float[Tensor, "layers positions width"]

@@ -13,8 +13,8 @@ from unlora.data.collate import collate
 from unlora.data.encoded import Encoded
 from unlora.errors import InputError
 from unlora.evals.random_state import RandomStateApart
+from unlora.forward.forward_pass import ask, scored_tokens
 from unlora.forward.modes import device_of
-from unlora.forward.outputs import ask, scored_tokens
 
 
 class Relearning:

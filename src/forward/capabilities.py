@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from unlora.forward import IGNORE_INDEX
 from unlora.forward.architecture import output_embedding
+from unlora.forward.forward_pass import PLAIN, Way, ask_all
 from unlora.forward.lm_head import factors
-from unlora.forward.outputs import PLAIN, TokenLogps, Way, ask_all
+from unlora.forward.outputs import TokenLogps
 from unlora.forward.packing import flat, packed
 from unlora.forward.row_attention import attend_by_rows
 

@@ -28,15 +28,8 @@ from typing import get_type_hints
 
 from torch import Tensor
 
-from unlora.forward.outputs import (
-    IGNORE_INDEX,
-    Hidden,
-    Outputs,
-    Padded,
-    ScoredTokens,
-    SequenceLogps,
-    TokenLogps,
-)
+from unlora.forward import IGNORE_INDEX
+from unlora.forward.outputs import Hidden, Outputs, Padded, ScoredTokens, SequenceLogps, TokenLogps
 from unlora.registry import Registry, check_settings, unknown
 
 PARTS = ("forget", "retain", "alternate")
@@ -96,7 +89,7 @@ class Term:
             return 1
         if self.unit == "rows":
             return len(labels)
-        # the first position of a row has no prediction, see unlora.forward.outputs.ask
+        # the first position of a row has no prediction, see unlora.forward.forward_pass.ask
         lengths = (labels[:, 1:] != IGNORE_INDEX).sum(-1)
         return int((lengths - self.skipped).clamp(min=0).sum())
 

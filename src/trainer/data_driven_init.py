@@ -15,7 +15,7 @@ from unlora.data.chat_encoding import Encoded
 from unlora.data.collate import collate
 from unlora.data.pairs import Parts
 from unlora.errors import InputError
-from unlora.forward.outputs import ask, scored_tokens
+from unlora.forward.forward_pass import ask, scored_tokens
 from unlora.model.adapter_init import Factors, Start, lora_layers, low_rank, start_at
 from unlora.model.reference import POLICY
 from unlora.trainer.composed_step import Penalty
@@ -216,7 +216,7 @@ def _outputs_by_row(
     def keep(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
             mask = batch["attention_mask"].bool()
-            if output.shape[:2] != mask.shape:  # the head, see unlora.forward.outputs
+            if output.shape[:2] != mask.shape:  # the head, see unlora.forward.forward_pass
                 row = scored_tokens(batch).row
             else:
                 row, output = mask.nonzero(as_tuple=True)[0], output[mask.to(output.device)]

@@ -22,7 +22,8 @@ from unlora.data import fingerprint
 from unlora.data.cache import cache_folder
 from unlora.data.chat_encoding import Encoded
 from unlora.data.collate import collate
-from unlora.forward.outputs import TokenLogps, Way, ask_all
+from unlora.forward.forward_pass import Way, ask_all
+from unlora.forward.outputs import TokenLogps
 from unlora.model.probe import Probe
 from unlora.model.reference import as_reference
 from unlora.runs.atomic_files import write_bytes

@@ -14,20 +14,10 @@ from unlora.data.chat_encoding import Encoded
 from unlora.data.pairs import BLANK
 from unlora.forward.architecture import check_layer
 from unlora.forward.capabilities import found_way
+from unlora.forward.forward_pass import PLAIN, ask_all, ask_padded, scored_tokens
 from unlora.forward.fused_lora import fuse_lora
 from unlora.forward.keyed_dropout import row_keys
-from unlora.forward.outputs import (
-    PLAIN,
-    Hidden,
-    Outputs,
-    Padded,
-    ScoredTokens,
-    SequenceLogps,
-    TokenLogps,
-    ask_all,
-    ask_padded,
-    scored_tokens,
-)
+from unlora.forward.outputs import Hidden, Outputs, Padded, ScoredTokens, SequenceLogps, TokenLogps
 from unlora.model.reference import POLICY, as_reference, frozen_copy, rest_above
 from unlora.objectives import View
 from unlora.trainer.dropout_keys import key_dropout

@@ -14,7 +14,7 @@ from unlora.data.chat_encoding import Chat
 from unlora.data.encoded import fit, without_end
 from unlora.data.pairs import Parts
 from unlora.errors import InputError
-from unlora.forward.outputs import IGNORE_INDEX
+from unlora.forward import IGNORE_INDEX
 
 END = 9
 

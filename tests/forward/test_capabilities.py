@@ -17,7 +17,7 @@ from transformers import (
 
 from unlora.forward import capabilities
 from unlora.forward.capabilities import found_way
-from unlora.forward.outputs import Way
+from unlora.forward.forward_pass import Way
 
 CPU = torch.device("cpu")
 SMALL = {"vocab_size": 64, "num_hidden_layers": 2}

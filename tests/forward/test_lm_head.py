@@ -9,8 +9,9 @@ from tiny import LORA, llama, qwen2
 
 from unlora.forward import lm_head
 from unlora.forward.architecture import output_embedding
+from unlora.forward.forward_pass import Way, ask_all
 from unlora.forward.lm_head import factors, token_logps
-from unlora.forward.outputs import TokenLogps, Way, ask_all
+from unlora.forward.outputs import TokenLogps
 
 TOKENS = 23
 

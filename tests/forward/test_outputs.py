@@ -5,7 +5,7 @@ from tiny import LORA, VOCABULARY, adapted, llama, qwen2, rows
 
 from unlora.data.collate import collate
 from unlora.forward import IGNORE_INDEX
-from unlora.forward.outputs import ask
+from unlora.forward.forward_pass import ask
 
 
 def plain(model, batch):

@@ -7,7 +7,8 @@ from peft import LoraConfig, get_peft_model
 from tiny import LORA, llama, qwen2, rows
 
 from unlora.data.collate import collate
-from unlora.forward.outputs import PLAIN, Hidden, Outputs, TokenLogps, Way, ask_all
+from unlora.forward.forward_pass import PLAIN, Way, ask_all
+from unlora.forward.outputs import Hidden, Outputs, TokenLogps
 from unlora.forward.packing import flat, packed
 from unlora.forward.row_attention import attend_by_rows
 

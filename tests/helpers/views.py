@@ -6,15 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlora.forward.outputs import (
-    IGNORE_INDEX,
-    Hidden,
-    Outputs,
-    Padded,
-    ScoredTokens,
-    SequenceLogps,
-    TokenLogps,
-)
+from unlora.forward import IGNORE_INDEX
+from unlora.forward.outputs import Hidden, Outputs, Padded, ScoredTokens, SequenceLogps, TokenLogps
 from unlora.objectives import EMPTY, TERMS, Term, View
 
 VOCABULARY = 7

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from unlora.data.collate import collate
 from unlora.errors import InputError
-from unlora.forward.outputs import ask
+from unlora.forward.forward_pass import ask
 from unlora.model import get_model
 from unlora.model.adapter_init import (
     STARTS,

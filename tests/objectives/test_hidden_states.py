@@ -18,7 +18,8 @@ from views import random_draws
 from unlora.data.collate import collate
 from unlora.errors import InputError
 from unlora.forward.architecture import check_layer, decoder_layers, output_embedding
-from unlora.forward.outputs import Hidden, ask, ask_all
+from unlora.forward.forward_pass import ask, ask_all
+from unlora.forward.outputs import Hidden
 from unlora.model.reference import as_reference, rest_above
 from unlora.objectives import TERMS
 

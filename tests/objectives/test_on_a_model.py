@@ -16,18 +16,16 @@ from views import numbers, random_draws
 
 from unlora.data.chat_encoding import Encoded
 from unlora.data.collate import collate
+from unlora.forward import IGNORE_INDEX
+from unlora.forward.forward_pass import ask, ask_padded, scored_tokens
 from unlora.forward.outputs import (
-    IGNORE_INDEX,
     Hidden,
     Outputs,
     Padded,
     ScoredTokens,
     SequenceLogps,
     TokenLogps,
-    ask,
     ask_hidden,
-    ask_padded,
-    scored_tokens,
 )
 from unlora.model.reference import as_reference, freeze_reference
 from unlora.objectives import TERMS, Term, View

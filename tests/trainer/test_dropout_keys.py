@@ -6,8 +6,8 @@ from peft import PeftModel
 from small_trainer import small_trainer, trained
 from tiny import llama
 
+from unlora.forward.forward_pass import PLAIN
 from unlora.forward.keyed_dropout import KeyedDropout
-from unlora.forward.outputs import PLAIN
 from unlora.model.lora import save_adapter
 from unlora.trainer import term_losses as module
 

@@ -119,7 +119,7 @@ def pretrain(
     from unlora.data.chat_encoding import Chat
     from unlora.data.collate import collate
     from unlora.data.pocket.muon import Muon
-    from unlora.forward.outputs import ask
+    from unlora.forward.forward_pass import ask
 
     chat = Chat(tokenizer, {"apply_chat_template": True})
     encoded = {pair: chat.encode(*pair) for pair in dict.fromkeys(pairs)}

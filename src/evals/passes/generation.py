@@ -31,8 +31,8 @@ from unlora.evals.passes.declaration import (
 from unlora.evals.passes.loglikelihood import warn_of_dead
 from unlora.evals.passes.writing import AnswerOf, Sampling, Writer
 from unlora.evals.records import Generated, Scored
+from unlora.forward import IGNORE_INDEX
 from unlora.forward.modes import device_of, evaluating, unwrapped
-from unlora.forward.outputs import IGNORE_INDEX
 
 KEYS_AND_VALUES = 4.0  # a token that is only remembered needs less memory than one that is read
 LOGITS_ON_CPU, LOGITS_ON_GPU = 1 << 23, 1 << 27  # of all rows of a batch; draws take more

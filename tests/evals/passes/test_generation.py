@@ -19,7 +19,7 @@ from unlora.evals.passes import Sampling, generate, generation
 from unlora.evals.passes.declaration import PassInput, Settings
 from unlora.evals.passes.decoding import decoding_of
 from unlora.evals.records import Scored
-from unlora.forward.outputs import IGNORE_INDEX
+from unlora.forward import IGNORE_INDEX
 
 STEPS = 10
 SHAPE = {"vocab_size": tiny.VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
