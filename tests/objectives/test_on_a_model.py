@@ -17,7 +17,7 @@ from views import numbers, random_draws
 from unlora.data.chat_encoding import Encoded
 from unlora.data.collate import collate
 from unlora.forward import IGNORE_INDEX
-from unlora.forward.forward_pass import ask, ask_padded, scored_tokens
+from unlora.forward.forward_pass import ask, ask_all, ask_padded, scored_tokens
 from unlora.forward.outputs import (
     Hidden,
     Outputs,
@@ -25,7 +25,6 @@ from unlora.forward.outputs import (
     ScoredTokens,
     SequenceLogps,
     TokenLogps,
-    ask_hidden,
 )
 from unlora.model.reference import as_reference, freeze_reference
 from unlora.objectives import TERMS, Term, View
@@ -137,7 +136,7 @@ def answer(model: nn.Module, kind: type, batch: dict[str, Tensor], layer: int | 
     if kind is ScoredTokens:
         return scored_tokens(batch)
     if kind is Hidden:
-        return ask_hidden(model, batch, layer)
+        return ask_all(model, [(Hidden, batch)], layer=layer)[0]
     if kind is Padded:
         return ask_padded(model, batch)
     outputs = ask(model, batch)
