@@ -72,7 +72,8 @@ def find_run(config: AuditConfig) -> AuditedRun:
     unlearned = _model("unlearned", str(folder), trained)
     target = _model("target", _target(config, folder, trained), trained)
     wanted = config.retain_model
-    declared = {part: _declared(part, config, trained) for part in PARTS}
+    evaluated = _as_evaluated(folder, trained)
+    declared = {part: _declared(part, config, evaluated) for part in PARTS}
     path = _auto_retain(folder, trained, declared) if wanted == "auto" else wanted
     if path is None:
         retain, baseline = _root(unlearned, trained), ROOT
@@ -250,6 +251,18 @@ def _source(
     if part == "forget" and source.missing:
         raise InputError(source.missing)
     return None if source.missing else source
+
+
+def _as_evaluated(folder: Path, trained: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of a run, with the suites that it was evaluated by if it was not made to forget.
+
+    Those of a fine-tuning ask about the default splits, whatever others are made to forget.
+    """
+    file = folder / "eval_config.json"
+    if trained.get("mode") == "unlearn" or not file.is_file():
+        return trained
+    suites = read_json(file).get("eval")
+    return {**trained, "eval": suites} if isinstance(suites, Mapping) and suites else trained
 
 
 def _declared(part: str, config: AuditConfig, trained: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -16,6 +16,8 @@ from unlora.cli.main import main
 from unlora.model import get_model
 from unlora.model.adapter_scale import scaled, write_scaled
 from unlora.model.lora import LoRAModelForCausalLM
+from unlora.recipes.audited_run import _as_evaluated
+from unlora.runs.safe_loading import read_json
 
 QUICK = ("audit=none", "+audit.mine={handler: quantise, form: int4}")
 
@@ -311,6 +313,22 @@ def test_without_an_answer_there_is_too_little_to_say(runs, tmp_path):
     found = audit(runs / "npo", *words)
     assert found["verdict"]["name"] == "too few to say" and found["attacks"][0]["rows"] == 0
     assert found["not_run"] == {"depth": "No forget row has an answer. Leave the attack out."}
+
+
+def test_a_run_that_was_not_made_to_forget_is_asked_about_the_rows_of_its_evaluation(runs):
+    gold = copy_run(runs / "gold", runs / "npo-gold")  # by a fixture each npo-* goes
+    config = read_json(gold / "run_config.json")
+    suite = {"handler": "TOFUEvaluator", "data": {"forget": {
+        "handler": "QADataset", "question_key": "question", "answer_key": "answer",
+        "hf_args": {"path": "forget.jsonl"},
+    }}}  # fmt: skip
+    other = {"forget": {**suite["data"]["forget"], "hf_args": {"path": "default.jsonl"}}}
+    trained = {**config, "eval": {"tofu": {**suite, "data": other}}}
+    assert _as_evaluated(gold, trained) == trained  # never evaluated
+    (gold / "eval_config.json").write_text(json.dumps({"eval": {"tofu": suite}}))
+    assert _as_evaluated(gold, trained)["eval"] == {"tofu": suite}
+    unlearned = {**trained, "mode": "unlearn"}
+    assert _as_evaluated(gold, unlearned) == unlearned
 
 
 # --- the dial ------------------------------------------------------------------------------------
