@@ -83,7 +83,7 @@ def find_run(config: AuditConfig) -> AuditedRun:
     _refuse_the_same(target, retain)
     for other in (target, retain):
         _warn_of_another_template(unlearned, other)
-    data = _data(config, trained, unlearned, declared)
+    data = _data(config, evaluated, unlearned, declared)
     return AuditedRun(folder, trained, unlearned, target, retain, data, baseline)
 
 
@@ -256,13 +256,17 @@ def _source(
 def _as_evaluated(folder: Path, trained: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config of a run, with the suites that it was evaluated by if it was not made to forget.
 
-    Those of a fine-tuning ask about the default splits, whatever others are made to forget.
+    Those of a fine-tuning ask about the default splits, whatever others are made to forget. An
+    evaluation by no suite of rows (lm-eval alone) says nothing of them.
     """
     file = folder / "eval_config.json"
     if trained.get("mode") == "unlearn" or not file.is_file():
         return trained
-    suites = read_json(file).get("eval")
-    return {**trained, "eval": suites} if isinstance(suites, Mapping) and suites else trained
+    content = read_json(file)
+    suites = {k: s for k, s in (content.get("eval") or {}).items() if s.get("handler") in KINDS}
+    if not suites:
+        return trained
+    return {**trained, "eval": suites, "paths": content.get("paths") or trained.get("paths")}
 
 
 def _declared(part: str, config: AuditConfig, trained: Mapping[str, Any]) -> dict[str, Any] | None:

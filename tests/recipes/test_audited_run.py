@@ -115,3 +115,24 @@ def test_retain_rows_that_cannot_be_asked_are_named(runs, caplog):
     run = found(runs / "npo", f"data.retain.hf_args.path={file}")
     assert run.data.retain is None
     assert "the audit does without retain rows: each of them has several answers" in caplog.text
+
+
+def test_a_fine_tuned_run_is_asked_about_rows_that_were_evaluated_from_where_they_were(runs):
+    gold, target = runs / "finetune" / "gold", f"target={runs / 'finetune' / 'target'}"
+    words = (target, "retain_model=null")
+    change(
+        gold, runs.parent, eval=json.loads((runs / "npo" / "run_config.json").read_text())["eval"]
+    )
+    (gold / "eval_config.json").write_text(
+        json.dumps({"eval": {"lm": {"handler": "LMEvalEvaluator"}}})
+    )
+    assert len(found(gold, *words).data.forget) == len(PARTS["forget"])  # as it was trained
+    (runs / "sets" / "two").mkdir(parents=True)
+    rows = PARTS["holdout"][:2]
+    (runs / "sets" / "two" / "train.json").write_text(json.dumps(rows))
+    forget = {"handler": "QADataset", "question_key": "question", "answer_key": "answer",
+              "hf_args": {"path": "someone/two"}}  # fmt: skip
+    suite = {"handler": "TOFUEvaluator", "data": {"forget": forget}}
+    content = {"eval": {"tofu": suite}, "paths": {"datasets_dir": str(runs / "sets")}}
+    (gold / "eval_config.json").write_text(json.dumps(content))
+    assert found(gold, *words).data.forget.rows == rows
