@@ -328,6 +328,16 @@ def test_auto_takes_no_log_without_what_is_needed(home):
     assert [str(p.folder) for p in found.pending] == ["saves/eval/mine/reference"]
 
 
+def test_a_run_keeps_no_log_of_single_figures_as_its_own(home):
+    """It would stand for the whole evaluation wherever the run is compared with."""
+    given = without_log("retain90")
+    found, _ = find(f"retain_logs_path={given}", "task_name=mine")
+    assert [str(p.folder) for p in found.pending] == [f"{given}/evals"]
+    only = "eval.tofu.only=[forget_quality]"
+    found, _ = find(f"retain_logs_path={given}", "task_name=mine", only)
+    assert [str(p.folder) for p in found.pending] == ["saves/eval/mine/reference"]
+
+
 def test_auto_prefers_more_rows_then_a_log_then_the_newest(home):
     forget05 = ("retain_logs_path=auto", "forget_split=forget05")
 

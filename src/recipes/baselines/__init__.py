@@ -243,14 +243,15 @@ def _advice(config: Config, suite: str, key: str) -> str | None:
 def _pending(config: Config, suite: str, key: str, model: str) -> Pending:
     """A model to evaluate, and where its log goes.
 
-    A run keeps its own log if it has none yet. Every other log goes to what is evaluated here: into
-    its folder, and beside the folder of a training, which may yet be moved aside.
+    A run keeps its own log if it has none yet, and all metrics are asked. Every other log goes to
+    what is evaluated here: into its folder, and beside the folder of a training, which may yet be
+    moved aside.
     """
     folder, output = Path(model), config.paths.output_dir
     is_run = any((folder / file).is_file() for file in (RUN_CONFIG, FILE))
-    kind = KINDS[config.eval[suite]["handler"]]
+    kind, is_whole = KINDS[config.eval[suite]["handler"]], not config.eval[suite].get("only")
     # a run may name any folder as its start, and any folder may be a link
-    near_by = near(folder / "evals", Path(output))
+    near_by = is_whole and near(folder / "evals", Path(output))
     if is_run and near_by and log_in(folder, kind) is None and os.access(folder, os.W_OK):
         return Pending(suite, key, model, folder / "evals")
     separator = "/" if config.mode == "eval" else "."
