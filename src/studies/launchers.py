@@ -91,12 +91,15 @@ def _end_with_study() -> None:
     """End this process, where joblib has started it, soon after the one that has.
 
     A study that is killed cannot tell its workers, which would keep their memory and wait for ever.
+    It may be gone while a worker still imports what its first stage needs: which process it was is
+    what the worker was told, not who its parent is by now.
     """
-    if multiprocessing.current_process().name != "MainProcess":
-        Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+    study = multiprocessing.parent_process()
+    if study is not None:
+        Thread(target=_watch, args=(study.pid,), daemon=True).start()
 
 
-def _watch(study: int) -> None:
+def _watch(study: int | None) -> None:
     while os.getppid() == study:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)  # a training writes a checkpoint before it ends

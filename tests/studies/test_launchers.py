@@ -1,0 +1,32 @@
+"""Workers of a study, apart from the study itself."""
+
+import subprocess
+import sys
+
+import pytest
+
+LATE = """
+import multiprocessing, os, signal, time
+
+def work():
+    while os.getppid() == multiprocessing.parent_process().pid:
+        time.sleep(0.01)  # it imports what its first stage needs
+    from unlora.studies.launchers import _end_with_study
+    print("at work", flush=True)
+    _end_with_study()
+    time.sleep(10)
+    print("still at work", flush=True)
+
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=work).start()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.budget(5)
+def test_a_worker_whose_study_was_killed_before_its_first_stage_ends_as_well(tmp_path):
+    file = tmp_path / "late.py"
+    file.write_text(LATE)
+    # the worker holds the pipe, too: all is read when both are gone
+    said = subprocess.run([sys.executable, file], stdout=subprocess.PIPE, text=True).stdout
+    assert said == "at work\n"
