@@ -57,15 +57,19 @@ def largest_scale(
 def least_on_curve(enough: Callable[[float], bool], farther: Sequence[float] = ()) -> float | None:
     """:func:`least_scale`, searched between the two of ``SCALES`` that are next to it.
 
+    A model that breaks may know more again: what comes above the last scale that is enough is left.
+
     Args:
-        farther: scales above ``LARGEST``, rising, that are tried in turn where it is not enough.
+        farther: scales above ``LARGEST``, rising, that are tried in turn where none is enough.
     """
-    low = max((scale for scale in SCALES if not enough(scale)), default=0.0)
-    for high in (*SCALES, *farther):
-        if high > low:
-            if enough(high):
-                return least_scale(enough, low=low, high=high, steps=_steps(low, high))
-            low = high
+    low, last = LARGEST, max((scale for scale in SCALES if enough(scale)), default=None)
+    if last is not None:
+        low = max((scale for scale in SCALES if scale < last and not enough(scale)), default=0.0)
+        farther = [scale for scale in SCALES if scale > low][:1]
+    for high in farther:
+        if enough(high):
+            return least_scale(enough, low=low, high=high, steps=_steps(low, high))
+        low = high
     return None
 
 

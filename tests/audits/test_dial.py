@@ -88,6 +88,12 @@ def test_beyond_the_curve_nothing_is_asked_where_the_curve_is_enough():
     assert least_on_curve(lambda scale: False, FARTHER) is None
 
 
+def test_a_scale_that_is_enough_is_taken_though_a_larger_one_is_not():
+    asked = set()
+    least = least_on_curve(lambda scale: asked.add(scale) or 0.6 <= scale < 1.2, FARTHER)
+    assert 0.6 <= least <= 0.6 + FINE and max(asked) == LARGEST
+
+
 def test_where_the_whole_curve_is_on_one_side_its_end_is_taken_or_nothing():
     assert least_on_curve(lambda scale: False) is None
     assert largest_on_curve(lambda scale: False) is None
