@@ -1,5 +1,6 @@
 """Convert exported models and adapters to GGUF, by llama.cpp's own converters."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 from unlora.errors import InputError
 
 MODEL, ADAPTER = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
+OF_CONVERTERS = ("gguf", "sentencepiece")  # what unlora[gguf] has
 LINES = 3  # of what a converter says when it fails
 
 
@@ -42,6 +44,8 @@ def convert(script: Path, source: Path, file: Path, *, base: str | None = None) 
     if answer.returncode or not file.is_file():
         last = [line for line in answer.stderr.splitlines() if line.strip()][-LINES:]
         what = " ".join(last) or "it wrote nothing"
-        if "ModuleNotFoundError" in what:
-            what = f"{last[-1].strip()}. Type: pip install 'unlora[gguf]'"
+        if lacks := re.search(r"ModuleNotFoundError: No module named '(\w+)[\w.]*'", what):
+            ours = lacks[1] in OF_CONVERTERS
+            where = "Type: pip install 'unlora[gguf]'" if ours else "Install it beside unlora."
+            what = f"{lacks[0]}. {where}"
         raise InputError(f"{script.name} failed: {what}")

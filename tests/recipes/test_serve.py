@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -164,11 +165,16 @@ def test_a_converter_that_fails_is_quoted(tmp_path):
         convert(scripts[MODEL], tmp_path, tmp_path / "x.gguf")
 
 
-def test_a_package_that_a_converter_lacks_is_told_from_other_faults(tmp_path):
+@pytest.mark.parametrize(
+    "package, way_out",
+    [("sentencepiece", "Type: pip install 'unlora[gguf]'"), ("nonesuch", "Install it beside unlo")],
+)
+def test_a_package_that_a_converter_lacks_is_told_from_other_faults(tmp_path, package, way_out):
     script = tmp_path / MODEL
-    script.write_text("import a_package_of_converters\n")
-    missing = "failed: ModuleNotFoundError: No module named 'a_package_of_converters'. Type: pip"
-    with pytest.raises(InputError, match=missing):
+    lacks = f"No module named '{package}.inner'"
+    script.write_text(f'raise ModuleNotFoundError("{lacks}") from ImportError()\n')
+    missing = f"failed: ModuleNotFoundError: {lacks}. {way_out}"
+    with pytest.raises(InputError, match=re.escape(missing)):
         convert(script, tmp_path, tmp_path / "x.gguf")
 
 
