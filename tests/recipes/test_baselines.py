@@ -338,6 +338,13 @@ def test_a_run_keeps_no_log_of_single_figures_as_its_own(home):
     assert [str(p.folder) for p in found.pending] == ["saves/eval/mine/reference"]
 
 
+def test_no_reference_is_evaluated_for_figures_that_are_compared_with_none(home):
+    words = (f"retain_logs_path={without_log('retain90')}", "task_name=mine")
+    assert len(find(*words)[0].pending) == 1
+    assert find(*words, "eval.tofu.only=[forget_truth_ratio]")[0].pending == ()
+    assert len(find(*words, "eval.tofu.only=[forget_quality]")[0].pending) == 1
+
+
 def test_auto_prefers_more_rows_then_a_log_then_the_newest(home):
     forget05 = ("retain_logs_path=auto", "forget_split=forget05")
 

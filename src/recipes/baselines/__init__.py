@@ -21,7 +21,7 @@ from unlora.config.schema import Config
 from unlora.errors import InputError
 from unlora.evals import check
 from unlora.evals.passes.batching import gathered, rank_and_size
-from unlora.evals.suite_checks import KINDS
+from unlora.evals.suite_checks import KINDS, check_suite
 from unlora.model.lineage import FILE, Lineage, looks_local
 from unlora.recipes.baselines.advice import how_to_make_gold
 from unlora.recipes.baselines.doubts import doubts
@@ -29,7 +29,7 @@ from unlora.recipes.baselines.evaluation import RETAIN, TARGET, evaluate, own_pa
 from unlora.recipes.baselines.logs import fitting_log, log_in
 from unlora.recipes.baselines.retain_model import find_gold
 from unlora.recipes.run_history import RUN_CONFIG, History, same, start_of
-from unlora.results.baseline_log import WHOSE, BaselineLog
+from unlora.results.baseline_log import KEYS, WHOSE, BaselineLog
 from unlora.runs.safe_loading import near
 
 FOLDERS = {RETAIN: "reference", TARGET: "target"}
@@ -75,7 +75,9 @@ def find(config: Config) -> Found:
             continue
         for key in (RETAIN, TARGET):
             answer = _find(config, suite, key)
-            if isinstance(answer, Pending):
+            if isinstance(answer, Pending) and not _is_read(suite, settings, key):
+                answer = None
+            elif isinstance(answer, Pending):
                 pending.append(answer)
                 answer = {"advice": f"{answer.model} is evaluated for it first"}
             section[suite][key] = answer
@@ -107,6 +109,14 @@ def evaluated(config: Config, baselines: Found) -> dict[str, dict[str, Any]]:
                 folders[evaluation.suite] / f"{kind}_EVAL.json"
             )
     return section
+
+
+def _is_read(suite: str, settings: Mapping[str, Any], key: str) -> bool:
+    """Whether what is asked for is compared with a reference; of single figures few are."""
+    if not settings.get("only"):
+        return True
+    requests = check_suite(suite, without_references(settings))
+    return any(KEYS.get(kind) == key for request in requests for kind, _ in request.sources())
 
 
 def _find(config: Config, suite: str, key: str) -> Any:
