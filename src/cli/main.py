@@ -276,6 +276,7 @@ def _silence_what_is_handled() -> None:
     for message in (
         "Model (with|has) `tie_word_embeddings=True`",  # a head is untied before it is merged
         r"`(is_)?gradient_checkpointing",  # renamed in transformers 5; the old name works in both
+        "A worker stopped while some jobs",  # between stages, its memory has grown: another starts
     ):
         warnings.filterwarnings("ignore", message=message)
 

@@ -343,6 +343,7 @@ def test_text_in_quotes_may_hold_any_letters():
 def test_every_command_silences_what_is_handled(monkeypatch):
     def export(argv):
         warnings.warn("Model has `tie_word_embeddings=True` and ...", stacklevel=1)
+        warnings.warn("A worker stopped while some jobs were given to the ...", stacklevel=1)
         warnings.warn("This one is not.", stacklevel=1)
 
     monkeypatch.setattr("unlora.cli.export.main", export)
