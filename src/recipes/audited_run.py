@@ -21,12 +21,14 @@ from unlora.model import ResolvedModel, load_tokenizer, resolve_model
 from unlora.model.run_defaults import OF_MODEL
 from unlora.recipes.baselines.retain_model import find_gold
 from unlora.recipes.run_history import RUN_CONFIG, History, run_config, same_origin, start_of
+from unlora.recipes.who_saw import who_saw
 from unlora.registry import unknown
 from unlora.runs.safe_loading import read_json
 
 ROOT = "the root model without adapters"
 NEVER_SAW = "a model that never saw the data"
 Declared = Mapping[str, dict[str, Any] | None]  # the data set of each part
+COLUMNS = ("question_key", "answer_key", "text_key")
 TRAINING_KEYS = ("hf_args", "question_key", "answer_key", "text_key", "max_length")
 logger = logging.getLogger(__name__)
 
@@ -84,6 +86,7 @@ def find_run(config: AuditConfig) -> AuditedRun:
     for other in (target, retain):
         _warn_of_another_template(unlearned, other)
     data = _data(config, evaluated, unlearned, declared)
+    _warn_of_rows_it_never_saw(target, data.forget)
     return AuditedRun(folder, trained, unlearned, target, retain, data, baseline)
 
 
@@ -189,6 +192,25 @@ def _warn_of_another_template(unlearned: AuditedModel, other: AuditedModel) -> N
         logger.warning(
             "%s was trained in another template than %s, and is asked in the latter's: it may know "
             "more than shows", other.path, unlearned.path
+        )  # fmt: skip
+
+
+def _warn_of_rows_it_never_saw(target: AuditedModel, forget: Source) -> None:
+    """Say that some forget rows are new to the model that knew them; all may be the root's."""
+    if not run_config(Path(target.path)) or forget.config.get("question_format"):
+        return
+    columns = {key: forget.config[key] for key in COLUMNS if key in forget.config}
+    try:
+        seen = who_saw(forget.rows, [target.path], **columns)
+    except InputError:  # none of the texts that rows are known by
+        return
+    new = sum(not row for row in seen.rows)
+    if 0 < new < len(forget) and not seen.unknown:
+        logger.warning(
+            "%s was not trained on %d of the %d forget rows that the audit asks about, so that its "
+            "figures are not those of the rows that were to be forgotten. Give these: "
+            "data.forget.hf_args",
+            target.path, new, len(forget),
         )  # fmt: skip
 
 

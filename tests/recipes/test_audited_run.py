@@ -109,6 +109,18 @@ def test_data_sets_that_have_no_part_are_named(runs, caplog):
     assert "data sets as" not in caplog.text
 
 
+def test_forget_rows_that_the_target_never_saw_are_counted(runs, caplog):
+    found(runs / "npo")
+    file = runs / "rows" / "other.jsonl"
+    strange = [{"question": f"What does Zoe {n} sing?", "answer": f"Song {n}."} for n in range(3)]
+    for rows in (strange, [*PARTS["forget"], *strange]):
+        assert "was not trained on" not in caplog.text  # of no row: it may be what the root knows
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found(runs / "npo", f"data.forget.hf_args.path={file}", "retain_model=null")
+    said = f"{runs / 'finetune' / 'target'} was not trained on 3 of the {len(rows)} forget rows"
+    assert said in caplog.text
+
+
 def test_retain_rows_that_cannot_be_asked_are_named(runs, caplog):
     file = runs / "rows" / "several.jsonl"
     file.write_text(json.dumps({"question": "Who?", "answer": ["Ada", "Bo"]}) + "\n")
