@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from unlora.config.eval_schema import SuiteKeys
+from unlora.config.metrics import shipped_metrics
 from unlora.config.validation import checked
 from unlora.errors import InputError
 from unlora.evals.dataset_checks import check_source
@@ -67,7 +68,7 @@ def check_suite(name: str, config: Mapping[str, Any]) -> list[Request]:
         for key, listed in (("panel", panel), ("only", only)):
             for metric in listed if isinstance(listed, list) else ():
                 if str(metric) not in metrics:
-                    problems.append(unknown(f"metric in eval.{name}.{key}", metric, metrics))
+                    problems.append(_not_chosen(name, key, str(metric), config["handler"], metrics))
     if only == []:
         problems.append(f"eval.{name}.only is empty. Name metrics, or leave it out for all.")
     for which in LOGS:
@@ -75,6 +76,16 @@ def check_suite(name: str, config: Mapping[str, Any]) -> list[Request]:
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
     return needed(known, only or metrics)
+
+
+def _not_chosen(suite: str, key: str, metric: str, handler: str, metrics: Mapping[str, Any]) -> str:
+    """What to do about a name that is none of the suite's metrics."""
+    if suite == KINDS[handler].lower() and metric in shipped_metrics(suite):
+        return (
+            f"eval.{suite}.{key} names {metric!r}, which is not among the metrics that are asked. "
+            f"Add it: +eval/{suite}_metrics=[{metric}]"
+        )
+    return unknown(f"metric in eval.{suite}.{key}", metric, metrics)
 
 
 def _ascii(metric: Any) -> Any:

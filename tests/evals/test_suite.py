@@ -335,6 +335,10 @@ def test_a_retain_log_of_other_data_is_refused(folder, tokenizer, model, tmp_pat
         ("~eval.tofu.metrics.wf_Truth_Ratio", "model_utility needs another metric"),
         ("eval.tofu.panel=[forget_Prob]", "Did you mean 'forget_Q_A_Prob'"),
         ("eval.tofu.only=[mia_los]", "metric in eval.tofu.only 'mia_los'. Did you mean 'mia_loss'"),
+        (
+            "eval.tofu.only=[mia_recall]",
+            r"'mia_recall', .* Add it: \+eval/tofu_metrics=\[mia_recall\]",
+        ),
         ("eval.tofu.only=[]", "eval.tofu.only is empty. Name metrics, or leave it out for all."),
         ("eval.tofu.only=mia_loss", "only is 'mia_loss' .text.; it must be a list"),
         ("eval.tofu.retain_logs_path=nowhere", "retain_logs_path 'nowhere' is not there"),
