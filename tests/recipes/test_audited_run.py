@@ -11,6 +11,7 @@ from unlora.cli.compose import composed
 from unlora.config.audit_config import read_audit
 from unlora.model.lora import LoRAModelForCausalLM
 from unlora.recipes.audited_run import NEVER_SAW, ROOT, find_run
+from unlora.recipes.who_saw import who_saw
 
 
 @pytest.fixture
@@ -119,6 +120,28 @@ def test_forget_rows_that_the_target_never_saw_are_counted(runs, caplog):
         found(runs / "npo", f"data.forget.hf_args.path={file}", "retain_model=null")
     said = f"{runs / 'finetune' / 'target'} was not trained on 3 of the {len(rows)} forget rows"
     assert said in caplog.text
+
+
+def test_pairs_that_are_asked_as_running_text_are_not_called_new(runs, caplog):
+    file = runs / "rows" / "books.jsonl"
+    rows = [
+        {"question": f"Which {n} books of Owen Fraser are there in Korean or in Hebrew?",
+         "answer": f"The {n} books of Owen Fraser are there in Korean and in Hebrew."}
+        for n in ("old", "new", "short", "long")
+    ]  # fmt: skip
+    text = [{"text": f"{row['question']} {row['answer']}"} for row in rows] + [{"text": "Bo naps."}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    target = runs / "finetune" / "target"
+    data = sets(runs, "forget")
+    data["forget"]["args"]["hf_args"]["path"] = str(file)
+    change(target, runs.parent, data={"train": data})
+    seen = who_saw(text, [target]).rows
+    assert 0 < sum(map(bool, seen)) < len(text)  # near
+    asked = runs / "rows" / "asked.jsonl"
+    asked.write_text("".join(json.dumps(row) + "\n" for row in text))
+    section = f"{{handler: CompletionDataset, text_key: text, hf_args: {{path: {asked}}}}}"
+    found(runs / "npo", f"data.forget={section}", "retain_model=null")
+    assert "was not trained on" not in caplog.text
 
 
 def test_retain_rows_that_cannot_be_asked_are_named(runs, caplog):
