@@ -34,6 +34,7 @@ def table(study: Path) -> str:
     """The methods of all seeds, those of the highest utility at equal forgetting first."""
     seeds = sorted(study.glob("seed*"))
     names = {run.name for seed in seeds for run in seed.iterdir() if read_audit(run) is not None}
+    names -= {"target", "gold"}  # somebody may have attacked them, too
     rows = [_row(seeds, name) for name in sorted(names) if not name.endswith("-dialled")]
     lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
     for _, cells in sorted(rows, key=lambda row: row[0]):
@@ -48,7 +49,9 @@ def _row(seeds: Sequence[Path], name: str) -> tuple[tuple[bool, float], list[str
     before, after = ([log for run in of if (log := read_audit(run))] for of in (runs, dialled))
     dials = [dial for run in runs if (dial := read_dial(run)) is not None]
     utility, cells = _utility(runs), [name, *_figures(before)]
-    if len(dials) < len(runs) or len(after) < len(runs) or not all(d.reached for d in dials):
+    if len(dials) < len(runs) or len(after) < len(runs):
+        return (True, -(utility or 0.0)), [*cells, number(utility), "not yet", *5 * "-"]
+    if not all(dial.reached for dial in dials):
         missed = f"none does in {sum(not dial.reached for dial in dials)} of {len(runs)} seeds"
         missed = "none does" if len(runs) == 1 else missed
         return (True, -(utility or 0.0)), [*cells, number(utility), missed, *5 * "-"]

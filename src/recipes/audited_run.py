@@ -83,6 +83,8 @@ def find_run(config: AuditConfig) -> AuditedRun:
         retain, baseline = _model("retain", path, trained), NEVER_SAW
         _refuse_another_root(unlearned, retain)
     _refuse_the_same(target, retain)
+    if unlearned.key is not None and unlearned.key == retain.key:  # an exact request's, on purpose
+        logger.warning("%s is its own retain model: by that, nothing is left in it", unlearned.path)
     for other in (target, retain):
         _warn_of_another_template(unlearned, other)
     data = _data(config, evaluated, unlearned, declared)

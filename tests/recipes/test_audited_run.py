@@ -91,6 +91,13 @@ def test_a_model_that_is_not_asked_as_it_was_trained_is_named(runs, caplog):
     assert f"{runs / 'finetune' / 'gold'} was trained in another template" in caplog.text
 
 
+def test_a_run_that_is_its_own_retain_model_is_named(runs, caplog):
+    found(runs / "npo")
+    assert "its own retain model" not in caplog.text
+    found(runs / "npo", f"retain_model={runs / 'npo'}")
+    assert f"{runs / 'npo'} is its own retain model: by that, nothing is left" in caplog.text
+
+
 def test_running_text_can_be_given_to_a_run_on_questions(runs):
     file = runs / "rows" / "text.jsonl"
     file.write_text(json.dumps({"text": "Ada keeps owl 0."}) + "\n")
