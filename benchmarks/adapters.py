@@ -32,15 +32,16 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 QUARTERS = 4
 SEVEN = "[q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]"
+R_16 = [
+    *("model.lora_config.r=16", "model.lora_config.lora_alpha=32"),
+    *("model.lora_config.lora_dropout=0", f"model.lora_config.target_modules={SEVEN}"),
+]
 # what is trained -> its overrides; the first is experiment=unlearn/tofu/lora as it is shipped
 CASES = {
-    "r 128, lm_head": ["trainer.args.learning_rate=1e-4"],
-    "r 16": [
-        "trainer.args.learning_rate=1e-3",
-        *("model.lora_config.r=16", "model.lora_config.lora_alpha=32"),
-        *("model.lora_config.lora_dropout=0", f"model.lora_config.target_modules={SEVEN}"),
-    ],
-    "all weights": ["trainer.args.learning_rate=1e-5", "model.use_lora=false"],
+    "r 128 with lm_head at 1e-4": ["trainer.args.learning_rate=1e-4"],
+    "r 16 at 1e-3": ["trainer.args.learning_rate=1e-3", *R_16],
+    "r 16 at 3e-4": ["trainer.args.learning_rate=3e-4", *R_16],
+    "all weights at 5e-5": ["trainer.args.learning_rate=5e-5", "model.use_lora=false"],
 }
 FIGURES = ("forget_Q_A_Prob", "retain_Q_A_Prob")
 SUITE = yaml.safe_load((ROOT / "configs/metrics/own.yaml").read_text("utf-8"))["default"]
