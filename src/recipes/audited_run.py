@@ -19,16 +19,20 @@ from unlora.evals.datasets import Source
 from unlora.evals.suite_checks import KINDS
 from unlora.model import ResolvedModel, load_tokenizer, resolve_model
 from unlora.model.run_defaults import OF_MODEL
+from unlora.recipes.audit_checks import (
+    check_models,
+    refuse_another_root,
+    warn_of_other_sets,
+    warn_of_rows_it_never_saw,
+)
 from unlora.recipes.baselines.retain_model import find_gold
-from unlora.recipes.run_history import RUN_CONFIG, History, run_config, same_origin, start_of
-from unlora.recipes.who_saw import who_saw
+from unlora.recipes.run_history import RUN_CONFIG, History, run_config, start_of
 from unlora.registry import unknown
 from unlora.runs.safe_loading import read_json
 
 ROOT = "the root model without adapters"
 NEVER_SAW = "a model that never saw the data"
 Declared = Mapping[str, dict[str, Any] | None]  # the data set of each part
-COLUMNS = ("question_key", "answer_key", "text_key")
 TRAINING_KEYS = ("hf_args", "question_key", "answer_key", "text_key", "max_length")
 logger = logging.getLogger(__name__)
 
@@ -81,14 +85,10 @@ def find_run(config: AuditConfig) -> AuditedRun:
         retain, baseline = _root(unlearned, trained), ROOT
     else:
         retain, baseline = _model("retain", path, trained), NEVER_SAW
-        _refuse_another_root(unlearned, retain)
-    _refuse_the_same(target, retain)
-    if unlearned.key is not None and unlearned.key == retain.key:  # an exact request's, on purpose
-        logger.warning("%s is its own retain model: by that, nothing is left in it", unlearned.path)
-    for other in (target, retain):
-        _warn_of_another_template(unlearned, other)
+        refuse_another_root(unlearned, retain)
+    check_models(unlearned, target, retain)
     data = _data(config, evaluated, unlearned, declared)
-    _warn_of_rows_it_never_saw(target, data.forget)
+    warn_of_rows_it_never_saw(target, data.forget)
     return AuditedRun(folder, trained, unlearned, target, retain, data, baseline)
 
 
@@ -168,56 +168,6 @@ def _root(unlearned: AuditedModel, trained: Mapping[str, Any]) -> AuditedModel:
     return AuditedModel.of("retain", lineage.root, ResolvedModel(section, bare.lineage))
 
 
-def _refuse_another_root(unlearned: AuditedModel, retain: AuditedModel) -> None:
-    ours, theirs = History.of(unlearned.path).origin, History.of(retain.path).origin
-    if not same_origin(ours, theirs):
-        raise InputError(
-            f"The retain model {retain.path!r} was made from {theirs!r}, and {unlearned.path!r} "
-            f"from {ours!r}: what one of them knows says nothing of the other. Give a "
-            "retain_model that was made from the same model, or retain_model=null."
-        )
-
-
-def _refuse_the_same(target: AuditedModel, retain: AuditedModel) -> None:
-    if target.key is not None and target.key == retain.key:
-        raise InputError(
-            f"Target {target.path!r} and retain model {retain.path!r} are the same model. Give "
-            "target=RUN, the model before unlearning, and retain_model=RUN, one that never saw "
-            "the forget rows."
-        )
-
-
-def _warn_of_another_template(unlearned: AuditedModel, other: AuditedModel) -> None:
-    """Say that a model is not asked as it was trained."""
-    ours, theirs = (model.resolved.section.template_args for model in (unlearned, other))
-    if ours != theirs and run_config(Path(other.path)):
-        logger.warning(
-            "%s was trained in another template than %s, and is asked in the latter's: it may know "
-            "more than shows", other.path, unlearned.path
-        )  # fmt: skip
-
-
-def _warn_of_rows_it_never_saw(target: AuditedModel, forget: Source) -> None:
-    """Say that some forget rows are new to the model that knew them; all may be the root's."""
-    if not run_config(Path(target.path)) or forget.config.get("question_format"):
-        return
-    columns = {key: forget.config[key] for key in COLUMNS if key in forget.config}
-    try:
-        seen = who_saw(forget.rows, [target.path], **columns)
-    except InputError:  # none of the texts that rows are known by
-        return
-    new = sum(not row for row in seen.rows)
-    # questions as running text, or the other way round, are near to what was trained on at best
-    alike = any(sighting.match == "exact" for row in seen.rows for sighting in row)
-    if new and alike and not seen.unknown:
-        logger.warning(
-            "%s was not trained on %d of the %d forget rows that the audit asks about, so that its "
-            "figures are not those of the rows that were to be forgotten. Give these: "
-            "data.forget.hf_args",
-            target.path, new, len(forget),
-        )  # fmt: skip
-
-
 def _data(
     config: AuditConfig, trained: Mapping[str, Any], unlearned: AuditedModel, declared: Declared
 ) -> AuditData:
@@ -240,23 +190,9 @@ def _data(
     assert forget is not None
     if forget.several:
         raise InputError("The forget rows have several answers each. Give rows with one.")
-    _warn_of_other_sets(config, trained, declared)
+    warn_of_other_sets(config, trained, declared)
     known = {part: section for part, section in declared.items() if section is not None}
     return AuditData(forget, sources["retain"], sources["holdout"], known, load)
-
-
-def _warn_of_other_sets(
-    config: AuditConfig, trained: Mapping[str, Any], declared: Declared
-) -> None:
-    """Say which data sets of the training have no part in the audit."""
-    for part in declared:
-        sets = (trained.get("data") or {}).get(part)
-        if part not in config.data and isinstance(sets, Mapping) and len(sets) > 1:
-            logger.warning(
-                "the run has %d data sets as %s data (%s), and the audit asks about one: %s. To "
-                "ask about another, give data.%s.hf_args", len(sets), part, ", ".join(sets),
-                (declared[part] or {}).get("hf_args"), part,
-            )  # fmt: skip
 
 
 def _source(
